@@ -1,0 +1,1 @@
+"""World-action models: robot episodes in, imagined futures and actions out."""
