@@ -1,0 +1,251 @@
+"""Command line: `embodied-wm VERB [name=value ...]`; the only module, beside scripts, that knows Hydra.
+
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.console import Console
+
+from embodied_wm.commands import options, pages
+from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.interrupts import EXIT_CODE, one_interrupt
+
+HELP = ("-h", "--help", "help")
+KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list such as [1,2]",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    console, errors = Console(), Console(stderr=True)
+    try:
+        with one_interrupt():
+            return _dispatch(arguments, console)
+    except UsageError as error:
+        if show_traceback:
+            errors.print_exception()
+        hint = f"Options and an example: {pages.PROGRAM} {' '.join([*_command(arguments), '--help'])}"
+        pages.problem(errors, str(error), hint)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("\nStopped by Ctrl-C. What was finished is kept.")
+        return EXIT_CODE
+    except (ValueError, RuntimeError, OSError) as error:
+        if show_traceback:
+            errors.print_exception()
+        pages.problem(errors, str(error) or type(error).__name__, "" if show_traceback else "Where: add --traceback")
+        return 1
+    except Exception as error:
+        errors.print_exception()
+        pages.problem(
+            errors, f"unexpected {type(error).__name__}: {error}. This is a fault of the program; please report it."
+        )
+        return 1
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """Return the valid verb, and measure, that the arguments begin with."""
+    if not arguments or arguments[0] not in options.VERBS:
+        return []
+    is_measure = arguments[0] == "benchmark" and len(arguments) > 1 and arguments[1] in options.MEASURES
+    return list(arguments[: 2 if is_measure else 1])
+
+
+def _dispatch(arguments: list[str], console: Console) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in HELP:
+        pages.welcome(console)
+        return 0
+    if arguments[0] == "--version":
+        console.print(_version(), highlight=False)
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in options.VERBS:
+        raise UsageError(f"there is no verb {verb!r}{nearest(verb, options.VERBS)}")
+    measure = None
+    if verb == "benchmark":
+        if not rest or rest[0] in HELP:
+            pages.benchmark(console)
+            return 0 if rest else 2
+        measure, rest = rest[0], rest[1:]
+        if measure not in options.MEASURES:
+            raise UsageError(f"there is no measure {measure!r}{nearest(measure, options.MEASURES)}")
+    name = options.config_name(verb, measure)
+    overrides = [argument for argument in rest if argument not in HELP]
+    if len(overrides) < len(rest):
+        composed, choices = compose_config(name, read_overrides(verb, overrides))
+        pages.verb(console, name, flat_values(composed), choices)
+        return 0
+    return _run(verb, name, overrides)
+
+
+def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from embodied_wm.commands import verbs
+    from embodied_wm.commands.run import Run
+
+    composed, choices = compose_config(name, read_overrides(verb, overrides))
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        meanings = options.meanings(name, choices)
+        raise UsageError("give " + " and ".join(f"{key}=... ({meanings.get(key, '')})" for key in missing))
+    config_yaml = OmegaConf.to_yaml(composed, resolve=True)
+    config = instantiate_config(composed)
+    if "run_dir" not in config:  # verbs that only look at something
+        verbs.LOOK[verb](config, Console())
+        return 0
+    with Run(name, run_dir=config["run_dir"], resume=config.get("resume", False)) as run:
+        run.start(
+            " ".join([pages.PROGRAM, *_command([verb, name.removeprefix("benchmark_")]), *overrides]), config_yaml
+        )
+        run.console.print(f"run folder: [cyan]{run.folder}[/]", soft_wrap=True)
+        verbs.RUN[name](config, run)
+        run.console.print(f"done: [cyan]{run.folder}[/]", soft_wrap=True)
+    return 0
+
+
+def read_overrides(verb: str, arguments: Sequence[str]) -> dict[str, str]:
+    """Return option or group to its text, from `name=value` arguments."""
+    result: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UsageError(f"there is no flag {argument}; options are written name=value")
+        if not re.match(r"\w[\w.]*=", argument) and verb in options.POSITIONAL:
+            argument = f"{options.POSITIONAL[verb]}={argument}"
+        if "=" not in argument:
+            raise UsageError(f"{argument!r}: options are written name=value")
+        key, value = argument.split("=", 1)
+        if not re.fullmatch(r"[\w.]+", key):
+            raise UsageError(f"{key!r} is no name of an option; options are written name=value")
+        result[key] = value
+    return result
+
+
+def compose_config(name: str, overrides: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
+    """Return the composed configuration, and the choice of every group.
+
+    Raises:
+        UsageError: An unknown option, group or choice, or a value of the wrong kind.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    used_groups = options.choices_of(name, {})
+    for _ in range(2):  # a choice (demo=lerobot) may bring groups of its own, or lose some
+        used_groups = options.choices_of(name, {key: v for key, v in overrides.items() if key in used_groups})
+    chosen = [f"{key}={value}" for key, value in overrides.items() if key in used_groups]
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            base = compose(name, overrides=chosen)
+            values = [
+                f"{key}={_checked_value(key, value, base, used_groups)}"
+                for key, value in overrides.items()
+                if key not in used_groups
+            ]
+            return compose(name, overrides=[*chosen, *values]), used_groups
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(str(error)) from error
+
+
+def _checked_value(key: str, text: str, base: Any, used_groups: Mapping[str, str]) -> str:
+    """Return the value as Hydra reads it; a text that is no Hydra value, such as an odd path, is quoted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
+    from hydra.errors import HydraException
+
+    flat = flat_values(base)
+    if key not in flat:
+        inside = [option for option in flat if option.startswith(f"{key}.")]
+        if inside:
+            raise UsageError(f"{key} is a group of options; set one of them: {', '.join(inside)}")
+        raise UsageError(f"there is no option {key!r} here{nearest(key, [*flat, *used_groups])}")
+    default = flat[key]
+    if isinstance(default, str) or default is None:
+        quoted = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        if isinstance(default, str) and not text.startswith("${"):
+            return quoted
+    else:
+        quoted = text
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException as error:
+        if quoted != text:
+            return quoted
+        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}") from error
+    if parsed.value_type != ValueType.ELEMENT:
+        if quoted != text:
+            return quoted
+        raise UsageError(f"{key}={text}: one value at a time; lists are written [1,2]")
+    _check_kind(key, text, parsed.value(), default)
+    return text
+
+
+def _check_kind(key: str, text: str, value: Any, default: Any) -> None:
+    if default is None or isinstance(default, str) or text.startswith("${"):
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = is_number if isinstance(default, float) else type(value) is type(default)
+    if not fits:
+        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}, such as {pages.show_value(default)}")
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """Return dotted option to value; "???" where one must be given."""
+    from omegaconf import OmegaConf
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            elif key != "_target_":
+                result[f"{prefix}{key}"] = value
+
+    result: dict[str, Any] = {}
+    walk(OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
+    return result
+
+
+def instantiate_config(config: Any) -> dict[str, Any]:
+    """Return plain values, with the dataclasses that `_target_` names.
+
+    Raises:
+        UsageError: A dataclass refuses its values.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        place = re.search(r"full_key: (\S+)", str(error))
+        where = f"{place.group(1)}: " if place else ""
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError):
+            raise UsageError(f"{where}{cause}") from error
+        raise RuntimeError(f"{where}{cause or error}") from error
+
+
+def _version() -> str:
+    try:
+        return f"{pages.PROGRAM} {version('embodied-wm')}"
+    except PackageNotFoundError:
+        return f"{pages.PROGRAM} (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

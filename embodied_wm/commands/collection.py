@@ -1,0 +1,100 @@
+"""Collects episodes of a MuJoCo task into a store, and continues a store that holds fewer than asked for."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from itertools import batched, chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.commands.interrupts import held_back
+from embodied_wm.progress import Track
+
+if TYPE_CHECKING:
+    from embodied_wm.data.store import EpisodeStore
+
+GROUP_EPISODES = 20
+"""Episodes of one commit; the most work that stopping loses."""
+
+
+def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> None:
+    """Collect until the store at `out` holds the number of episodes asked for.
+
+    Args:
+        out: Folder of the store.
+        config: The values of configs/collect.yaml.
+        console: Where to print.
+
+    Raises:
+        StoreError: `out` is something else than a store, or damaged.
+        UsageError: The store was collected otherwise.
+    """
+    from embodied_wm.types import Episode
+    from sim.collect import collect
+
+    task, number = config["task"], config["episodes"]
+    source = {
+        "kind": "collect",
+        "task": task["name"],
+        "seed": config["seed"],
+        "policy": config["policy"],
+        "image_size": task["image_size"],
+        "camera": task["camera"],
+        "rows": config["rows"],
+    }
+    if number < 1:
+        raise UsageError(f"episodes={number}: expected at least 1")
+    with closing(_open(out, source)) as store:
+        done = store.num_episodes
+        if done >= number:
+            console.print(f"{out} holds {done} episodes already; nothing to do", soft_wrap=True)
+            return
+        if done:
+            console.print(f"continuing {out}, which holds {done} episodes", soft_wrap=True)
+        episodes = collect(
+            task["name"],
+            num_episodes=number - done,
+            seed=config["seed"],
+            image_size=task["image_size"],
+            policy=config["policy"],
+            camera=task["camera"],
+            num_workers=config["workers"],
+            num_rows=config["rows"],
+            first_episode=done,
+        )
+        with held_back():  # worker processes start here, and so never see Ctrl-C themselves
+            first = next(episodes)
+        with Track(f"collect {task['name']}", number, unit="episodes", start=done, console=console) as track:
+            for group in batched(chain([first], episodes), GROUP_EPISODES):
+                store.append([Episode(features=episode["features"], info=episode["info"]) for episode in group])
+                track.advance(len(group))
+        console.print(f"{out}: {store.num_episodes} episodes, {store.num_frames} rows", soft_wrap=True)
+
+
+def _open(out: Path, source: Mapping[str, Any]) -> "EpisodeStore":
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.types import FeatureSpec
+    from sim.collect import features
+    from sim.tasks import get_task
+
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        store = EpisodeStore.open(out, mode="a")
+        stored = store.metadata.get("source", {})
+        other = {key: stored.get(key) for key, value in source.items() if stored.get(key) != value}
+        if other:
+            store.close()
+            there = ", ".join(f"{key}={value}" for key, value in other.items())
+            here = ", ".join(f"{key}={source[key]}" for key in other)
+            raise UsageError(f"{out} was collected with {there}, not {here}; choose another out= or the same values")
+        return store
+    task = get_task(source["task"])
+    described = features(task, source["image_size"], source["camera"])
+    specs = {
+        name: FeatureSpec(dtype=dtype, shape=shape, names=names, units=units)
+        for name, (dtype, shape, names, units) in described.items()
+    }
+    return EpisodeStore.create(
+        out, features=specs, fps=task.fps, metadata={"source": dict(source), "robot": source["task"]}
+    )

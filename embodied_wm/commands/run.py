@@ -1,0 +1,119 @@
+"""One run of a verb: its folder, and a console that keeps a log of what it shows."""
+
+import logging
+import re
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.control import Control
+
+from embodied_wm.commands.errors import UsageError
+
+LOG_WIDTH = 120
+RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
+
+
+class LoggingConsole(Console):
+    """Prints to the terminal, and plainly to a log file; redraws of progress bars stay out of the log."""
+
+    def __init__(self, log: TextIO, **options: Any) -> None:
+        super().__init__(**options)
+        self._log_console = Console(file=log, width=LOG_WIDTH, no_color=True, force_terminal=False, highlight=False)
+        self._log_file = log
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does, to both places."""
+        super().print(*objects, **options)
+        if objects and not any(isinstance(o, Control) for o in objects):
+            self.log_only(*objects)
+
+    def log_only(self, *objects: Any) -> None:
+        """Print to the log file alone."""
+        self._log_console.print(*objects)
+        self._log_file.flush()
+
+
+class Run:
+    """Owns the folder of one run; use it as a context manager.
+
+    Attributes:
+        folder: Where everything of this run goes.
+        console: Where to print; a copy goes to log.txt.
+        resumed: Whether the folder held an earlier run that this one continues.
+    """
+
+    def __init__(self, name: str, *, run_dir: str | None, resume: bool = False) -> None:
+        self.folder, self.resumed = _make_folder(name, run_dir, resume)
+        self._log = (self.folder / "log.txt").open("a", encoding="utf-8")
+        self.console = LoggingConsole(self._log)
+        self._handler = logging.StreamHandler(self._log)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+
+    def start(self, command: str, config_yaml: str) -> None:
+        """Write the resolved configuration and the head of the log."""
+        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        self.console.log_only(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {command}")
+        self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
+
+    def __enter__(self) -> Self:
+        """Send log messages to the log file."""
+        logging.getLogger().addHandler(self._handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        """Write how the run ended, and close the log."""
+        logging.getLogger().removeHandler(self._handler)
+        if kind is not None:
+            self._log.write(f"ended by {kind.__name__}: {error}\n")
+            _write_traceback(self._log, error)
+        self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
+        self._log.close()
+
+
+def newest_run(parent: Path) -> Path | None:
+    """Return the newest run folder in a folder such as runs/train, None where there is none."""
+    found = [(match, run) for run in parent.glob("*") if (match := RUN_NAME.fullmatch(run.name))]
+    return max(found, key=lambda pair: (pair[0][1], int(pair[0][2] or 1)))[1] if found else None
+
+
+def _write_traceback(log: TextIO, error: BaseException | None) -> None:
+    if error is not None:
+        log.writelines(traceback.format_exception(error))
+
+
+def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bool]:
+    """Make the run's folder; two runs in one second get two folders."""
+    if run_dir is not None:
+        folder = Path(run_dir).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"run_dir={run_dir} is a file; give a folder that is new or empty")
+        used = folder.is_dir() and any(folder.iterdir())
+        if used and not resume:
+            raise UsageError(
+                f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
+                + (", or continue it with resume=true" if name == "train" else "")
+            )
+        if resume and not used:
+            raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.resolve(), used
+    if resume:
+        raise UsageError("resume=true needs run_dir=FOLDER, the run to continue")
+    parent = Path("runs", *name.split("_", 1)) if name.startswith("benchmark_") else Path("runs", name)
+    stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        folder = parent / f"{stem}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder.resolve(), False
+    raise UsageError(f"{parent} holds 999 runs of this second; give run_dir=FOLDER")

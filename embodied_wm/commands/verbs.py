@@ -1,0 +1,220 @@
+"""What each verb does with its instantiated configuration; heavy imports stand inside, so that help stays fast."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.commands.run import Run, newest_run
+
+if TYPE_CHECKING:
+    from embodied_wm.data.lerobot import ImportReport
+    from embodied_wm.world_model import WorldModel
+
+type Config = Mapping[str, Any]
+
+
+def collect(config: Config, run: Run) -> None:
+    """Collect episodes of a MuJoCo task."""
+    from embodied_wm.commands.collection import collect_store
+
+    collect_store(_path(config["out"]), config, run.console)
+
+
+def import_dataset(config: Config, run: Run) -> None:
+    """Import a LeRobot folder."""
+    from embodied_wm.data.lerobot import import_lerobot
+    from embodied_wm.progress import Track
+
+    with ExitStack() as stack:
+        tracks: list[Track] = []
+
+        def advance(done: int, total: int) -> None:
+            if not tracks:
+                if done >= total:
+                    return
+                tracks.append(stack.enter_context(Track("import", total, unit="frames", console=run.console)))
+            tracks[0].advance(done - tracks[0].done)
+
+        report = import_lerobot(
+            _path(config["source"]),
+            _path(config["out"]),
+            cameras=config["cameras"],
+            image_size=tuple(config["image_size"]),
+            episodes=config["episodes"],
+            num_workers=config["workers"],
+            progress=advance,
+            strict=config["strict"],
+        )
+    show_import(report, run.console)
+    (run.folder / "import.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+
+
+def train(config: Config, run: Run) -> None:
+    """Train a world model."""
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.training.train import train_world_model
+
+    store = EpisodeStore.open(_path(config["data"]["path"]))
+    train_world_model(store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console)
+
+
+def imagine(config: Config, run: Run) -> None:
+    """Imagine an episode of a store."""
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.evaluation.imagine import imagine_episode
+
+    store = EpisodeStore.open(_path(config["data"]["path"]))
+    episode = config["episode"] + (store.num_episodes if config["episode"] < 0 else 0)
+    if not 0 <= episode < store.num_episodes:
+        raise UsageError(f"episode={config['episode']}: the store holds {store.num_episodes} episodes, counted from 0")
+    imagine_episode(
+        load_world_model(config),
+        store,
+        episode,
+        run.folder,
+        start=config["start"],
+        context_frames=config["context_frames"],
+        horizon=config["horizon"],
+        seed=config["seed"],
+    )
+
+
+def plan(config: Config, run: Run) -> None:
+    """Plan one episode in closed loop."""
+    from embodied_wm.evaluation.planning import plan_once
+
+    plan_once(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+
+
+def benchmark_imagination(config: Config, run: Run) -> None:
+    """Measure imagination against physics."""
+    from embodied_wm.evaluation.imagination import benchmark_imagination
+
+    benchmark_imagination(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+
+
+def benchmark_planning(config: Config, run: Run) -> None:
+    """Measure closed-loop planning."""
+    from embodied_wm.evaluation.planning import benchmark_planning
+
+    benchmark_planning(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+
+
+def benchmark_speed(config: Config, run: Run) -> None:
+    """Measure speed."""
+    from embodied_wm.evaluation.speed import benchmark_speed
+
+    benchmark_speed(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+
+
+def benchmark_latent_actions(config: Config, run: Run) -> None:
+    """Measure the latent actions."""
+    from embodied_wm.evaluation.latent_actions import benchmark_latent_actions
+
+    benchmark_latent_actions(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+
+
+def demo(config: Config, run: Run) -> None:
+    """Run one of the demos."""
+    from embodied_wm.evaluation import demo as demos
+
+    runners = {"reach": demos.run_demo, "lerobot": demos.run_lerobot_demo}
+    runners[config["kind"]](config, run.folder, config["seed"])
+
+
+def inspect(config: Config, console: Console) -> None:
+    """Show a store or a checkpoint."""
+    from embodied_wm.commands.inspection import inspect
+
+    inspect(_path(config["path"]), statistics=config["statistics"], console=console)
+
+
+def report(config: Config, console: Console) -> None:
+    """Render a report.json again."""
+    from embodied_wm.evaluation.report import render_report
+
+    source = _path(config["source"])
+    source = source / "report.json" if source.is_dir() else source
+    page = render_report(source)
+    console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
+
+
+def show_import(report: "ImportReport", console: Console) -> None:
+    """Print what an import took, and what it mended or left out, with reasons."""
+    console.print(
+        f"took {report.episodes:,} episodes, {report.frames:,} frames, cameras: {', '.join(report.cameras) or 'none'}, "
+        f"in {report.seconds:.1f} s",
+        soft_wrap=True,
+    )
+    for what, found in (("mended", report.repaired), ("left out", report.skipped)):
+        episodes_of: dict[str, list[str]] = {}
+        for episode, reason in found:
+            episodes_of.setdefault(reason, []).append(str(episode))
+        for reason, episodes in episodes_of.items():
+            console.print(f"{what}: episode {', '.join(episodes)}: {reason}", markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def load_world_model(config: Config) -> "WorldModel":
+    """Load the checkpoint of a configuration onto its device."""
+    from embodied_wm.world_model import WorldModel
+
+    return WorldModel.load(checkpoint_folder(_path(config["checkpoint"])), device=choose_device(config["device"]))
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Return the checkpoint of a run folder, or the path itself where it is no run folder."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def choose_device(name: str) -> str:
+    """Return the device of a name; "auto" takes the GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; try device=cpu")
+    return name
+
+
+def _path(text: str) -> Path:
+    """Return the path of a text; a part LATEST stands for the newest run in its folder."""
+    path = Path(text).expanduser()
+    if "LATEST" not in path.parts:
+        return path
+    place = path.parts.index("LATEST")
+    folder = Path(*path.parts[:place])
+    newest = newest_run(folder)
+    if newest is None:
+        raise UsageError(f"{text}: there is no run in {folder} yet")
+    return newest.joinpath(*path.parts[place + 1 :])
+
+
+RUN: Mapping[str, Callable[[Config, Run], None]] = {
+    "collect": collect,
+    "import": import_dataset,
+    "train": train,
+    "imagine": imagine,
+    "plan": plan,
+    "benchmark_imagination": benchmark_imagination,
+    "benchmark_planning": benchmark_planning,
+    "benchmark_speed": benchmark_speed,
+    "benchmark_latent_actions": benchmark_latent_actions,
+    "demo": demo,
+}
+"""Config name to what a run of it does."""
+
+LOOK: Mapping[str, Callable[[Config, Console], None]] = {"inspect": inspect, "report": report}
+"""Verbs that only look at something, and so have no run folder."""

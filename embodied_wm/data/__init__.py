@@ -1,0 +1,1 @@
+"""Robot episodes at rest: one zarr store, windows of it, batches, statistics, and import from LeRobot."""

@@ -1,0 +1,170 @@
+"""Frames of a video by their number, decoded in order and resized by area while they are converted to RGB."""
+
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from embodied_wm.data.lerobot.source import Clip, LeRobotError
+
+# Frames that are decoded and thrown away rather than sought past, when the next one wanted is a little ahead.
+MAX_FRAMES_TO_PASS = 32
+# Rows and frames may differ by this many, or this part, before they are thought not to belong together.
+MAX_EXCESS = 2
+MAX_EXCESS_PART = 0.02
+
+
+class VideoReader:
+    """Read frames of one video file, by number, going forward without seeking wherever that is possible."""
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self._path = path
+        self._size = size
+        self._pts = frame_times(path)[0]
+        self._next = 0
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+        except (FFmpegError, IndexError, OSError) as error:
+            raise LeRobotError(f"video {path.name} cannot be opened ({type(error).__name__}: {error})") from error
+        # One thread each: several videos, or parts of one, are decoded side by side instead.
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
+        self._frames = self._container.decode(self._stream)
+        self._reformatter = VideoReformatter()
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Return frames by their number, which must not decrease: [len(numbers), height, width, 3] uint8.
+
+        Raises:
+            LeRobotError: The video ends before, or cannot be decoded.
+        """
+        frames = np.empty((len(numbers), *self._size, 3), dtype=np.uint8)
+        if not len(numbers):
+            return frames
+        if numbers[-1] >= len(self._pts):
+            raise LeRobotError(f"video {self._path.name} has {len(self._pts)} frames, frame {numbers[-1]} was wanted")
+        try:
+            self._approach(int(numbers[0]))
+            filled = 0
+            while filled < len(numbers):
+                frame = next(self._frames)
+                number = int(np.searchsorted(self._pts, frame.pts))
+                self._next = number + 1
+                if number > numbers[filled]:
+                    raise LeRobotError(f"video {self._path.name} lacks frame {numbers[filled]}: it cannot be decoded")
+                if number == numbers[filled]:
+                    image = self._convert(frame)
+                    while filled < len(numbers) and numbers[filled] == number:
+                        frames[filled] = image
+                        filled += 1
+        except (FFmpegError, StopIteration) as error:
+            raise LeRobotError(
+                f"video {self._path.name} cannot be decoded near frame {self._next} ({type(error).__name__})"
+            ) from error
+        return frames
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def _approach(self, number: int) -> None:
+        if self._next <= number <= self._next + MAX_FRAMES_TO_PASS:
+            return
+        self._container.seek(int(self._pts[number]), stream=self._stream, backward=True)
+        self._frames = self._container.decode(self._stream)
+
+    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
+        height, width = self._size
+        # Through planar RGB: the direct way to packed RGB halves the resolution of the colours once more.
+        resized = self._reformatter.reformat(
+            frame, width=width, height=height, format="gbrp", interpolation=Interpolation.AREA
+        )
+        return resized.to_ndarray()
+
+
+@lru_cache(maxsize=256)
+def frame_times(path: Path) -> tuple[np.ndarray, Fraction]:
+    """Return the presentation times of all frames of a video, in order and in its time base, without decoding it.
+
+    Raises:
+        LeRobotError: The file is no video, or its frames have no times.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            times = [packet.pts for packet in container.demux(stream) if packet.size]
+            base = stream.time_base
+    except (FFmpegError, IndexError, OSError) as error:
+        raise LeRobotError(f"video {path.name} cannot be opened ({type(error).__name__}: {error})") from error
+    known = [time for time in times if time is not None]
+    if base is None or not known or len(set(known)) != len(times):
+        raise LeRobotError(
+            f"video {path.name} has {len(times)} frames of which {len(set(known))} have a time of their own"
+        )
+    return np.sort(np.array(known, dtype=np.int64)), base
+
+
+def frames_per_second(path: Path) -> float:
+    """Return the frame rate of a video, from the times of its frames."""
+    times, base = frame_times(path)
+    if len(times) < 2:
+        return 0.0
+    return float((len(times) - 1) / ((times[-1] - times[0]) * base))
+
+
+def clip_range(clip: Clip) -> tuple[int, int]:
+    """Return the numbers [first, last) of the frames of a clip, counted in its file."""
+    times, base = frame_times(clip.path)
+    if clip.from_s is None or clip.to_s is None:
+        return 0, len(times)
+    seconds = (times - times[0]) * float(base)
+    half = 0.5 / max(frames_per_second(clip.path), 1e-6)
+    first, last = np.searchsorted(seconds, [clip.from_s - half, clip.to_s - half])
+    return int(first), int(last)
+
+
+def match_frames(
+    num_rows: int, num_frames: int, *, row_fps: float, video_fps: float, timestamps_s: np.ndarray | None
+) -> tuple[np.ndarray, str | None]:
+    """Decide which frame belongs to which row, from the counts.
+
+    Where there is a frame for each row, row t has frame t, whatever the timestamps say: they may be wall-clock. Where
+    there are more or fewer, as a video of another rate has, the frame is found by time.
+
+    Returns:
+        [rows kept] int64 frame numbers, and a remark if it was not one to one.
+
+    Raises:
+        LeRobotError: The counts fit neither way.
+    """
+    slack = max(MAX_EXCESS, round(MAX_EXCESS_PART * num_rows))
+    if num_rows == num_frames:
+        return np.arange(num_rows), None
+    if abs(num_frames - num_rows) <= slack:
+        kept = min(num_rows, num_frames)
+        return np.arange(
+            kept
+        ), f"{num_rows} rows and {num_frames} frames: matched by frame number, the first {kept} kept"
+    expected = num_rows * video_fps / row_fps
+    if abs(video_fps / row_fps - 1) > MAX_EXCESS_PART and abs(num_frames - expected) <= max(
+        slack, slack * video_fps / row_fps
+    ):
+        times_s = np.arange(num_rows) / row_fps
+        if timestamps_s is not None and np.all(np.diff(timestamps_s) > 0) and timestamps_s[-1] * video_fps < num_frames:
+            times_s = timestamps_s
+        # The nearest frame; of two as near the earlier, which shows nothing of the future.
+        numbers = np.ceil(times_s * video_fps - 0.5 - 1e-3).astype(np.int64).clip(min=0)
+        numbers = numbers[numbers < num_frames]
+        return numbers, f"rows at {row_fps:g} fps, video at {video_fps:.4g} fps: matched by time"
+    if num_frames > num_rows and abs(video_fps / row_fps - 1) <= MAX_EXCESS_PART:
+        return np.arange(
+            num_rows
+        ), f"{num_rows} rows and {num_frames} frames: matched by frame number, the rest of the video ignored"
+    raise LeRobotError(
+        f"{num_rows} rows at {row_fps:g} fps and {num_frames} frames at {video_fps:.4g} fps do not belong together"
+    )

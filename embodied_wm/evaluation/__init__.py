@@ -1,0 +1,1 @@
+"""Measures of imagination, planning and speed, and the page that reports them."""

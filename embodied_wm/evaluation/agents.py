@@ -1,0 +1,162 @@
+"""Agents of the closed-loop benchmark: each sees what it may see and returns an action.
+
+The world model's planner, the oracle (the same planner on MuJoCo), random and zero actions, and goal policies without search.
+"""
+
+import time
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied_wm.evaluation.baselines import GoalPolicy
+from embodied_wm.evaluation.oracle import ObjectiveKind, OracleDynamics, model_objective, oracle_objective
+from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from planners.base import Objective, Planner
+from planners.mpc import MPC
+from planners.objectives import StepWeights
+from sim.tasks.base import Task
+
+
+class Agent(Protocol):
+    """Act in one episode after another.
+
+    Attributes:
+        needs_frames: Whether `act` and `begin` read frames; where not, none are rendered.
+        seconds: Time of every decision so far, from its input to its action.
+    """
+
+    needs_frames: bool
+    seconds: list[float]
+
+    def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
+        """Start an episode. Only the oracle may look at `goal_physics`."""
+        ...
+
+    def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
+        """Return an action [A]. Only the oracle may look at `physics`."""
+        ...
+
+
+class RandomAgent:
+    """Act uniformly at random, or not at all."""
+
+    needs_frames = False
+
+    def __init__(self, action_size: int, *, scale: float) -> None:
+        """Prepare; scale 1 draws from [-1, 1], 0 always returns zero."""
+        self.action_size, self.scale = action_size, scale
+        self.seconds: list[float] = []
+
+    def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
+        """Seed the actions."""
+        self.rng = np.random.default_rng(seed)
+
+    def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
+        """Return a random (or zero) action."""
+        return self.scale * self.rng.uniform(-1.0, 1.0, size=self.action_size)
+
+
+class OracleAgent:
+    """Plan with MuJoCo as the dynamics, from the true state to the true goal."""
+
+    needs_frames = False
+
+    def __init__(self, task: Task, planner: Planner, weights: StepWeights) -> None:
+        self.task, self.weights = task, weights
+        self.control = MPC(planner, OracleDynamics(task), seed=0)
+        self.seconds: list[float] = []
+
+    def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
+        """Take the true goal."""
+        self.control.reset(seed=seed)
+        self.objective = oracle_objective(self.task, goal_physics, self.weights)
+
+    def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
+        """Plan from the true state."""
+        began = time.perf_counter()
+        action = self.control.act(physics, self.objective).action.numpy()
+        self.seconds.append(time.perf_counter() - began)
+        return action
+
+
+class ModelAgent:
+    """Plan by imagination: from frames to a goal image, with the last C frames as cached context."""
+
+    needs_frames = True
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        task: Task,
+        planner: Planner,
+        weights: StepWeights,
+        *,
+        objective: ObjectiveKind,
+        kind: ActionKind = "real",
+        context: int = 3,
+        num_steps: int = 1,
+    ) -> None:
+        self.model, self.task, self.weights = world_model, task, weights
+        self.objective_kind: ObjectiveKind = objective
+        self.kind: ActionKind = kind
+        self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
+        self.control = MPC(planner, self.dynamics, seed=0)
+        self.latents: deque[Tensor] = deque(maxlen=context)
+        self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
+        self.context = context
+        self.objective: Objective | None = None
+        self.seconds: list[float] = []
+
+    def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
+        """Encode the goal image and forget the last episode."""
+        if goal_frame is None:
+            raise ValueError("a world model plans towards a goal image; got none")
+        self.control.reset(seed=seed)
+        self.dynamics.generator.manual_seed(seed)
+        self.latents.clear()
+        self.actions.clear()
+        self.objective = model_objective(self.objective_kind, self.model, self.task, goal_frame, self.weights)
+
+    def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
+        """Encode the newest frame, prefill the context, plan."""
+        if frame is None or self.objective is None:
+            raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
+        began = time.perf_counter()
+        self.latents.append(self.model.encode(torch.from_numpy(frame)[None])[0])
+        latents = torch.stack(list(self.latents))
+        past = torch.stack(list(self.actions))[-(len(latents) - 1) :] if len(latents) > 1 else None
+        context = self.model.prefill_latents(latents, past, kind=self.kind)
+        action = self.control.act(context, self.objective).action
+        self.seconds.append(time.perf_counter() - began)
+        self.actions.append(action)
+        return action.numpy()
+
+
+class PolicyAgent:
+    """Act by one pass of a goal policy."""
+
+    needs_frames = True
+
+    def __init__(self, world_model: WorldModel, policy: GoalPolicy) -> None:
+        self.model, self.policy = world_model, policy.eval()
+        self.seconds: list[float] = []
+
+    def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
+        """Encode the goal image."""
+        if goal_frame is None:
+            raise ValueError("a goal policy acts towards a goal image; got none")
+        self.goal = self.model.encode(torch.from_numpy(goal_frame))
+
+    @torch.no_grad()
+    def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
+        """Return the policy's action, within the data's bounds."""
+        if frame is None:
+            raise ValueError("PolicyAgent.act needs a frame")
+        began = time.perf_counter()
+        action = self.model.actions.denormalize(self.policy(self.model.encode(torch.from_numpy(frame)), self.goal))
+        action = torch.maximum(torch.minimum(action, self.model.action_high), self.model.action_low)
+        self.seconds.append(time.perf_counter() - began)
+        return action.numpy()

@@ -1,0 +1,111 @@
+"""Latent actions: PROTOCOL section 4, the measures that need no closed loop.
+
+`r2`: how much of the true actions' variance a ridge regression on (code, latents, and their products) explains on held-out
+episodes. `delta_psnr`: how much better imagination is with the code inferred from the true next frame than with a random code.
+The errors of imagination with the right code, with another transition's code and of copying stand side by side: a code that
+carried the next frame itself, and not what changed, would betray itself with another transition's code.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.world_model import WorldModel
+
+RIDGE = 1e-3
+
+
+def _features(latents: Tensor, codes: Tensor) -> Tensor:
+    """Return the probe's inputs: code, latents, their products, and one."""
+    flat = latents.flatten(-2)
+    if flat.shape[-1] > 64:
+        flat = flat @ torch.linalg.qr(torch.randn(flat.shape[-1], 64, generator=torch.Generator().manual_seed(0)))[0]
+    products = (codes[..., None] * flat[..., None, :]).flatten(-2)
+    return torch.cat([codes, flat, products, torch.ones_like(codes[..., :1])], dim=-1).double()
+
+
+def _transitions(
+    world_model: WorldModel, store: EpisodeStore, episode: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode."""
+    rows = store.episode(episode).features
+    frames = torch.from_numpy(rows[world_model.embodiment.camera])
+    latents = world_model.encode(frames)
+    with torch.no_grad():
+        codes = world_model.latent_actions.encode(latents[None])[0]
+    return frames, latents, codes, torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[:-1]
+
+
+def probe_r2(world_model: WorldModel, store: EpisodeStore, train: list[int], held_out: list[int], *, seed: int) -> dict[str, Any]:
+    """Measure how well real actions are read from codes, on held-out episodes; the interval is over episodes."""
+    parts = [_transitions(world_model, store, episode) for episode in train]
+    inputs = torch.cat([_features(latents[:-1], codes) for _, latents, codes, _ in parts])
+    targets = torch.cat([actions for *_, actions in parts]).double()
+    mean = targets.mean(0)
+    gram = inputs.T @ inputs + RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, inputs.T @ (targets - mean))
+    residual, total = [], []
+    for episode in held_out:
+        _, latents, codes, actions = _transitions(world_model, store, episode)
+        error = _features(latents[:-1], codes) @ weights + mean - actions
+        residual.append(error.square().sum(0).numpy())
+        total.append((actions - mean).square().sum(0).numpy())
+    moving = np.sum(total, axis=0) > 1e-9
+    r2 = 1 - np.sum(residual, axis=0)[moving] / np.sum(total, axis=0)[moving]
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(held_out), size=(1000, len(held_out)))
+    stack_r, stack_t = np.stack(residual)[:, moving], np.stack(total)[:, moving]
+    resampled = (1 - stack_r[draws].sum(1) / np.maximum(stack_t[draws].sum(1), 1e-9)).mean(1)
+    return {
+        "value": float(r2.mean()),
+        "ci95": [float(edge) for edge in np.quantile(resampled, [0.025, 0.975])],
+        "n": len(held_out),
+    }
+
+
+def controllability(
+    world_model: WorldModel, store: EpisodeStore, episodes: list[int], *, context: int, seed: int, points_each: int = 4
+) -> dict[str, Any]:
+    """Measure one-step imagination given the right code, a random code, and another transition's code."""
+    generator = torch.Generator().manual_seed(seed)
+    gains, right_errors, shuffled_errors, still_errors = [], [], [], []
+    levels = world_model.latent_actions.config.levels
+    for episode in episodes:
+        frames, latents, codes, _ = _transitions(world_model, store, episode)
+        for _ in range(points_each):
+            now = int(torch.randint(context - 1, len(latents) - 1, (1,), generator=generator))
+            past = latents[now - context + 1 : now + 1]
+            known = world_model.prefill_latents(past, None, kind="latent")
+            random = torch.stack([torch.randint(n, (1,), generator=generator) * 2 / (n - 1) - 1 for n in levels], dim=-1)
+            other = codes[torch.randint(len(codes), (1,), generator=generator)]
+            candidates = torch.cat([codes[now][None], random, other])[:, None]
+            after = world_model.imagine(known, candidates, kind="latent", generator=generator, shared_noise=True)[:, 0]
+            quality = psnr(world_model.decode(after), frames[now + 1].expand(3, -1, -1, -1))
+            gains.append(float(quality[0] - quality[1]))
+            error = (after - latents[now + 1]).square().mean((1, 2))
+            right_errors.append(float(error[0]))
+            shuffled_errors.append(float(error[2]))
+            still_errors.append(float((latents[now] - latents[now + 1]).square().mean()))
+    groups = np.repeat(np.arange(len(episodes)), points_each)
+    return {
+        "delta_psnr": bootstrap_mean(gains, seed=seed, groups=groups),
+        "latent_mse_code": bootstrap_mean(right_errors, seed=seed, groups=groups),
+        "latent_mse_shuffled_code": bootstrap_mean(shuffled_errors, seed=seed, groups=groups),
+        "latent_mse_copy": bootstrap_mean(still_errors, seed=seed, groups=groups),
+    }
+
+
+def measure_latent_actions(
+    world_model: WorldModel, store: EpisodeStore, *, train: list[int], held_out: list[int], context: int, seed: int
+) -> dict[str, Any]:
+    """Measure `r2`, `delta_psnr`, the codes' errors and their capacity on held-out episodes of a store."""
+    found = controllability(world_model, store, held_out, context=context, seed=seed)
+    found["r2"] = probe_r2(world_model, store, train, held_out, seed=seed)
+    bits = float(np.log2(np.prod(world_model.latent_actions.config.levels)))
+    found["code_bits"] = {"value": bits, "ci95": None, "n": 1}
+    return found

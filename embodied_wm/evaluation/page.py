@@ -1,0 +1,271 @@
+"""Turn a report into one self-contained HTML page: every picture inline, no request to anywhere."""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from embodied_wm.evaluation.figures import COLOURS, GRID
+from embodied_wm.evaluation.film import INK, MUTED, Picture
+from embodied_wm.evaluation.page_style import STYLE
+
+KINDS = {
+    "imagination": "Imagination against physics",
+    "planning": "Closed-loop planning",
+    "speed": "Speed",
+    "latent_actions": "Latent actions",
+    "demo": "Demonstration",
+}
+MEANINGS = {
+    "psnr": "decoded imagined frame against the true frame, dB; higher is better",
+    "ssim": "structural similarity of the same; higher is better",
+    "psnr_copy": "the same for repeating the last context frame (baseline)",
+    "ssim_copy": "the same for repeating the last context frame (baseline)",
+    "psnr_ceiling": "the same for encoding and decoding the true frame (the tokenizer's ceiling)",
+    "ssim_ceiling": "the same for encoding and decoding the true frame (the tokenizer's ceiling)",
+    "latent_mse": "imagined latents against the encoded true frame's; lower is better",
+    "state_error": "physical state read from imagined latents against MuJoCo's; lower is better",
+    "state_error_true": "the same probe on the true frame's latents (its own error)",
+    "spearman": "rank correlation of imagined with physical cost over candidates; higher is better",
+    "elite_regret": "cost lost by trusting imagination's favourite, as a share of the spread; lower is better",
+    "optimism": "physical minus imagined cost of the chosen candidate, against a random one; near 0 is better",
+    "ghost_motion": "imagined motion of objects that MuJoCo did not move, m; 0 is best",
+    "spread_skill": "correlation of disagreement between samples with true error; higher is better",
+    "contact_f1": "contact onsets read from imagination against MuJoCo's; higher is better",
+    "stability": "error after actions and then their reversal; lower is better",
+    "horizon_at": "first step at which the state error exceeds the success tolerance; higher is better",
+    "success": "success at the end of the episode",
+    "success_any": "success at any step of the episode",
+    "cpg": "oracle success minus the model's: the part of failure that is the model's fault; lower is better",
+    "r2": "true actions read from latent-action codes, held-out episodes; higher is better",
+    "delta_psnr": "PSNR with the inferred code minus PSNR with a random code, dB; higher is better",
+    "transfer": "planning success with an adapter fitted to part of the labels; higher is better",
+}
+_RATES = {"success", "cpg", "transfer"}
+"""Parts of the names of figures that are rates, shown in percent."""
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
+
+
+def format_number(value: float | None, unit: str = "") -> str:
+    """Write a number with three significant digits; for the unit "%" the value is a fraction."""
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    if unit == "%":
+        percent = f"{100 * value:.1f}".removesuffix(".0")
+        return f"{percent}%".replace("-", "\u2212")
+    size = abs(value)
+    if size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 100 or value == 0 or (value == int(value) and size < 1000):
+        text = f"{value:.0f}"
+    elif size >= 0.001:
+        text = f"{value:.{2 - math.floor(math.log10(size))}f}"
+        text = f"{value:.3f}" if size < 0.1 and float(f"{value:.3f}") == value else text
+    else:
+        text = f"{value:.1e}"
+    return text.replace("-", "\u2212")
+
+
+def _data(value: float | None, unit: str) -> str:
+    """Return the formatted number, with its exact value for machines."""
+    if value is None:
+        return format_number(value)
+    return f'<data value="{value!r}">{format_number(value, unit)}</data>'
+
+
+def _interval(value: Mapping[str, Any], unit: str) -> str:
+    if value["ci95"] is None:
+        return "no interval"
+    low, high = value["ci95"]
+    return f"{_data(low, unit)} to {_data(high, unit)}"
+
+
+def is_estimate(value: object) -> bool:
+    """Tell whether a value is {"value", "ci95", "n"}."""
+    return isinstance(value, Mapping) and {"value", "ci95", "n"} <= set(value)
+
+
+def met(value: float, target: float, better: str) -> bool:
+    """Tell whether a figure meets its target; better is "higher" or "lower"."""
+    return value >= target if better == "higher" else value <= target
+
+
+def _headline_item(item: Mapping[str, Any]) -> str:
+    value, unit = item["value"], item["unit"]
+    shown = "" if unit == "%" else f"<small>{escape(unit)}</small>" if unit else ""
+    count = f"n = {value['n']:,}" if value["n"] > 1 else "one measurement"
+    goal = ""
+    if item["target"] is not None:
+        good = met(value["value"], item["target"], item["better"])
+        word, mark = ("met", "\u2713") if good else ("missed", "\u2717")
+        sign = "\u2265" if item["better"] == "higher" else "\u2264"
+        number = format_number(item["target"], unit) if unit == "%" else f"{item['target']:,g}"
+        goal = (
+            f'target {sign}&nbsp;<data value="{item["target"]!r}">{number}</data> '
+            f'<span class="{word}">{mark}&nbsp;{word}</span>'
+        )
+    interval = "" if value["ci95"] is None else f"95%: {_interval(value, unit)}"
+    return (
+        f'<div><dt>{escape(item["label"])}</dt><dd class="value">{_data(value["value"], unit)}{shown}</dd>'
+        f"<dd>{interval}</dd><dd>{count}</dd><dd>{goal}</dd></div>"
+    )
+
+
+def inline_svg(data: bytes, prefix: str) -> str:
+    """Return an SVG for an HTML body: ids made unique, colours that follow the page's theme, no namespace URLs."""
+    text = data.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}", text)
+    text = re.sub(r'href="#', f'href="#{prefix}', text)
+    for colour, variable in _VARIABLES.items():
+        text = re.sub(rf'(fill|stroke)="{colour}"', rf'\1="var({variable})"', text)
+        text = text.replace(colour, f"var({variable})")
+    return text
+
+
+def _figure(picture: Picture, prefix: str) -> str:
+    alternative = escape(f"{picture.title}. {picture.caption}".strip(), quote=True)
+    natural = ""
+    if picture.kind == "svg":
+        body = inline_svg(picture.data, prefix)
+        body = body.replace("<svg", f'<svg role="img" aria-label="{alternative}"', 1)
+        width = re.search(r'viewBox="0 0 ([\d.]+)', body)
+        natural = f' style="--natural: {float(width.group(1)) * 0.8:.0f}px"' if width and picture.wide else ""
+    else:
+        encoded = base64.b64encode(picture.data).decode()
+        body = f'<img class="{picture.kind}" src="data:image/{picture.kind};base64,{encoded}" alt="{alternative}">'
+    caption = f"<b>{escape(picture.title)}.</b> {escape(picture.caption)}".strip()
+    wide = ' class="wide"' if picture.wide else ""
+    return f'<figure{wide}><div class="frame"{natural}>{body}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def _cell(value: object, unit: str) -> str:
+    if is_estimate(value):
+        assert isinstance(value, Mapping)
+        note = f"{_interval(value, unit)}; n&nbsp;=&nbsp;{value['n']:,}"
+        lead = f'<span class="lead">{_data(value["value"], unit)}</span>'
+        return f'<td class="estimate">{lead} <span class="ci">({note})</span></td>'
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        text = "" if value is None else str(value)
+        return f"<td{' class=long' if len(text) > 40 else ''}>{escape(text)}</td>"
+    if isinstance(value, int | float):
+        return f'<td class="number">{_data(value, unit)}</td>'
+    return f"<td><code>{escape(json.dumps(value))}</code></td>"
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], units: Sequence[str], rates: Sequence[bool] = ()
+) -> str:
+    """Return a table; `rates` marks the rows whose figures are shown in percent."""
+    listed = [list(row) for row in rows]
+    percent = list(rates) or [False] * len(listed)
+    numeric = [c > 0 and any(isinstance(row[c], int | float) for row in listed) for c in range(len(columns))]
+    names = [c if unit in ("", "%") else f"{c} ({unit})" for c, unit in zip(columns, units, strict=True)]
+    head = "".join(
+        f'<th scope="col"{" class=number" if number else ""}>{escape(c)}</th>'
+        for c, number in zip(names, numeric, strict=True)
+    )
+    body = ""
+    for row, rate in zip(listed, percent, strict=True):
+        first = f'<th scope="row">{escape(str(row[0]))}</th>'
+        rest = "".join(_cell(value, "%" if rate else unit) for value, unit in zip(row[1:], units[1:], strict=True))
+        body += f"<tr>{first}{rest}</tr>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _section(index: int, section: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+    drawn = "".join(_figure(picture, f"s{index}p{i}-") for i, picture in enumerate(pictures))
+    table = section["table"]
+    parts = [
+        f"<h2>{escape(section['title'])}</h2>",
+        *(f"<p>{escape(paragraph)}</p>" for paragraph in section["text"].split("\n\n") if paragraph),
+        f'<div class="pictures">{drawn}</div>' if drawn else "",
+        _table(table["columns"], table["rows"], table["units"]) if table else "",
+    ]
+    return "<section>" + "".join(parts) + "</section>"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted name, leaf) pairs of nested figures; estimates and by_horizon dicts are leaves."""
+    leaves = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        nested = isinstance(value, Mapping) and not is_estimate(value) and "by_horizon" not in value
+        leaves += flatten(value, f"{name}.") if nested else [(name, value)]
+    return leaves
+
+
+def _meaning(name: str) -> str:
+    """Return what a figure is, by the first part of its dotted name."""
+    return MEANINGS.get(name.split(".")[0], "")
+
+
+def _all_figures(name: str, figures: Mapping[str, Any]) -> str:
+    """Return the tables of every figure of one task: single ones, then those by horizon."""
+    leaves = flatten(figures)
+    single = [(k, v, _meaning(k)) for k, v in leaves if not isinstance(v, Mapping) or is_estimate(v)]
+    parts = [f"<h3>{escape(name)}</h3>"]
+    if single:
+        rates = [bool(_RATES & set(re.split(r"[._]", key))) for key, *_ in single]
+        width = 3 if any(meaning for *_, meaning in single) else 2
+        parts.append(
+            _table(["figure", "value", "meaning"][:width], [row[:width] for row in single], [""] * width, rates)
+        )
+    curves = {k: v["by_horizon"] for k, v in leaves if isinstance(v, Mapping) and "by_horizon" in v}
+    steps = sorted({h for cells in curves.values() for h in cells}, key=int)
+    if len(steps) > 8:
+        steps = [h for h in steps if int(h) in {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, int(steps[-1])}]
+    if curves:
+        rows = [[k, *(cells.get(h, {}).get("value") for h in steps), _meaning(k)] for k, cells in curves.items()]
+        parts.append(
+            _table(["by imagined step", *(f"h = {h}" for h in steps), "meaning"], rows, [""] * (len(steps) + 2))
+        )
+    return "".join(parts)
+
+
+def _fold(title: str, body: str, *, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary><div>{body}</div></details>"
+
+
+def _run_record(run: Mapping[str, Any]) -> str:
+    rows = [(key, "none" if run[key] is None else str(run[key])) for key in run if key not in ("config", "versions")]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    table = _table(["record", "value"], [*rows, ("versions", versions)], ["", ""])
+    return f"{table}<h3>Resolved configuration</h3><pre>{escape(json.dumps(run['config'], indent=2))}</pre>"
+
+
+def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]) -> str:
+    """Return the page of a report; `pictures` are the decoded pictures of each section."""
+    title = report["title"]
+    headline = "".join(_headline_item(item) for item in report["headline"])
+    sections = zip(report["sections"], pictures, strict=True)
+    figures = "".join(_all_figures(name, values) for name, values in report["tasks"].items())
+    if report["speed"]:
+        figures += _all_figures("speed", report["speed"])
+    run, count = report["run"], len(report["headline"])
+    columns = count if count <= 6 else -(-count // 2)
+    minutes = f"{format_number(run['wall_seconds'] / 60)} min" if run["wall_seconds"] else ""
+    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), minutes, f"seed {run['seed']}"]
+    summary = "".join(f'<p class="summary">{escape(p)}</p>' for p in report["summary"].split("\n\n") if p)
+    note = '<p class="note">Intervals are 95%: Wilson for rates, bootstrap over episodes for means.</p>'
+    kind = escape(" \u00b7 ".join(fact for fact in facts if fact))
+    body = [
+        f'<header><p class="kind">{kind}</p><h1>{escape(title)}</h1>{summary}</header>',
+        f'<dl class="headline" style="--columns: {columns}">{headline}</dl>{note}' if headline else "",
+        *(_section(i, section, drawn) for i, (section, drawn) in enumerate(sections)),
+        '<div class="folded">',
+        _fold("Every figure", figures) if figures else "",
+        _fold("Run record", _run_record(run)),
+        "</div>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )

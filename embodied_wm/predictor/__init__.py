@@ -1,0 +1,1 @@
+"""Latent predictor: a block-causal diffusion transformer that imagines the next frame's latents."""

@@ -1,0 +1,109 @@
+"""Keys and values of the past: one context that every candidate reads, and each candidate's own suffix.
+
+The context of a decision is encoded once. Its keys and values have no candidate dimension: all S candidates attend to the same
+tensors through one matrix product (as in Hydragen, arXiv 2402.05099), never to S copies. Beside them each candidate
+appends its own imagined frames to a buffer allocated once. Softmax runs over both score blocks together, so the result is
+exactly that of ordinary attention over the concatenation.
+
+Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, h heads, d head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """Hold a prefilled context, shared by all candidates.
+
+    Attributes:
+        keys: Per layer, [h, P, d], already rotated to their frame positions.
+        values: Per layer, [h, P, d].
+        num_frames: Frames in the context (P = num_frames * tokens per block).
+        next_position: Rotary position of the frame that follows the context.
+        last_latents: [K, D], latents of the last context frame.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    num_frames: int
+    next_position: int
+    last_latents: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the memory that the context's keys and values take; it does not depend on S."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+class CandidateCache:
+    """Keep the keys and values that S candidates add to a shared context, in buffers allocated once."""
+
+    def __init__(self, context: Context, *, num_candidates: int, max_tokens: int) -> None:
+        self.context = context
+        heads, _, width = context.keys[0].shape
+        shape = (num_candidates, heads, max_tokens, width)
+        self.keys = [context.keys[0].new_empty(shape) for _ in context.keys]
+        self.values = [context.keys[0].new_empty(shape) for _ in context.keys]
+        self.num_tokens = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the memory of the candidates' own keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def put(self, layer: int, k_ShNd: Tensor, v_ShNd: Tensor) -> None:
+        """Write new tokens behind the kept ones; they stay only if `keep` follows, else the next `put` overwrites them."""
+        stop = self.num_tokens + k_ShNd.shape[2]
+        self.keys[layer][:, :, self.num_tokens : stop] = k_ShNd
+        self.values[layer][:, :, self.num_tokens : stop] = v_ShNd
+
+    def visible(self, layer: int, num_new: int, window_tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return views of the shared and own (keys, values) within the last `window_tokens` tokens, new ones included."""
+        prefix = self.context.keys[layer].shape[1]
+        stop = self.num_tokens + num_new
+        first = max(0, prefix + stop - window_tokens)
+        own_first = max(0, first - prefix)
+        shared = (self.context.keys[layer][:, first:], self.context.values[layer][:, first:])
+        own = (self.keys[layer][:, :, own_first:stop], self.values[layer][:, :, own_first:stop])
+        return shared, own
+
+    def keep(self, num_tokens: int) -> None:
+        """Make the first `num_tokens` of the last `put` permanent."""
+        self.num_tokens += num_tokens
+
+
+def attend_shared(
+    q_ShNd: Tensor,
+    shared: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    *,
+    mask_NM: Tensor | None = None,
+) -> Tensor:
+    """Attend to a shared prefix and to each candidate's own suffix, exactly.
+
+    Args:
+        q_ShNd: Queries, rotated.
+        shared: Keys and values [h, P, d] of the prefix.
+        own: Keys and values [S, h, M, d] of the suffix.
+        mask_NM: True where a query may see an own token; None lets it see all.
+
+    Returns:
+        [S, h, N, d], as softmax attention over the concatenated prefix and suffix gives.
+    """
+    shared_k_hPd, shared_v_hPd = shared
+    own_k_ShMd, own_v_ShMd = own
+    size_s, heads, size_n, width = q_ShNd.shape
+    prefix = shared_k_hPd.shape[1]
+    q_ShNd = q_ShNd * width**-0.5
+    q_hXd = q_ShNd.transpose(0, 1).reshape(heads, size_s * size_n, width)
+    prefix_scores = torch.bmm(q_hXd, shared_k_hPd.transpose(1, 2)).view(heads, size_s, size_n, prefix).transpose(0, 1)
+    own_scores = q_ShNd @ own_k_ShMd.transpose(2, 3)
+    if mask_NM is not None:
+        own_scores = own_scores.masked_fill(~mask_NM, float("-inf"))
+    weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(dim=-1)
+    w_hXP = weights[..., :prefix].transpose(0, 1).reshape(heads, size_s * size_n, prefix)
+    from_prefix = torch.bmm(w_hXP, shared_v_hPd).view(heads, size_s, size_n, width).transpose(0, 1)
+    return from_prefix + weights[..., prefix:] @ own_v_ShMd

@@ -1,0 +1,146 @@
+"""Imagine: denoise frame after frame for many candidates that share one cached context.
+
+Writing frame t's keys and values and the first denoising step of frame t+1 are one pass through the network: the clean block
+of frame t and the noised block of frame t+1 go in together, and the last layer computes outputs for the noised latents
+only. `imagine_uncached` recomputes everything at every step; it is the reference that the cache is tested and timed against.
+"""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from embodied_wm.predictor import flow
+from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.model import LatentPredictor
+
+LedBy = Callable[[int, Tensor], Tensor]
+"""(index h, latents [S, K, D] before frame h) to the embedded action [S, width] that leads to imagined frame h."""
+
+
+def draw_noise(
+    model: LatentPredictor, num_candidates: int, horizon: int, generator: torch.Generator, *, shared: bool
+) -> Float[Tensor, "candidates horizon tokens width"]:
+    """Draw the noise that each imagined frame starts from.
+
+    Args:
+        model: Gives K, D and the device.
+        num_candidates: S.
+        horizon: H.
+        generator: CPU source of randomness.
+        shared: Give all candidates the same noise (common random numbers), so that their differences come from actions.
+    """
+    rows = 1 if shared else num_candidates
+    noise = torch.randn(rows, horizon, model.num_tokens, model.token_width, generator=generator)
+    return noise.expand(num_candidates, -1, -1, -1).to(model.slots.device)
+
+
+def _check_steps(model: LatentPredictor, num_steps: int) -> None:
+    if num_steps < 1 or num_steps & (num_steps - 1) or num_steps > model.config.max_steps:
+        valid = [2**power for power in range(model.config.max_steps.bit_length())]
+        raise ValueError(f"got num_steps={num_steps}; this model was trained for {valid}")
+
+
+@torch.no_grad()
+def imagine(
+    model: LatentPredictor,
+    context: Context,
+    led_by: LedBy,
+    noise: Float[Tensor, "candidates horizon tokens width"],
+    *,
+    num_steps: int = 1,
+) -> Float[Tensor, "candidates horizon tokens width"]:
+    """Imagine H frames for S candidates from a shared cached context.
+
+    Args:
+        model: The predictor.
+        context: From `model.prefill`.
+        led_by: Gives the embedded actions, frame by frame, since a code can depend on what was imagined so far.
+        noise: Start of each frame, from `draw_noise`.
+        num_steps: Denoising steps per frame: 1, 2, ... up to the model's `max_steps`.
+    """
+    _check_steps(model, num_steps)
+    candidates, horizon = noise.shape[:2]
+    block, window, step = model.block, model.config.window, 1 / num_steps
+    device = noise.device
+    cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * block)
+    levels = torch.tensor([model.config.context_tau] + [index * step for index in range(num_steps)], device=device)
+    sizes = torch.tensor([1 / model.config.max_steps] + [step] * num_steps, device=device)
+    modulation = repeat(model.modulation(levels, sizes), "n six w -> n block six w", block=block)
+    both = modulation[:2].flatten(0, 1)
+    merged_mask = torch.ones(2 * block, 2 * block, dtype=torch.bool, device=device)
+    merged_mask[:block, block:] = False
+    frames: list[Tensor] = []
+    latents = context.last_latents.expand(candidates, -1, -1)
+    action = action_before = led_by(0, latents)
+    for index in range(horizon):
+        if index:
+            action_before, action = action, led_by(index, latents)
+        position = context.next_position + index
+        x_tau = noise[:, index]
+        for substep in range(num_steps):
+            tokens = model.blocks(action[:, None], x_tau[:, None])[:, 0]
+            merged = substep == 0 and index > 0
+            if merged:
+                before = model.blocks(action_before[:, None], latents[:, None])[:, 0]
+                tokens = torch.cat([before, tokens], dim=1)
+            first = position - 1 if merged else position
+            positions = torch.arange(first, position + 1, device=device).repeat_interleave(block)
+            out = model.transformer.extend(
+                tokens,
+                both if merged else modulation[1 + substep],
+                model.transformer.rotary(positions),
+                cache,
+                mask=merged_mask if merged else None,
+                window_tokens=window * block,
+                num_outputs=model.num_tokens,
+            )
+            if merged:
+                cache.keep(block)
+            x_tau = flow.euler_step(model.read(out), x_tau, substep * step, step)
+        latents = x_tau
+        frames.append(latents)
+    return torch.stack(frames, dim=1)
+
+
+@torch.no_grad()
+def imagine_uncached(
+    model: LatentPredictor,
+    context_latents: Float[Tensor, "frames tokens width"],
+    context_led_by: Float[Tensor, "1 frames model"],
+    led_by: Float[Tensor, "candidates horizon model"],
+    noise: Float[Tensor, "candidates horizon tokens width"],
+    *,
+    num_steps: int = 1,
+) -> Float[Tensor, "candidates horizon tokens width"]:
+    """Imagine as `imagine` does, re-running the whole window at every step; the reference for tests and timings.
+
+    Args:
+        model: The predictor.
+        context_latents: Clean latents of the context.
+        context_led_by: Embedded actions that led to each context frame, "absent" for the first.
+        led_by: Embedded actions of the candidates.
+        noise: Start of each frame.
+        num_steps: Denoising steps per frame.
+    """
+    _check_steps(model, num_steps)
+    candidates, horizon = led_by.shape[:2]
+    past = repeat(context_latents, "t k d -> s t k d", s=candidates)
+    tokens = torch.cat([repeat(context_led_by, "1 t w -> s t w", s=candidates), led_by], dim=1)
+    num_context, finest, step = past.shape[1], 1 / model.config.max_steps, 1 / num_steps
+    for index in range(horizon):
+        x_tau = noise[:, index]
+        time = num_context + index + 1
+        tau = torch.full((candidates, time), model.config.context_tau, device=past.device)
+        tau[:, :num_context] = 1.0
+        size = torch.full_like(tau, finest)
+        size[:, -1] = step
+        for substep in range(num_steps):
+            tau[:, -1] = substep * step
+            window = torch.cat([past, x_tau[:, None]], dim=1)
+            predicted = model(window, tau, size, tokens[:, :time])[:, -1]
+            x_tau = flow.euler_step(predicted, x_tau, substep * step, step)
+        past = torch.cat([past, x_tau[:, None]], dim=1)
+    return rearrange(past[:, num_context:], "s h k d -> s h k d")

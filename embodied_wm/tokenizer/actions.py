@@ -1,0 +1,130 @@
+"""Latent actions: what was done between two frames, inferred from their latents alone, and an adapter to real actions.
+
+An inverse model sees the latents before and after a transition and emits a small FSQ code; a forward model must predict
+the latents after it from those before it and the code (Genie 2402.15391, LAPO 2312.10812). The code holds a few bits
+(three channels of 9 levels: 9.5 bits), far less than a frame's latents, so it can carry what changed and not the next frame itself.
+No action label is used. `ActionAdapter` then maps an embodiment's real actions to and from codes, given the present
+latents, from a small labelled part.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig, Quantised
+
+
+def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Build a SiLU network with a normalisation after every hidden layer."""
+    layers: list[nn.Module] = []
+    for first, second in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(first, second), nn.RMSNorm(second), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentActionConfig:
+    """Configure a `LatentActionTokenizer`.
+
+    Attributes:
+        levels: FSQ levels per code channel; their product is the number of codes.
+        width: Hidden width of the inverse and forward models.
+        history: Frames before the transition that both models see (2 shows velocity).
+    """
+
+    levels: tuple[int, ...] = (9, 9, 9)
+    width: int = 256
+    history: int = 2
+
+    @property
+    def code_size(self) -> int:
+        """Return the number of code channels."""
+        return len(self.levels)
+
+
+class LatentActionTokenizer(nn.Module):
+    """Infer a discrete code for each transition, and predict the next latents from past latents and a code."""
+
+    def __init__(self, config: LatentActionConfig, *, num_tokens: int, token_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_shape = (num_tokens, token_width)
+        size = num_tokens * token_width
+        past = config.history * size
+        self.inverse_model = mlp((past + size, config.width, config.width, config.code_size))
+        self.forward_model = mlp((past + config.code_size, config.width, config.width, size))
+        self.bottleneck = Quantised(BottleneckConfig(kind="fsq", width=config.code_size, levels=config.levels))
+
+    def _past(self, latents_BTKD: Tensor) -> Tensor:
+        """Stack `history` frames up to and including each frame: [B, T, history * K * D]; the first is repeated."""
+        flat = latents_BTKD.flatten(-2)
+        shifted = [flat]
+        for _ in range(self.config.history - 1):
+            shifted.append(torch.cat([shifted[-1][:, :1], shifted[-1][:, :-1]], dim=1))
+        return torch.cat(shifted, dim=-1)
+
+    def quantise(self, codes: Float[Tensor, "*batch code"]) -> Float[Tensor, "*batch code"]:
+        """Round codes in [-1, 1] to the nearest FSQ levels."""
+        half = torch.tensor([(level - 1) / 2 for level in self.config.levels], device=codes.device)
+        return (codes.clamp(-1, 1) * half).round() / half
+
+    def encode(self, latents: Float[Tensor, "batch time tokens width"]) -> Float[Tensor, "batch steps code"]:
+        """Infer one code in [-1, 1] per transition; steps = time - 1."""
+        past = self._past(latents)[:, :-1]
+        return self.bottleneck(self.inverse_model(torch.cat([past, latents[:, 1:].flatten(-2)], dim=-1))).latents
+
+    def predict(
+        self, latents: Float[Tensor, "batch time tokens width"], codes: Float[Tensor, "batch time code"]
+    ) -> Float[Tensor, "batch time tokens width"]:
+        """Predict the latents that follow each frame, given the code of the transition."""
+        change = self.forward_model(torch.cat([self._past(latents), codes], dim=-1))
+        return latents + change.unflatten(-1, self.latent_shape)
+
+    def loss(
+        self, latents: Float[Tensor, "batch time tokens width"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the forward model's squared error, and how much of the change it explains."""
+        codes = self.encode(latents)
+        target = latents[:, 1:]
+        error = F.mse_loss(self.predict(latents[:, :-1], codes), target)
+        still = F.mse_loss(latents[:, :-1], target)
+        metrics = {"mse": float(error.detach()), "explained": float(1 - error.detach() / still.clamp_min(1e-8))}
+        return error, metrics
+
+
+class ActionAdapter(nn.Module):
+    """Map real actions to codes and codes to real actions, given the present latents.
+
+    Real actions enter and leave normalised (zero mean, unit variance); `WorldModel` holds the statistics.
+    """
+
+    def __init__(self, *, latent_size: int, action_size: int, code_size: int, width: int = 128) -> None:
+        super().__init__()
+        self.to_code_network = mlp((latent_size + action_size, width, width, code_size))
+        self.to_action_network = mlp((latent_size + code_size, width, width, action_size))
+
+    def to_code(
+        self, latents: Float[Tensor, "*batch tokens width"], actions: Float[Tensor, "*batch action"]
+    ) -> Float[Tensor, "*batch code"]:
+        """Return the code, not yet quantised, that stands for each real action."""
+        return torch.tanh(self.to_code_network(torch.cat([latents.flatten(-2), actions], dim=-1)))
+
+    def to_action(
+        self, latents: Float[Tensor, "*batch tokens width"], codes: Float[Tensor, "*batch code"]
+    ) -> Float[Tensor, "*batch action"]:
+        """Return the real action that each code stands for."""
+        return self.to_action_network(torch.cat([latents.flatten(-2), codes], dim=-1))
+
+    def loss(
+        self,
+        latents: Float[Tensor, "*batch tokens width"],
+        actions: Float[Tensor, "*batch action"],
+        codes: Float[Tensor, "*batch code"],
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the sum of both directions' squared errors on labelled transitions."""
+        code_error = F.mse_loss(self.to_code(latents, actions), codes)
+        action_error = F.mse_loss(self.to_action(latents, codes), actions)
+        return code_error + action_error, {"code_mse": float(code_error.detach()), "action_mse": float(action_error.detach())}

@@ -1,0 +1,197 @@
+"""Frame tokenizer: an image to K compact latent tokens of D channels, and back.
+
+A strided convolutional pyramid ends in a small grid, which one more convolution turns into the grid of tokens (1x1 for one
+token a frame). Design choices, each switchable by configuration:
+
+- Reconstruction is weighted towards pixels that differ from the batch's mean image, so that small or rare objects
+  are not averaged away.
+- SIGReg keeps latents near N(0, I), which is what a flow model starts from.
+- Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
+  time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
+  trains this tokenizer too.
+
+Latents leave `encode` standardised per channel by statistics that are saved with the weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTokenizerConfig:
+    """Configure a `FrameTokenizer`.
+
+    Attributes:
+        image_size: (height, width) in pixels; each a multiple of 2 ** number of channels entries.
+        channels: Output channels of each stride-2 stage of the encoder.
+        token_grid: (rows, columns) of tokens; it must divide the final feature map.
+        bottleneck: What stands between encoder and decoder.
+        rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
+        straightness_weight: Weight of the curvature penalty on latent trajectories.
+    """
+
+    image_size: tuple[int, int] = (64, 64)
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    token_grid: tuple[int, int] = (1, 1)
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    rare_weight: float = 2.0
+    straightness_weight: float = 0.1
+
+    @property
+    def num_tokens(self) -> int:
+        """Return K, tokens per frame."""
+        return self.token_grid[0] * self.token_grid[1]
+
+    @property
+    def token_width(self) -> int:
+        """Return D, channels per token."""
+        return self.bottleneck.width
+
+
+def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
+    """Return the kernel that turns the last feature map into the token grid."""
+    stride = 2 ** len(config.channels)
+    height, width = config.image_size
+    if height % stride or width % stride:
+        raise ValueError(
+            f"image_size={config.image_size} must be a multiple of {stride} ({len(config.channels)} stride-2 stages); "
+            f"resize the frames or change `channels`."
+        )
+    grid = (height // stride, width // stride)
+    rows, columns = config.token_grid
+    if grid[0] % rows or grid[1] % columns:
+        raise ValueError(f"token_grid={config.token_grid} must divide the last feature map {grid}")
+    return grid[0] // rows, grid[1] // columns
+
+
+class FrameTokenizer(nn.Module):
+    """Encode frames into K tokens of D channels and decode them back."""
+
+    def __init__(self, config: FrameTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        kernel = _check(config)
+        sizes = config.channels
+        encoder: list[nn.Module] = []
+        previous = 3
+        for size in sizes:
+            encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
+            previous = size
+        encoder += [nn.Conv2d(previous, config.token_width, kernel, stride=kernel)]
+        self.encoder = nn.Sequential(*encoder)
+        decoder: list[nn.Module] = [nn.ConvTranspose2d(config.token_width, previous, kernel, stride=kernel), nn.SiLU()]
+        for size in (*reversed(sizes[:-1]), None):
+            decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
+            if size:
+                decoder += [nn.GroupNorm(8, size), nn.SiLU()]
+                previous = size
+        self.decoder = nn.Sequential(*decoder)
+        self.bottleneck = make_bottleneck(config.bottleneck)
+        self.register_buffer("latent_mean", torch.zeros(config.token_width))
+        self.register_buffer("latent_std", torch.ones(config.token_width))
+
+    def check_frames(self, frames: UInt8[Tensor, "*batch height width 3"]) -> None:
+        """Raise ValueError unless frames have this tokenizer's size."""
+        if tuple(frames.shape[-3:]) != (*self.config.image_size, 3) or frames.dtype != torch.uint8:
+            raise ValueError(
+                f"got frames of shape {tuple(frames.shape)} and type {frames.dtype}; this model wants uint8 frames of "
+                f"{self.config.image_size[0]}x{self.config.image_size[1]}x3. Import or collect at that image_size."
+            )
+
+    def _encode_raw(self, pixels_NCHW: Tensor) -> Tensor:
+        grid = self.encoder(pixels_NCHW)
+        return rearrange(grid, "n d h w -> n (h w) d")
+
+    def _decode_raw(self, raw_NKD: Tensor) -> Tensor:
+        rows = self.config.token_grid[0]
+        return self.decoder(rearrange(raw_NKD, "n (h w) d -> n d h w", h=rows))
+
+    def loss(
+        self, frames_BTHWC: UInt8[Tensor, "batch time height width 3"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the training loss of a batch of windows and its parts.
+
+        Args:
+            frames_BTHWC: Consecutive frames; straightening needs at least three.
+            generator: Source of SIGReg's projections.
+        """
+        self.check_frames(frames_BTHWC)
+        batch, time = frames_BTHWC.shape[:2]
+        pixels = to_pixels(frames_BTHWC.flatten(0, 1))
+        raw = self._encode_raw(pixels)
+        bottled = self.bottleneck(raw, generator)
+        reconstruction = self._decode_raw(bottled.latents)
+        error = (reconstruction - pixels) ** 2
+        rarity = (pixels - pixels.mean(0, keepdim=True)).abs().mean(1, keepdim=True)
+        weight = 1 + self.config.rare_weight * rarity / rarity.mean().clamp_min(1e-4)
+        reconstruction_loss = (error * weight).mean() / (1 + self.config.rare_weight)
+        loss = reconstruction_loss + bottled.regulariser
+        metrics = {"mse": float(error.detach().mean()), "regulariser": float(bottled.regulariser.detach())}
+        if time >= 3 and self.config.straightness_weight:
+            path = rearrange(raw, "(b t) k d -> b t (k d)", b=batch, t=time)
+            step = path.diff(dim=1)
+            spread = path.detach().var(dim=(0, 1)).mean().clamp_min(1e-4)
+            straightness = step.diff(dim=1).square().mean() / spread
+            loss = loss + self.config.straightness_weight * straightness
+            metrics["straightness"] = float(straightness.detach())
+        metrics["psnr"] = float(-10 * torch.log10((error.detach() / 4).mean((1, 2, 3)).clamp_min(1e-6)).mean())
+        return loss, metrics
+
+    @torch.no_grad()
+    def encode(
+        self, frames: UInt8[Tensor, "*batch height width 3"], chunk: int = 512
+    ) -> Float[Tensor, "*batch tokens width"]:
+        """Encode frames into standardised latents.
+
+        Args:
+            frames: uint8 images of the configured size.
+            chunk: Frames per pass, which bounds memory.
+        """
+        self.check_frames(frames)
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        raw = torch.cat([self.bottleneck(self._encode_raw(to_pixels(part))).latents for part in flat.split(chunk)])
+        latents = (raw - self.latent_mean) / self.latent_std
+        return latents.reshape(*frames.shape[:-3], *latents.shape[-2:])
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "*batch tokens width"], chunk: int = 512
+    ) -> UInt8[Tensor, "*batch height width 3"]:
+        """Decode standardised latents into uint8 frames."""
+        raw = latents.reshape(-1, *latents.shape[-2:]) * self.latent_std + self.latent_mean
+        frames = torch.cat([to_bytes(self._decode_raw(part)) for part in raw.split(chunk)])
+        return frames.reshape(*latents.shape[:-2], *frames.shape[-3:])
+
+    @torch.no_grad()
+    def fit_statistics(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:
+        """Set the per-channel mean and std that make `encode` standardised on these frames."""
+        self.latent_mean.zero_()
+        self.latent_std.fill_(1.0)
+        latents = self.encode(frames).flatten(0, -2)
+        self.latent_mean.copy_(latents.mean(0))
+        self.latent_std.copy_(latents.std(0).clamp_min(1e-3))
+
+
+def to_pixels(frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+    """Turn bytes into floats in [-1, 1], channels first."""
+    return rearrange(frames, "n h w c -> n c h w").float().div_(127.5).sub_(1.0)
+
+
+def to_bytes(pixels: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
+    """Turn floats in [-1, 1] into bytes, channels last; values outside are clipped."""
+    return rearrange(pixels.add(1.0).mul(127.5).round().clamp(0, 255), "n c h w -> n h w c").to(torch.uint8)
+
+
+def psnr(
+    first: UInt8[Tensor, "*batch height width 3"], second: UInt8[Tensor, "*batch height width 3"]
+) -> Float[Tensor, "*batch"]:
+    """Return the peak signal-to-noise ratio of each pair of frames, in dB, capped at 60 dB (identical frames)."""
+    error = F.mse_loss(first.float() / 255, second.float() / 255, reduction="none").mean((-3, -2, -1))
+    return -10 * torch.log10(error.clamp_min(1e-6))

@@ -1,0 +1,270 @@
+"""WorldModel: frame tokenizer, latent actions, predictor and readouts behind one interface, saved as safetensors and JSON.
+
+    context = world_model.prefill(frames, actions)          # once per decision
+    latents = world_model.imagine(context, candidates)      # S futures from one cached context
+    frames  = world_model.decode(latents)
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from embodied_wm import checkpoint
+from embodied_wm.data.normalize import Normalizer
+from embodied_wm.heads import Readout
+from embodied_wm.predictor import sampler
+from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
+from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+
+ActionKind = Literal["real", "latent", "adapted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Configure every part of a `WorldModel`."""
+
+    tokenizer: FrameTokenizerConfig = FrameTokenizerConfig()
+    latent_actions: LatentActionConfig = LatentActionConfig()
+    predictor: PredictorConfig = PredictorConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embodiment:
+    """Say what robot and data a model belongs to.
+
+    Attributes:
+        camera: Feature name of the frames the model was trained on.
+        action_size: A.
+        action_names: One name per action channel, where known.
+        fps: Frames per second of the data.
+        readouts: Feature name to (names, units) of what is read from latents.
+        robot: The robot's or task's name.
+    """
+
+    camera: str
+    action_size: int
+    action_names: tuple[str, ...] = ()
+    fps: float = 10.0
+    readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    robot: str = "unknown"
+
+
+class WorldModel(nn.Module):
+    """Encode, imagine, decode and infer actions; the parts are public attributes."""
+
+    def __init__(self, config: WorldModelConfig, embodiment: Embodiment, *, card: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config, self.embodiment = config, embodiment
+        self.card: dict[str, Any] = card or {}
+        tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
+        code = config.latent_actions.code_size
+        self.tokenizer = FrameTokenizer(config.tokenizer)
+        self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
+        self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
+        self.predictor = LatentPredictor(
+            config.predictor, num_tokens=tokens, token_width=width, action_size=embodiment.action_size, code_size=code
+        )
+        self.readouts = nn.ModuleDict(
+            {
+                _module_key(name): Readout(latent_size=tokens * width, names=names, units=units)
+                for name, (names, units) in embodiment.readouts.items()
+            }
+        )
+        self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))
+        self.register_buffer("action_low", -torch.ones(embodiment.action_size))
+        self.register_buffer("action_high", torch.ones(embodiment.action_size))
+
+    def readout(self, feature: str) -> Readout:
+        """Return the readout of a feature.
+
+        Raises:
+            ValueError: If the model has none for it; the message lists those it has.
+        """
+        key = _module_key(feature)
+        if key not in self.readouts:
+            raise ValueError(
+                f"this model has no readout of {feature!r}; it has: {', '.join(self.embodiment.readouts) or 'none'}. "
+                f"Train on a store that holds the feature, or plan with objective=latent."
+            )
+        return self.readouts[key]  # pyright: ignore[reportReturnType]
+
+    def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens width"]:
+        """Encode uint8 frames into standardised latents."""
+        return self.tokenizer.encode(frames)
+
+    def decode(self, latents: Float[Tensor, "*batch tokens width"]) -> UInt8[Tensor, "*batch height width 3"]:
+        """Decode latents into uint8 frames."""
+        return self.tokenizer.decode(latents)
+
+    def action_inputs(
+        self, actions: Float[Tensor, "batch time action"] | None, *, codes: Float[Tensor, "batch time code"] | None = None
+    ) -> ActionInputs:
+        """Wrap real actions (in the robot's units), or codes, or neither, as what the predictor is conditioned on."""
+        if actions is not None and codes is not None:
+            raise ValueError("got real actions and codes; an action token is one or the other")
+        if actions is not None:
+            self._check_actions(actions)
+            kind = torch.full(actions.shape[:2], REAL, device=actions.device)
+            return ActionInputs(kind, real=self.actions.normalize(actions))
+        if codes is not None:
+            return ActionInputs(torch.full(codes.shape[:2], LATENT, device=codes.device), codes=codes)
+        raise ValueError("got neither actions nor codes; give one, or use `absent_inputs`")
+
+    def absent_inputs(self, batch: int, time: int) -> ActionInputs:
+        """Return inputs of a batch of windows whose actions are unknown."""
+        return ActionInputs(torch.full((batch, time), ABSENT, device=self.action_low.device))
+
+    def _check_actions(self, actions: Tensor) -> None:
+        if actions.shape[-1] != self.embodiment.action_size:
+            raise ValueError(
+                f"got actions of size {actions.shape[-1]}; this model ({self.embodiment.robot}) wants "
+                f"{self.embodiment.action_size}: {', '.join(self.embodiment.action_names) or 'unnamed'}"
+            )
+        if not torch.isfinite(actions).all():
+            raise ValueError("got actions with NaN or infinity; repair the data or the planner's bounds")
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        frames: UInt8[Tensor, "frames height width 3"],
+        actions: Float[Tensor, "frames-1 action"] | None,
+        *,
+        kind: ActionKind = "real",
+    ) -> Context:
+        """Encode context frames and the actions between them, once per decision.
+
+        Args:
+            frames: C frames, oldest first.
+            actions: C - 1 actions between them; None where they are unknown.
+            kind: "real" conditions on the actions, "adapted" on the codes that the adapter gives them, "latent" on
+                codes inferred from the frames themselves (`actions` are not read).
+        """
+        return self.prefill_latents(self.encode(frames), actions, kind=kind)
+
+    @torch.no_grad()
+    def prefill_latents(
+        self, latents: Float[Tensor, "frames tokens width"], actions: Tensor | None, *, kind: ActionKind = "real"
+    ) -> Context:
+        """Do what `prefill` does, from latents."""
+        between = len(latents) - 1
+        if between < 1 or (actions is None and kind != "latent"):
+            return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
+        if kind == "latent":
+            return self.predictor.prefill(latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None])))
+        actions = actions[:between]  # pyright: ignore[reportOptionalSubscript]
+        if kind == "adapted":
+            codes = self._adapt(latents[:between], actions)
+            return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
+        return self.predictor.prefill(latents, self.action_inputs(actions[None]))
+
+    def _adapt(self, latents: Tensor, actions: Tensor) -> Tensor:
+        self._check_actions(actions)
+        return self.latent_actions.quantise(self.adapter.to_code(latents, self.actions.normalize(actions)))
+
+    def _led_by(self, actions_SHA: Tensor, kind: ActionKind) -> sampler.LedBy:
+        """Return what embeds the action that leads to each imagined frame."""
+        if kind == "adapted":
+            self._check_actions(actions_SHA)
+
+            def adapted(index: int, latents_SKD: Tensor) -> Tensor:
+                codes = self._adapt(latents_SKD, actions_SHA[:, index])
+                return self.predictor.embed_actions(self.action_inputs(None, codes=codes[:, None]))[:, 0]
+
+            return adapted
+        inputs = self.action_inputs(actions_SHA) if kind == "real" else self.action_inputs(None, codes=actions_SHA)
+        embedded = self.predictor.embed_actions(inputs)
+        return lambda index, _: embedded[:, index]
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        context: Context,
+        actions: Float[Tensor, "candidates horizon action"],
+        *,
+        kind: ActionKind = "real",
+        num_steps: int = 1,
+        generator: torch.Generator,
+        shared_noise: bool = False,
+    ) -> Float[Tensor, "candidates horizon tokens width"]:
+        """Imagine the latents that follow S candidate action sequences.
+
+        Args:
+            context: From `prefill`; read by all candidates, never copied.
+            actions: Real actions, or codes where kind is "latent".
+            kind: "real", "latent" (actions are codes) or "adapted" (real actions through the adapter's codes).
+            num_steps: Denoising steps per frame.
+            generator: CPU source of noise.
+            shared_noise: Give all candidates the same noise.
+        """
+        noise = sampler.draw_noise(
+            self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise
+        )
+        return sampler.imagine(self.predictor, context, self._led_by(actions, kind), noise, num_steps=num_steps)
+
+    @torch.no_grad()
+    def infer_actions(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "steps action"]:
+        """Infer the real actions between consecutive frames, through codes and the adapter."""
+        latents = self.encode(frames)
+        codes = self.latent_actions.encode(latents[None])[0]
+        return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json into a folder, atomically, each file by rename."""
+        checkpoint.save_model(Path(folder), self.state_dict(), config=self.config, embodiment=self.embodiment, card=self.card)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
+        """Load a model that `save` wrote; nothing is unpickled.
+
+        Raises:
+            CheckpointError: If the folder is no checkpoint of ours, of another version, or its tensors do not fit.
+        """
+        described = checkpoint.read_description(Path(folder))
+        config = checkpoint.from_json(WorldModelConfig, described["config"])
+        embodiment = checkpoint.from_json(Embodiment, described["embodiment"])
+        model = cls(config, embodiment, card=described["card"])
+        checkpoint.load_tensors(Path(folder), model)
+        return model.to(device).eval()
+
+
+class ImaginedDynamics:
+    """Offer a world model to a planner: real actions in, imagined latents out.
+
+    Attributes:
+        action_size: A.
+        action_low: [A], smallest action of the training data's range.
+        action_high: [A], largest.
+    """
+
+    def __init__(
+        self, world_model: WorldModel, *, kind: ActionKind = "real", num_steps: int = 1, seed: int = 0, shared_noise: bool = True
+    ) -> None:
+        self.world_model, self.kind, self.num_steps, self.shared_noise = world_model, kind, num_steps, shared_noise
+        self.generator = torch.Generator().manual_seed(seed)
+        self.action_size = world_model.embodiment.action_size
+        self.action_low: Tensor = world_model.action_low
+        self.action_high: Tensor = world_model.action_high
+
+    def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
+        """Imagine all candidates from one shared context."""
+        return self.world_model.imagine(
+            context,
+            actions,
+            kind=self.kind,
+            num_steps=self.num_steps,
+            generator=self.generator,
+            shared_noise=self.shared_noise,
+        )
+
+
+def _module_key(feature: str) -> str:
+    return feature.replace(".", "_")
+
+
+__all__ = ["ActionKind", "Embodiment", "ImaginedDynamics", "WorldModel", "WorldModelConfig"]

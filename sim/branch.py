@@ -1,0 +1,114 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
+"""Branch physics: from one exact state, what would each of many action sequences do?"""
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from mujoco import rollout
+
+from sim.errors import InstabilityError
+from sim.physics import STATE_SPEC, state_size
+from sim.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchResult:
+    """What S candidates of H steps led to; index h is what holds *after* action h.
+
+    Attributes:
+        states: Physics states, float64 [S, H, nstate].
+        quantities: The task's quantities, float64 [S, H, Q].
+        contacts: Whether a contact that counts happened during the step, bool [S, H].
+    """
+
+    states: np.ndarray
+    quantities: np.ndarray
+    contacts: np.ndarray
+
+
+class Brancher:
+    """Rolls out candidates in native threads, bit for bit as stepping them one by one would."""
+
+    def __init__(self, task: Task, *, num_threads: int = 2) -> None:
+        """Start the threads and their simulation data."""
+        if num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        self.task = task
+        self._model = task.model
+        self._data = [mujoco.MjData(self._model) for _ in range(num_threads)]
+        self._rollout = rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
+
+    def __call__(self, physics: np.ndarray, actions: np.ndarray) -> BranchResult:
+        """Replay actions [S, H, A] from one physics state [nstate], or from one state per candidate [S, nstate].
+
+        Raises:
+            ValueError: shapes do not fit this task.
+            InstabilityError: MuJoCo stopped a candidate; names the task, the candidate and the step.
+        """
+        initial, controls = self._check(physics, actions)
+        num_candidates, horizon = controls.shape[:2]
+        repeated = np.repeat(controls, self.task.substeps, axis=1)
+        outputs = self._rollout.rollout(self._model, self._data, initial, repeated)
+        all_states, sensors = (np.asarray(output) for output in outputs)
+        steps = all_states.reshape(num_candidates, horizon, self.task.substeps, -1)
+        states = np.ascontiguousarray(steps[:, :, -1])
+        self._raise_if_unstable(initial, states)
+        contacts = np.zeros((num_candidates, horizon), dtype=bool)
+        if self.task.contact_sensor is not None:
+            found = sensors[..., self._model.sensor(self.task.contact_sensor).adr[0]] > 0
+            contacts |= found.reshape(num_candidates, horizon, self.task.substeps).any(axis=-1)
+        return BranchResult(states=states, quantities=self.task.state_quantities(states), contacts=contacts)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._rollout.close()
+
+    def _check(self, physics: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        actions = np.asarray(actions)
+        size = self.task.action_size
+        if actions.ndim != 3 or actions.shape[-1] != size or 0 in actions.shape:
+            raise ValueError(
+                f"actions of task {self.task.name!r} must be [candidates, horizon, {size}], none of them empty; "
+                f"got {actions.shape}"
+            )
+        if not np.isfinite(actions).all():
+            raise ValueError(
+                f"actions must be finite; candidate {int(np.argwhere(~np.isfinite(actions))[0][0])} is not"
+            )
+        initial = np.atleast_2d(np.asarray(physics, dtype=np.float64))
+        nstate = state_size(self._model)
+        if initial.shape not in {(1, nstate), (len(actions), nstate)}:
+            raise ValueError(
+                f"physics of task {self.task.name!r} must be [{nstate}] or [{len(actions)}, {nstate}], "
+                f"got {np.shape(physics)}: was it stored for another task?"
+            )
+        initial = np.ascontiguousarray(np.broadcast_to(initial, (len(actions), nstate)))
+        return initial, self.task.controls(actions)
+
+    def _raise_if_unstable(self, initial: np.ndarray, states: np.ndarray) -> None:
+        """Find candidates whose clock stopped: that is how a rollout ends when MuJoCo warns."""
+        horizon = states.shape[1]
+        elapsed = self.task.control_dt_s * np.arange(1, horizon + 1)
+        expected = initial[:, :1] + elapsed
+        late = np.abs(states[..., 0] - expected) > 0.5 * self._model.opt.timestep
+        bad = late | ~np.isfinite(states).all(axis=-1)
+        if np.any(bad):
+            candidate, step = (int(index) for index in np.argwhere(bad)[0])
+            raise InstabilityError(
+                f"MuJoCo became unstable in task {self.task.name!r}, candidate {candidate}, step {step} of {horizon}; "
+                "use a smaller timestep, more armature or damping, or softer actuators."
+            )
+
+
+def branch(task: Task, physics: np.ndarray, actions: np.ndarray, *, num_threads: int = 2) -> BranchResult:
+    """Replay actions [S, H, A] from one physics state once; keep a `Brancher` where this is done often."""
+    brancher = Brancher(task, num_threads=num_threads)
+    try:
+        return brancher(physics, actions)
+    finally:
+        brancher.close()
+
+
+__all__ = ["STATE_SPEC", "BranchResult", "Brancher", "branch"]

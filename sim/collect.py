@@ -1,0 +1,179 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
+"""Collect episodes: rows of (observation_t, action_t), where action_t is applied between frame t and frame t+1.
+
+An episode depends on the task, the seed and its number alone, so the number of workers changes nothing but the time.
+"""
+
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from sim.physics import get_state, raise_instability, set_state
+from sim.render import Renderer
+from sim.tasks import get_task
+from sim.tasks.base import Task
+
+EPISODE_ROWS = 50
+POLICIES = ("play", "random", "expert")
+
+
+def features(
+    task: Task, image_size: int = 64, camera: str | None = None
+) -> dict[str, tuple[str, tuple[int, ...], tuple[str, ...], tuple[str, ...]]]:
+    """Describe what `collect` yields: name to (dtype, shape of one row, names, units)."""
+    nstate = len(get_state(task.model, mujoco.MjData(task.model)))
+    felt = task.proprioception
+    return {
+        f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
+        "observation.state": (
+            "float32",
+            (len(felt),),
+            tuple(quantity.name for quantity in felt),
+            tuple(quantity.unit for quantity in felt),
+        ),
+        "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
+        "sim.physics": ("float64", (nstate,), (), ()),
+        "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
+    }
+
+
+def collect(
+    task_name: str,
+    *,
+    num_episodes: int,
+    seed: int,
+    image_size: int = 64,
+    policy: str = "play",
+    camera: str | None = None,
+    num_workers: int = 2,
+    num_rows: int = EPISODE_ROWS,
+    first_episode: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Yield episodes in order, each a dict of `features` (name to array [rows, ...]) and `info` (JSON values).
+
+    Args:
+        task_name: One of `task_names()`.
+        num_episodes: How many.
+        seed: Seed of the whole collection; episode i draws from (seed, i).
+        image_size: Height and width of the frames, in pixels.
+        policy: "play" (covers states and actions, no goal), "random" (uniform) or "expert" (seeks a drawn goal).
+        camera: A camera of the task; its first when None.
+        num_workers: Processes; 0 or 1 collects in this one.
+        num_rows: Rows per episode.
+        first_episode: Number of the first episode, so that a collection can be continued.
+
+    Raises:
+        ValueError: unknown task, policy or camera, or a size below 1.
+        InstabilityError: MuJoCo became unstable; names task, seed and step.
+    """
+    task = get_task(task_name)
+    camera = _check_arguments(task, num_episodes, image_size, policy, camera, num_rows)
+    numbers = range(first_episode, first_episode + num_episodes)
+    arguments = (task_name, seed, image_size, policy, camera, num_rows)
+    if num_workers <= 1 or num_episodes == 1:
+        return _collect_here(arguments, numbers)
+    return _collect_in_processes(arguments, numbers, num_workers)
+
+
+def _check_arguments(
+    task: Task, num_episodes: int, image_size: int, policy: str, camera: str | None, num_rows: int
+) -> str:
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}; valid policies are {', '.join(POLICIES)}")
+    if camera is not None and camera not in task.cameras:
+        raise ValueError(f"task {task.name!r} has no camera {camera!r}; valid cameras are {', '.join(task.cameras)}")
+    for name, value in (("num_episodes", num_episodes), ("image_size", image_size), ("num_rows", num_rows)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return camera or task.cameras[0]
+
+
+class _Collector:
+    """Keeps one task's renderer warm and records episodes with it."""
+
+    def __init__(self, task_name: str, seed: int, image_size: int, policy: str, camera: str, num_rows: int) -> None:
+        self.task = get_task(task_name)
+        self.seed, self.policy, self.camera, self.num_rows = seed, policy, camera, num_rows
+        self._data = mujoco.MjData(self.task.model)
+        self.renderer = Renderer(self.task.model, image_size, image_size, camera)
+        self._specs = features(self.task, image_size, camera)
+
+    def episode(self, number: int) -> dict[str, Any]:
+        """Record episode `number`."""
+        task, data, model = self.task, self._data, self.task.model
+        rng = np.random.default_rng([self.seed, number])
+        set_state(model, data, task.reset(model, rng))
+        policy = self._make_policy(get_state(model, data), rng)
+        rows = {name: np.empty((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
+        contacts = 0
+        for row in range(self.num_rows):
+            state = get_state(model, data)
+            action = np.asarray(policy(state), dtype=np.float32)
+            rows[f"observation.images.{self.camera}"][row] = self.renderer.render(data)
+            rows["observation.state"][row] = task.state_proprioception(state)
+            rows["action"][row] = action
+            rows["sim.physics"][row] = state
+            rows["sim.quantities"][row] = task.state_quantities(state)
+            if row + 1 < self.num_rows:
+                touched, warning = task.step(model, data, action)
+                contacts += touched
+                if warning is not None:
+                    raise_instability(task.name, (self.seed, number), row, warning)
+        info = {
+            "task": task.name,
+            "policy": self.policy,
+            "seed": self.seed,
+            "episode": number,
+            "contact_steps": int(contacts),
+        }
+        return {"features": rows, "info": info}
+
+    def _make_policy(self, start: np.ndarray, rng: np.random.Generator):
+        if self.policy == "play":
+            return self.task.play_policy(rng)
+        if self.policy == "expert":
+            return self.task.expert(self.task.sample_goal(self.task.model, start, rng), rng)
+        return lambda state: rng.uniform(-1.0, 1.0, size=self.task.action_size)
+
+
+def _collect_here(arguments: tuple, numbers: range) -> Iterator[dict[str, Any]]:
+    collector = _Collector(*arguments)
+    try:
+        for number in numbers:
+            yield collector.episode(number)
+    finally:
+        collector.renderer.close()
+
+
+_worker: _Collector | None = None
+
+
+def _start_worker(arguments: tuple) -> None:
+    global _worker
+    _worker = _Collector(*arguments)
+
+
+def _work(number: int) -> dict[str, Any]:
+    assert _worker is not None
+    return _worker.episode(number)
+
+
+def _collect_in_processes(arguments: tuple, numbers: range, num_workers: int) -> Iterator[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(arguments,))
+    pending: list[Future] = []
+    upcoming = iter(numbers)
+    try:
+        pending += [pool.submit(_work, number) for number in itertools.islice(upcoming, 4 * num_workers)]
+        while pending:
+            episode = pending.pop(0).result()
+            pending += [pool.submit(_work, number) for number in itertools.islice(upcoming, 1)]
+            yield episode
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

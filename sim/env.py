@@ -1,0 +1,164 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
+"""The tasks as Gymnasium environments with a goal image, exact saving and restoring, and errors for bad physics."""
+
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+
+from sim.physics import get_state, raise_instability, set_state
+from sim.render import Renderer
+from sim.tasks import get_task, task_names
+
+
+class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """One task; observations are {"pixels", "proprioception", "goal"}, actions are in [-1, 1]^A.
+
+    `info` holds `success` (bool), `cost_m` (float, metres) and `quantities` (float64 [Q], `task.quantity_names`). The
+    reward is minus the cost. An episode is never terminated, only truncated after `task.episode_steps`: success counts
+    at the end.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(
+        self, task: str, *, image_size: int = 64, camera: str | None = None, render_mode: str | None = None
+    ) -> None:
+        """Create the environment; its OpenGL context is made at the first reset.
+
+        Raises:
+            ValueError: unknown task, camera, render mode, or an image size below 1; the message lists what is valid.
+        """
+        self.task = get_task(task)
+        self.camera = camera or self.task.cameras[0]
+        if self.camera not in self.task.cameras:
+            raise ValueError(
+                f"task {task!r} has no camera {camera!r}; valid cameras are {', '.join(self.task.cameras)}"
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"unknown render_mode {render_mode!r}; valid are None, {self.metadata['render_modes']}")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        self.render_mode = render_mode
+        self.image_size = image_size
+        self._model = self.task.model
+        self._data = mujoco.MjData(self._model)
+        self._renderer: Renderer | None = None
+        self._goal_state = get_state(self._model, self._data)
+        self._goal_image = np.zeros((image_size, image_size, 3), dtype=np.uint8)
+        self._steps = 0
+        self._seed: int | None = None
+        pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        limits = np.asarray(self.task.proprioception_limits, dtype=np.float32)
+        felt = spaces.Box(-limits, limits, dtype=np.float32)
+        self.observation_space: spaces.Space = spaces.Dict({"pixels": pixels, "proprioception": felt, "goal": pixels})
+        self.action_space = spaces.Box(-1.0, 1.0, (self.task.action_size,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Seed of the start and the goal, and of the episodes that follow.
+            options: `start` and `goal`, physics states to use instead of drawn ones (see `sim.manifest`).
+
+        Raises:
+            ValueError: an unknown option, or a state of another task.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"start", "goal"}
+        if unknown:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; valid are 'start' and 'goal' (physics states)")
+        self._seed = seed if seed is not None else self._seed
+        drawn = self.task.reset(self._model, self.np_random)
+        start = options.get("start", drawn)
+        goal = options["goal"] if "goal" in options else self.task.sample_goal(self._model, start, self.np_random)
+        renderer = self._get_renderer()
+        set_state(self._model, self._data, goal)
+        self._goal_image = renderer.render(self._data)
+        self._goal_state = get_state(self._model, self._data)
+        set_state(self._model, self._data, start)
+        self._steps = 0
+        return self._observe(), self._describe()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Hold `action` [A] for one control step; values beyond [-1, 1] are clipped.
+
+        Raises:
+            ValueError: the action has the wrong shape or is not finite.
+            InstabilityError: MuJoCo warned that the simulation diverges; names task, seed and step.
+        """
+        action = np.asarray(action)
+        if action.shape != (self.task.action_size,) or not np.isfinite(action).all():
+            raise ValueError(
+                f"an action of task {self.task.name!r} is {self.task.action_size} finite numbers "
+                f"({', '.join(self.task.action_names)}), got {action.tolist()}"
+            )
+        _, warning = self.task.step(self._model, self._data, action)
+        if warning is not None:
+            raise_instability(self.task.name, self._seed, self._steps, warning)
+        self._steps += 1
+        info = self._describe()
+        return self._observe(), -info["cost_m"], False, self._steps >= self.task.episode_steps, info
+
+    def physics_state(self) -> np.ndarray:
+        """Return the full physics state, float64 [nstate]; it alone decides what follows."""
+        return get_state(self._model, self._data)
+
+    def goal_state(self) -> np.ndarray:
+        """Return the physics state whose picture is the goal image."""
+        return self._goal_state.copy()
+
+    def restore(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        """Put a saved physics state back, bit for bit, and return its observation; the step count is kept.
+
+        Raises:
+            ValueError: the state is of another task.
+        """
+        set_state(self._model, self._data, state)
+        return self._observe()
+
+    def render(self) -> np.ndarray | None:
+        """Return the present picture, uint8 [image_size, image_size, 3], or None without a render mode."""
+        return self._get_renderer().render(self._data) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _get_renderer(self) -> Renderer:
+        if self._renderer is None:
+            self._renderer = Renderer(self._model, self.image_size, self.image_size, self.camera)
+        return self._renderer
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        felt = self.task.state_proprioception(self.physics_state()).astype(np.float32)
+        return {
+            "pixels": self._get_renderer().render(self._data),
+            "proprioception": felt,
+            "goal": self._goal_image.copy(),
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        quantities = self.task.state_quantities(self.physics_state())
+        cost = float(self.task.cost(quantities, self.task.state_quantities(self._goal_state)))
+        return {"success": cost <= self.task.tolerance_m, "cost_m": cost, "quantities": quantities}
+
+
+def environment_id(task: str) -> str:
+    """Return the Gymnasium id of a task, such as embodied_wm/Reach-v0."""
+    return f"embodied_wm/{get_task(task).name.title().replace('_', '')}-v0"
+
+
+def register_environments() -> None:
+    """Register every task with Gymnasium, once."""
+    for name in task_names():
+        if environment_id(name) not in gymnasium.registry:
+            gymnasium.register(id=environment_id(name), entry_point="sim.env:MujocoTaskEnv", kwargs={"task": name})

@@ -1,0 +1,42 @@
+"""The frozen list of start and goal pairs that planning is judged on."""
+
+import numpy as np
+
+from sim.branch import Brancher
+from sim.tasks import get_task
+
+
+def evaluation_pairs(task_name: str, num: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Return `num` triples (start physics, goal physics, seed of the pair), the same ones every time.
+
+    Pairs that are solved at the start, at the goal's own start pose, or by doing nothing for an episode are dropped, so
+    that success is always something that was done. A longer list begins with the shorter one of the same seed.
+
+    Raises:
+        ValueError: unknown task, or `num` below 1.
+    """
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    task = get_task(task_name)
+    brancher = Brancher(task, num_threads=1)
+    idle = np.zeros((1, task.episode_steps, task.action_size), dtype=np.float32)
+    pairs: list[tuple[np.ndarray, np.ndarray, int]] = []
+    pair_seed = 1_000_003 * seed
+    while len(pairs) < num:
+        start, goal = draw_pair(task_name, pair_seed)
+        goal_quantities = task.state_quantities(goal)
+        after_idling = brancher(start, idle).quantities[0]
+        visited = np.concatenate([task.state_quantities(start)[None], after_idling])
+        if not task.success(visited, goal_quantities).any():
+            pairs.append((start, goal, pair_seed))
+        pair_seed += 1
+    brancher.close()
+    return pairs
+
+
+def draw_pair(task_name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one start and goal, unchecked; what the environment draws for the same seed."""
+    task = get_task(task_name)
+    rng = np.random.default_rng(seed)
+    start = task.reset(task.model, rng)
+    return start, task.sample_goal(task.model, start, rng)

@@ -1,0 +1,26 @@
+"""The tasks, by name."""
+
+from sim.tasks.base import Task
+from sim.tasks.push import PUSH
+from sim.tasks.reach import REACH
+
+_TASKS = {task.name: task for task in (REACH, PUSH)}
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names of all tasks."""
+    return tuple(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """Return the task called `name`.
+
+    Raises:
+        ValueError: there is no such task; the message lists the valid names.
+    """
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}")
+    return _TASKS[name]
+
+
+__all__ = ["Task", "get_task", "task_names"]

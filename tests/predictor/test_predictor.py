@@ -1,0 +1,147 @@
+"""Cache, causality, seeds and step counts of the predictor and its sampler."""
+
+import pytest
+import torch
+
+from embodied_wm.predictor import sampler
+from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.transformer import TransformerConfig
+
+
+def make_predictor(num_tokens: int = 2, window: int = 16) -> LatentPredictor:
+    torch.manual_seed(0)
+    config = PredictorConfig(transformer=TransformerConfig(width=32, depth=3, num_heads=2, hidden=48), window=window)
+    model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2)
+    for parameter in model.parameters():  # no zero initialisation: every path must matter
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def real_actions(*shape: int) -> ActionInputs:
+    return ActionInputs(torch.full(shape[:2], REAL), real=torch.randn(*shape, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("num_context", [1, 4])
+def test_cached_equals_uncached(num_steps: int, num_tokens: int, num_context: int) -> None:
+    model = make_predictor(num_tokens)
+    latents = torch.randn(num_context, num_tokens, 8)
+    past = real_actions(1, num_context, 3)
+    led_by = model.embed_actions(real_actions(5, 6, 3))
+    noise = torch.randn(5, 6, num_tokens, 8)
+    context_led_by = model.shift(model.embed_actions(past))
+    cached = sampler.imagine(model, model.prefill(latents, past), lambda h, _: led_by[:, h], noise, num_steps=num_steps)
+    uncached = sampler.imagine_uncached(model, latents, context_led_by, led_by, noise, num_steps=num_steps)
+    assert (cached - uncached).abs().max() <= 1e-4 * uncached.abs().max()
+
+
+def test_future_frames_and_actions_leave_the_past_unchanged() -> None:
+    model = make_predictor()
+    x, tau = torch.randn(2, 6, 2, 8), torch.rand(2, 6)
+    led_by = model.embed_actions(real_actions(2, 6, 3))
+    before = model(x, tau, torch.ones_like(tau), led_by)
+    changed_x, changed_led_by = x.clone(), led_by.clone()
+    changed_x[:, 4:] += 1.0
+    changed_led_by[:, 4:] += 1.0
+    after = model(changed_x, tau, torch.ones_like(tau), changed_led_by)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_the_action_that_leads_to_a_frame_changes_it() -> None:
+    """Row convention: action t must first change frame t + 1, not frame t."""
+    model = make_predictor()
+    x, tau = torch.randn(1, 5, 2, 8), torch.rand(1, 5)
+    actions = real_actions(1, 5, 3)
+    other = ActionInputs(actions.kind, real=actions.real.clone())
+    other.real[:, 2] += 1.0
+    first, second = (model(x, tau, tau, model.shift(model.embed_actions(each))) for each in (actions, other))
+    changed = (first - second).abs().amax(dim=(0, 2, 3)) > 0
+    assert changed.tolist() == [False, False, False, True, True]
+
+
+def test_window_bounds_what_attention_reaches() -> None:
+    model = make_predictor(window=3)
+    x, tau = torch.randn(1, 6, 2, 8), torch.rand(1, 6)
+    led_by = model.embed_actions(real_actions(1, 6, 3))
+    model.transformer.layers = model.transformer.layers[:1]  # one layer: the window is the whole receptive field
+    before = model(x, tau, tau, led_by)
+    x[:, 0] += 1.0
+    after = model(x, tau, tau, led_by)
+    assert torch.equal(before[:, 3:], after[:, 3:])
+    assert not torch.allclose(before[:, 2], after[:, 2])
+
+
+def test_candidates_do_not_influence_each_other() -> None:
+    model = make_predictor()
+    context = model.prefill(torch.randn(3, 2, 8), real_actions(1, 3, 3))
+    led_by, noise = model.embed_actions(real_actions(4, 5, 3)), torch.randn(4, 5, 2, 8)
+    together = sampler.imagine(model, context, lambda h, _: led_by[:, h], noise)
+    alone = sampler.imagine(model, context, lambda h, _: led_by[2:3, h], noise[2:3])
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
+
+
+def test_context_memory_does_not_grow_with_candidates() -> None:
+    model = make_predictor()
+    context = model.prefill(torch.randn(4, 2, 8), real_actions(1, 4, 3))
+    assert context.num_bytes == 2 * 3 * 4 * 3 * 32 * 4  # keys and values x layers x frames x tokens x width x bytes
+
+
+def test_long_context_is_cut_to_the_window() -> None:
+    model = make_predictor(window=4)
+    latents = torch.randn(9, 2, 8)
+    actions = real_actions(1, 9, 3)
+    assert model.prefill(latents, actions).num_frames == 3
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, 8])
+def test_untrained_step_counts_are_refused_with_the_valid_ones(num_steps: int) -> None:
+    model = make_predictor()
+    context = model.prefill(torch.randn(1, 2, 8), real_actions(1, 1, 3))
+    with pytest.raises(ValueError, match=r"\[1, 2, 4\]"):
+        sampler.imagine(model, context, lambda h, _: torch.zeros(1, 32), torch.randn(1, 1, 2, 8), num_steps=num_steps)
+
+
+def test_empty_and_broken_contexts_are_refused() -> None:
+    model = make_predictor()
+    with pytest.raises(ValueError, match="0 frames"):
+        model.prefill(torch.randn(0, 2, 8), real_actions(1, 1, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        model.prefill(torch.full((2, 2, 8), float("nan")), real_actions(1, 2, 3))
+
+
+def test_action_kinds_embed_differently() -> None:
+    model = make_predictor()
+    kind = torch.tensor([[REAL, LATENT, ABSENT]])
+    tokens = model.embed_actions(ActionInputs(kind, real=torch.ones(1, 3, 3), codes=torch.ones(1, 3, 2)))
+    moved = model.embed_actions(ActionInputs(kind, real=2 * torch.ones(1, 3, 3), codes=torch.ones(1, 3, 2)))
+    assert (tokens != moved).any(-1).tolist() == [[True, False, False]]
+
+
+@pytest.mark.slow
+def test_diffusion_keeps_two_futures_apart_where_regression_would_blur() -> None:
+    """The next latent is +1 or -1 by a hidden coin. A regression says 0; samples of four coarse steps must be near both ends."""
+    torch.manual_seed(0)
+    config = PredictorConfig(transformer=TransformerConfig(width=48, depth=2, num_heads=2, hidden=96), window=4)
+    model = LatentPredictor(config, num_tokens=1, token_width=4, action_size=1, code_size=1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1200):
+        coin = torch.randint(0, 2, (64, 1, 1, 1), generator=generator) * 2.0 - 1
+        latents = torch.cat([torch.zeros(64, 1, 1, 4), coin.expand(-1, -1, -1, 4)], dim=1)
+        loss, _ = model.loss(latents, ActionInputs(torch.full((64, 2), ABSENT)), generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval()
+    context = model.prefill(torch.zeros(1, 1, 4), ActionInputs(torch.full((1, 1), ABSENT)))
+    absent = model.kinds[ABSENT].expand(256, -1)
+    noise = sampler.draw_noise(model, 256, 1, generator, shared=False)
+    ends = sampler.imagine(model, context, lambda h, _: absent, noise, num_steps=4).mean((1, 2, 3))
+    assert 0.25 < (ends > 0).float().mean() < 0.75
+    assert (ends.abs() > 0.6).float().mean() > 0.65
+    tau, finest = torch.tensor([[1.0, 0.0]]), torch.full((1, 2), 0.25)
+    window = torch.cat([torch.zeros(256, 1, 1, 4), noise], dim=1)
+    regression = model(window, tau.expand(256, -1), finest.expand(256, -1), absent[:, None].expand(-1, 2, -1))[:, 1]
+    assert float(regression.mean((1, 2)).abs().mean()) < 0.25  # the same weights, asked for the mean, blur

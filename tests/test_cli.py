@@ -1,0 +1,289 @@
+"""The command line as a person meets it: pages, errors, exit codes, run folders."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embodied_wm import cli
+from embodied_wm.commands import options, verbs
+from embodied_wm.commands.run import Run, newest_run
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.types import Episode, FeatureSpec
+
+COMMANDS = [[verb] for verb in options.VERBS if verb != "benchmark"] + [["benchmark", m] for m in options.MEASURES]
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def spoken(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    return re.sub(r"\s+", " ", out + err)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"], ["-h"]])
+def test_the_first_page_names_every_verb_and_what_to_do_next(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 0
+    page = spoken(capsys)
+    assert all(verb in page for verb in options.VERBS)
+    assert "embodied-wm demo demo=lerobot source=FOLDER" in page
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_of_every_verb(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "--help"]) == 0
+    page = spoken(capsys)
+    manual = options.manual("_".join(command))
+    assert manual.title in page
+    assert manual.example in page
+    composed, choices = cli.compose_config("_".join(command), {})
+    assert all(key in page for key in cli.flat_values(composed))
+    assert all(choice in page for group in choices for choice in options.groups()[group])
+
+
+def test_help_of_a_choice_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "planner=random_shooting", "--help"]) == 0
+    page = spoken(capsys)
+    assert "random_shooting (chosen)" in page
+    assert "planner.num_elites" not in page
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from embodied_wm import cli; status = cli.main(['train', '--help']); "
+        "sys.exit(status or bool({'torch', 'mujoco', 'zarr', 'matplotlib', 'lerobot'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("colect", ["no verb 'colect'", "did you mean collect", "benchmark"]),
+        ("--verbose", ["no verb '--verbose'"]),
+        ("collect --workers=3", ["no flag --workers=3", "name=value"]),
+        ("collect task=pusch out=x", ["no such task", "did you mean push", "reach"]),
+        ("collect out=x episods=3", ["no option 'episods'", "did you mean episodes"]),
+        ("collect episodes=3", ["give out=...", "folder of the store"]),
+        ("collect out=x episodes=three", ["expected a whole number", "400"]),
+        ("collect out=x episodes=2.5", ["expected a whole number"]),
+        ("collect out=x episodes=true", ["expected a whole number"]),
+        ("collect out=x episodes=1,2", ["one value at a time"]),
+        ("collect out=x episodes=0", ["expected at least 1"]),
+        ("collect out=x task.name=juggle", ["juggle", "reach", "push"]),
+        ("collect out=x task.image_size", ["'task.image_size'", "name=value"]),
+        ("collect out=x policy=dance", ["dance", "play"]),
+        ("import source=x out=y image_size=64", ["expected a list"]),
+        ("import source=x out=y strict=maybe", ["expected true or false"]),
+        ("plan planner=cme checkpoint=x", ["no such planner", "did you mean cem", "random_shooting"]),
+        ("plan planner.num_elites=1 checkpoint=x", ["planner", "num_elites=1", "between 2 and"]),
+        ("plan planner=random_shooting planner.num_elites=1 checkpoint=x", ["no option 'planner.num_elites'"]),
+        ("plan objective.weights=3 checkpoint=x", ["is a group of options", "objective.weights.terminal"]),
+        ("inspect nowhere", ["nowhere", "no such file or folder"]),
+        ("inspect", ["give path=..."]),
+        ("benchmark plan", ["no measure 'plan'", "did you mean planning"]),
+        ("benchmark planning task=reach", ["give checkpoint=..."]),
+        ("imagine checkpoint=x data.path=y device=3 horizon=a", ["horizon=a", "whole number"]),
+        ("train data.path=x resume=true", ["needs run_dir"]),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_valid(
+    line: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(line.split())
+    page = spoken(capsys)
+    assert code in (1, 2)
+    assert code == 2 or "policy=dance" in line or "juggle" in line  # those two are refused by the simulator
+    assert all(word in page for word in words), page
+    assert "Traceback" not in page
+    assert not list(Path().glob("x*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train data.path=nowhere.zarr", ["No such episode store", "nowhere.zarr", "embodied-wm collect"]),
+        ("import nowhere out=x.zarr", ["nowhere", "meta/info.json"]),
+        ("report nowhere", ["nowhere", "report.json"]),
+        ("plan checkpoint=nowhere", ["nowhere"]),
+    ],
+)
+def test_a_failed_run_is_one_readable_message(line: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line.split()) == 1
+    page = spoken(capsys)
+    assert all(word in page for word in words), page
+    assert "Traceback" not in page
+    assert cli.main([*line.split(), "--traceback"]) == 1
+    assert "Traceback" in spoken(capsys)
+
+
+def test_the_log_of_a_failed_run_keeps_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "data.path=nowhere.zarr", "run_dir=mine"]) == 1
+    log = Path("mine/log.txt").read_text()
+    assert "Traceback" in log
+    assert "StoreError" in log
+    assert "embodied-wm train data.path=nowhere.zarr" in log
+    assert "path: nowhere.zarr" in Path("mine/config.yaml").read_text()
+
+
+def test_odd_paths_are_taken_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a, b", "it's (one)", "x=1", "[1,2]", "ünï", "null", "{a", "9", "true", r"back\slash", "${a"):
+        assert cli.main(["inspect", f"path={name}"]) == 2
+        assert f"path={name}: no such file" in spoken(capsys)
+
+
+def test_run_folders_never_collide() -> None:
+    folders = []
+    for _ in range(4):
+        with Run("benchmark_speed", run_dir=None) as run:
+            folders.append(run.folder)
+    assert len(set(folders)) == 4
+    assert all(folder.parent == Path("runs/benchmark/speed").resolve() for folder in folders)
+    newest = newest_run(Path("runs/benchmark/speed"))
+    assert newest is not None
+    assert newest.resolve() == folders[-1]
+
+
+def test_a_used_run_folder_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/results").write_text("precious")
+    assert cli.main(["train", "data.path=x", "run_dir=mine"]) == 2
+    assert "resume=true" in spoken(capsys)
+    assert [path.name for path in Path("mine").iterdir()] == ["results"]
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: object, run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(verbs.RUN, "collect", interrupted)
+    assert cli.main(["collect", "out=x", "run_dir=mine"]) == 130
+    assert "Stopped" in spoken(capsys)
+    assert "KeyboardInterrupt" in Path("mine/log.txt").read_text()
+
+
+def test_an_error_of_the_program_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(config: object, run: Run) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setitem(verbs.RUN, "collect", broken)
+    assert cli.main(["collect", "out=x"]) == 1
+    page = spoken(capsys)
+    assert "Traceback" in page
+    assert "unexpected KeyError" in page
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    features = {
+        "observation.images.top": FeatureSpec(dtype="uint8", shape=(8, 8, 3)),
+        "action": FeatureSpec(dtype="float32", shape=(2,), names=("left", "right"), units=("m", "rad")),
+    }
+    rng = np.random.default_rng(0)
+    store = EpisodeStore.create(tmp_path / "s.zarr", features=features, fps=5.0, metadata={"robot": "toy"})
+    for rows in (4, 6):
+        action = rng.normal(size=(rows, 2)).astype(np.float32)
+        store.append(
+            [Episode(features={"observation.images.top": np.zeros((rows, 8, 8, 3), np.uint8), "action": action})]
+        )
+    store.close()
+    return tmp_path / "s.zarr"
+
+
+def test_inspect_a_store(store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(store_path)]) == 0
+    page = spoken(capsys)
+    for word in ("10 at 5 per second", "4 to 6", "toy", "(8, 8, 3)", "left, right", "m, rad", "minimum"):
+        assert word in page
+    mean = EpisodeStore.open(store_path).read("action", 0, 10)[:, 0].mean()
+    assert f"{mean:.4g}" in page
+
+
+def test_inspect_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    save_file({"tokenizer.w": torch.zeros(3, 5), "tokenizer.b": torch.zeros(5)}, folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps({"width": 32, "card": {"dataset": "abc"}}))
+    assert cli.main(["inspect", str(folder.parent)]) == 0
+    page = spoken(capsys)
+    for word in ("card.dataset abc", "width 32", "tokenizer 2 20 80 B"):
+        assert word in page
+
+
+@pytest.mark.parametrize("text", ["", "not safetensors at all"])
+def test_inspect_a_damaged_checkpoint(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "weights.safetensors").write_text(text)
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "damaged" in spoken(capsys)
+
+
+def test_inspect_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "neither an episode store" in spoken(capsys)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert f"embodied-wm import source={tmp_path}" in spoken(capsys)
+
+
+@pytest.mark.render
+def test_collect_then_continue_equals_collecting_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["collect", "rows=6", "workers=1", "task.image_size=16"]
+    assert cli.main([*common, "episodes=2", "out=a.zarr"]) == 0
+    assert cli.main([*common, "episodes=5", "out=a.zarr"]) == 0
+    assert cli.main([*common, "episodes=5", "out=b.zarr"]) == 0
+    parts, whole = EpisodeStore.open("a.zarr"), EpisodeStore.open("b.zarr")
+    assert parts.num_episodes == whole.num_episodes == 5
+    for name in whole.features:
+        np.testing.assert_array_equal(parts.read(name, 0, 30), whole.read(name, 0, 30))
+    capsys.readouterr()
+    assert cli.main([*common, "episodes=4", "out=a.zarr"]) == 0
+    assert "nothing to do" in spoken(capsys)
+    assert cli.main([*common, "episodes=9", "out=a.zarr", "seed=1"]) == 2
+    assert "was collected with seed=0, not seed=1" in spoken(capsys)
+
+
+@pytest.mark.render
+def test_ctrl_c_while_collecting_leaves_a_usable_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embodied_wm.cli", "collect", "out=s.zarr", "episodes=100000", "rows=4"]
+    command += ["task.image_size=8"]
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s and not (
+            Path("s.zarr").exists() and EpisodeStore.open("s.zarr").num_episodes
+        ):
+            time.sleep(0.2)
+        for _ in range(3):  # a terminal's Ctrl-C reaches the workers too, and people press it more than once
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130
+    assert "Stopped" in errors
+    assert "Traceback" not in errors
+    store = EpisodeStore.open("s.zarr")
+    assert store.num_episodes >= 20
+    assert len(store.episode(store.num_episodes - 1).features["action"]) == 4

@@ -1,0 +1,96 @@
+"""Sizes, statistics and learning of the frame tokenizer; the bottlenecks behind it."""
+
+import pytest
+import torch
+
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck, sigreg
+from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, psnr, to_bytes, to_pixels
+
+SMALL = FrameTokenizerConfig(image_size=(16, 32), channels=(8, 16), token_grid=(2, 4), bottleneck=BottleneckConfig(width=8))
+
+
+def test_bytes_survive_the_round_trip_to_pixels() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    assert torch.equal(to_bytes(to_pixels(frames)), frames)
+
+
+def test_psnr_of_a_known_error() -> None:
+    first = torch.full((1, 8, 8, 3), 100, dtype=torch.uint8)
+    assert float(psnr(first, first)) == pytest.approx(60.0)
+    assert float(psnr(first, first + 10)) == pytest.approx(-20 * torch.log10(torch.tensor(10 / 255)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 4), (4, 8)])
+def test_shapes_of_tokens_and_frames(grid: tuple[int, int]) -> None:
+    config = FrameTokenizerConfig(image_size=(16, 32), channels=(8, 16), token_grid=grid, bottleneck=BottleneckConfig(width=8))
+    tokenizer = FrameTokenizer(config).eval()
+    frames = torch.randint(0, 256, (2, 3, 16, 32, 3), dtype=torch.uint8)
+    latents = tokenizer.encode(frames)
+    assert latents.shape == (2, 3, grid[0] * grid[1], 8)
+    assert tokenizer.decode(latents).shape == frames.shape
+
+
+def test_latents_are_standardised_after_fitting_statistics() -> None:
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(SMALL).eval()
+    frames = torch.randint(0, 256, (64, 16, 32, 3), dtype=torch.uint8)
+    tokenizer.fit_statistics(frames)
+    latents = tokenizer.encode(frames).flatten(0, 1)
+    assert torch.allclose(latents.mean(0), torch.zeros(8), atol=1e-3)
+    assert torch.allclose(latents.std(0), torch.ones(8), atol=1e-2)
+
+
+def test_one_batch_overfits() -> None:
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(SMALL)
+    frames = torch.zeros(4, 3, 16, 32, 3, dtype=torch.uint8)
+    for index in range(4):
+        frames[index, :, 3 * index : 3 * index + 4, 5:20] = 200
+    optimiser = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
+    for step in range(250):
+        loss, metrics = tokenizer.loss(frames, torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert metrics["psnr"] > 25
+
+
+def test_frames_of_another_size_are_refused_with_the_wanted_size() -> None:
+    tokenizer = FrameTokenizer(SMALL)
+    with pytest.raises(ValueError, match="16x32"):
+        tokenizer.encode(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        FrameTokenizer(FrameTokenizerConfig(image_size=(18, 32), channels=(8, 16)))
+    with pytest.raises(ValueError, match="token_grid"):
+        FrameTokenizer(FrameTokenizerConfig(image_size=(16, 32), channels=(8, 16), token_grid=(3, 1)))
+
+
+def test_sigreg_is_small_for_a_standard_normal_and_large_for_a_collapsed_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(4096, 16, generator=generator)
+    values = [
+        float(sigreg(batch, num_projections=64, generator=generator))
+        for batch in (normal, normal * 0.05, normal + 3, normal.sign() * 2)
+    ]
+    assert values[0] < 0.005
+    assert min(values[1:]) > 10 * values[0]
+
+
+@pytest.mark.parametrize("kind", ["continuous", "fsq", "lfq"])
+def test_every_bottleneck_keeps_shape_and_passes_gradients(kind: str) -> None:
+    levels = (5, 5, 5, 5) if kind == "fsq" else ()
+    bottleneck = make_bottleneck(BottleneckConfig(kind=kind, width=4, levels=levels))
+    latents = torch.randn(6, 3, 4, requires_grad=True)
+    bottled = bottleneck(latents)
+    (bottled.latents.square().sum() + bottled.regulariser).backward()
+    assert bottled.latents.shape == latents.shape
+    assert latents.grad is not None
+    assert latents.grad.abs().sum() > 0
+    assert (bottled.indices is None) == (kind == "continuous")
+
+
+def test_unknown_bottleneck_and_wrong_levels_list_what_is_valid() -> None:
+    with pytest.raises(ValueError, match="continuous, fsq, lfq"):
+        make_bottleneck(BottleneckConfig(kind="vq"))
+    with pytest.raises(ValueError, match="levels"):
+        make_bottleneck(BottleneckConfig(kind="fsq", width=3, levels=(5, 5)))
