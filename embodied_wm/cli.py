@@ -176,7 +176,8 @@ def _checked_value(key: str, text: str, base: Any, used_groups: Mapping[str, str
         raise UsageError(f"there is no option {key!r} here{nearest(key, [*flat, *used_groups])}")
     default = flat[key]
     if isinstance(default, str) or default is None:
-        quoted = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # Hydra reads a backslash as itself, unless a quote follows.
+        quoted = "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
         if isinstance(default, str) and not text.startswith("${"):
             return quoted
     else:

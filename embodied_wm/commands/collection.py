@@ -1,7 +1,7 @@
 """Collects episodes of a MuJoCo task into a store, and continues a store that holds fewer than asked for."""
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import batched, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,9 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
     }
     if number < 1:
         raise UsageError(f"episodes={number}: expected at least 1")
-    with closing(_open(out, source)) as store:
-        done = store.num_episodes
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(_open(out, source))) if is_used(out) else None
+        done = store.num_episodes if store else 0
         if done >= number:
             console.print(f"{out} holds {done} episodes already; nothing to do", soft_wrap=True)
             return
@@ -66,6 +67,8 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
         )
         with held_back():  # worker processes start here, and so never see Ctrl-C themselves
             first = next(episodes)
+        # Made only now: what cannot be collected leaves no empty store.
+        store = store or stack.enter_context(closing(_create(out, source)))
         with Track(f"collect {task['name']}", number, unit="episodes", start=done, console=console) as track:
             for group in batched(chain([first], episodes), GROUP_EPISODES):
                 store.append([Episode(features=episode["features"], info=episode["info"]) for episode in group])
@@ -73,22 +76,31 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
         console.print(f"{out}: {store.num_episodes} episodes, {store.num_frames} rows", soft_wrap=True)
 
 
+def is_used(path: Path) -> bool:
+    """Tell whether something is at a path, other than an empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def _open(out: Path, source: Mapping[str, Any]) -> "EpisodeStore":
+    from embodied_wm.data.store import EpisodeStore
+
+    store = EpisodeStore.open(out, mode="a")
+    stored = store.metadata.get("source", {})
+    other = {key: stored.get(key) for key, value in source.items() if stored.get(key) != value}
+    if other:
+        store.close()
+        there = ", ".join(f"{key}={value}" for key, value in other.items())
+        here = ", ".join(f"{key}={source[key]}" for key in other)
+        raise UsageError(f"{out} was collected with {there}, not {here}; choose another out= or the same values")
+    return store
+
+
+def _create(out: Path, source: Mapping[str, Any]) -> "EpisodeStore":
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.types import FeatureSpec
     from sim.collect import features
     from sim.tasks import get_task
 
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        store = EpisodeStore.open(out, mode="a")
-        stored = store.metadata.get("source", {})
-        other = {key: stored.get(key) for key, value in source.items() if stored.get(key) != value}
-        if other:
-            store.close()
-            there = ", ".join(f"{key}={value}" for key, value in other.items())
-            here = ", ".join(f"{key}={source[key]}" for key in other)
-            raise UsageError(f"{out} was collected with {there}, not {here}; choose another out= or the same values")
-        return store
     task = get_task(source["task"])
     described = features(task, source["image_size"], source["camera"])
     specs = {

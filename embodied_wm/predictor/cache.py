@@ -24,6 +24,7 @@ class Context:
         num_frames: Frames in the context (P = num_frames * tokens per block).
         next_position: Rotary position of the frame that follows the context.
         last_latents: [K, D], latents of the last context frame.
+        before_last: [K, D], latents of the frame before it; zeros where there is none.
     """
 
     keys: tuple[Tensor, ...]
@@ -31,6 +32,7 @@ class Context:
     num_frames: int
     next_position: int
     last_latents: Tensor
+    before_last: Tensor
 
     @property
     def num_bytes(self) -> int:

@@ -74,6 +74,8 @@ def imagine(
     merged_mask[:block, block:] = False
     frames: list[Tensor] = []
     latents = context.last_latents.expand(candidates, -1, -1)
+    before = context.before_last.expand(candidates, -1, -1)
+    tau_before = 1.0
     action = action_before = led_by(0, latents)
     for index in range(horizon):
         if index:
@@ -81,11 +83,11 @@ def imagine(
         position = context.next_position + index
         x_tau = noise[:, index]
         for substep in range(num_steps):
-            tokens = model.blocks(action[:, None], x_tau[:, None])[:, 0]
+            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None])[:, 0]
             merged = substep == 0 and index > 0
             if merged:
-                before = model.blocks(action_before[:, None], latents[:, None])[:, 0]
-                tokens = torch.cat([before, tokens], dim=1)
+                written = model.blocks(action_before[:, None], latents[:, None], before[:, None])[:, 0]
+                tokens = torch.cat([written, tokens], dim=1)
             first = position - 1 if merged else position
             positions = torch.arange(first, position + 1, device=device).repeat_interleave(block)
             out = model.transformer.extend(
@@ -99,8 +101,8 @@ def imagine(
             )
             if merged:
                 cache.keep(block)
-            x_tau = flow.euler_step(model.read(out), x_tau, substep * step, step)
-        latents = x_tau
+            x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
+        before, latents, tau_before = latents, x_tau, model.config.context_tau
         frames.append(latents)
     return torch.stack(frames, dim=1)
 

@@ -106,12 +106,16 @@ class BlockCausalTransformer(nn.Module):
         modulation: Float[Tensor, "batch tokens 6 width"],
         positions: Int[Tensor, "tokens"],
         mask: Bool[Tensor, "tokens tokens"],
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Process whole windows under an attention mask (True: may attend)."""
+        num_outputs: int,
+    ) -> Float[Tensor, "batch outputs width"]:
+        """Process whole windows under an attention mask (True: may attend); return the last `num_outputs` tokens."""
         rotary = self.rotary(positions)
         for layer in self.layers:
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
+            if layer is self.layers[-1]:
+                x, q, mask = x[:, -num_outputs:], q[:, :, -num_outputs:], mask[-num_outputs:]
+                mod = tuple(part[:, -num_outputs:] for part in mod)
             x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), mod)
         return x
 

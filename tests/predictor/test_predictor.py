@@ -65,12 +65,12 @@ def test_window_bounds_what_attention_reaches() -> None:
     model = make_predictor(window=3)
     x, tau = torch.randn(1, 6, 2, 8), torch.rand(1, 6)
     led_by = model.embed_actions(real_actions(1, 6, 3))
-    model.transformer.layers = model.transformer.layers[:1]  # one layer: the window is the whole receptive field
+    model.transformer.layers = model.transformer.layers[:1]  # one layer: three frames, each seeing the one before it
     before = model(x, tau, tau, led_by)
     x[:, 0] += 1.0
     after = model(x, tau, tau, led_by)
-    assert torch.equal(before[:, 3:], after[:, 3:])
-    assert not torch.allclose(before[:, 2], after[:, 2])
+    assert torch.equal(before[:, 4:], after[:, 4:])
+    assert not torch.allclose(before[:, 3], after[:, 3])
 
 
 def test_candidates_do_not_influence_each_other() -> None:

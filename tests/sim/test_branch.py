@@ -1,10 +1,14 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
 """Branching physics equals stepping it, bit for bit; the oracle solves what random and idle policies do not."""
+
+import dataclasses
 
 import mujoco
 import numpy as np
 import pytest
 
-from sim import InstabilityError, get_task, task_names
+from sim import InstabilityError, get_task, manifest, task_names
 from sim.branch import Brancher, branch
 from sim.manifest import evaluation_pairs
 from sim.physics import get_state, set_state
@@ -117,10 +121,6 @@ def test_manifest_drops_pairs_that_are_solved_already(monkeypatch):
         drawn.append(solved)
         return start.copy() if solved else task.sample_goal(model, start, rng)
 
-    import dataclasses
-
-    from sim import manifest
-
     monkeypatch.setattr(manifest, "get_task", lambda name: dataclasses.replace(task, sample_goal=sample_goal))
     pairs = evaluation_pairs("reach", 5, seed=0)
     assert len(pairs) == 5
@@ -153,11 +153,15 @@ def test_oracle_planner_solves_the_task(name):
     pairs = evaluation_pairs(name, 4, seed=0)
     for start, goal, seed in pairs:
         rng, state, mean = np.random.default_rng(seed), start, np.zeros((7, task.action_size))
+        held = 0
         goal_quantities = task.state_quantities(goal)
         for _ in range(task.episode_steps):
             mean = cross_entropy_plan(task, brancher, state, goal_quantities, mean, rng)
             state = brancher(state, mean[None, :1]).states[0, 0]
             mean = np.concatenate([mean[1:], np.zeros_like(mean[:1])])
+            held = held + 1 if task.success(task.state_quantities(state), goal_quantities) else 0
+            if held == 4:
+                break  # the planner holds the goal; the rest of the episode only costs time
         solved += bool(task.success(task.state_quantities(state), goal_quantities))
     brancher.close()
     assert solved == 4

@@ -1,4 +1,8 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
 """Collected rows: physics says that action_t lies between frame t and frame t+1, and that nothing else would do."""
+
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -87,7 +91,7 @@ def test_content_does_not_depend_on_the_number_of_workers(policy):
 
 
 def test_a_collection_can_be_continued():
-    arguments = {"seed": 2, "image_size": 16, "num_rows": 5, "num_workers": 1}
+    arguments: dict[str, Any] = {"seed": 2, "image_size": 16, "num_rows": 5, "num_workers": 1}
     whole = list(collect("reach", num_episodes=4, **arguments))
     rest = list(collect("reach", num_episodes=2, first_episode=2, **arguments))
     assert np.array_equal(whole[3]["features"]["sim.physics"], rest[1]["features"]["sim.physics"])

@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
 """Pictures: what must be seen is seen, and a machine that cannot render says what to do."""
 
 import os

@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
 """Every task meets the same contract: names, units, costs, resets and goals that mean what they say."""
 
 import mujoco
