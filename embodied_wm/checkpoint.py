@@ -9,7 +9,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,25 +19,57 @@ from torch import Tensor, nn
 
 FORMAT = "embodied_wm.world_model"
 VERSION = 1
+PARTS = ("config", "embodiment", "card")
 T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """Say why a folder cannot be loaded as a model."""
+    """Say why a folder cannot be loaded as a model, or a file of it cannot be written."""
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by rename."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(part, path)
+    """Write JSON by rename.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is intact.
+    """
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    _by_rename(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors by rename."""
+    """Write safetensors by rename.
+
+    Raises:
+        CheckpointError: If they cannot be written; what was there before is intact.
+    """
+    copies = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    _by_rename(path, lambda part: save_file(copies, part))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: If it is no whole safetensors file.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or no safetensors file ({error}); take another checkpoint. Nothing is unpickled."
+        ) from error
+
+
+def _by_rename(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part)
-    os.replace(part, path)
+    try:
+        write(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        kept = "; what it held before is intact" if path.exists() else ""
+        raise CheckpointError(f"{path} could not be written: {error}{kept}. Free space, or choose another disk.") from error
 
 
 def save_model(folder: Path, tensors: Mapping[str, Tensor], *, config: Any, embodiment: Any, card: Mapping[str, Any]) -> None:
@@ -63,6 +95,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         CheckpointError: If it is missing, not ours, or of another version.
     """
     path = folder / "config.json"
+    if not folder.exists():
+        raise CheckpointError(f"no such folder: {folder}. Give the model folder that `embodied-wm train` wrote.")
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a model folder: it has no config.json. Give the folder that `embodied-wm train` wrote, "
@@ -80,6 +114,12 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: version {content.get('version')!r}, this release reads version {VERSION}; "
             f"load it with the release that wrote it, or train again"
         )
+    missing = [key for key in PARTS if not isinstance(content.get(key), dict)]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {missing[0]!r} is {content.get(missing[0], 'missing')!r}; expected objects: {', '.join(PARTS)}. The "
+            f"checkpoint is damaged, take another"
+        )
     return content
 
 
@@ -92,10 +132,7 @@ def load_tensors(folder: Path, model: nn.Module) -> None:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has a config.json but no model.safetensors; the checkpoint is incomplete")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); take another checkpoint") from error
+    tensors = read_tensors(path)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -112,13 +149,26 @@ def from_json(kind: type[T], content: Any) -> T:
     """Rebuild a nested dataclass from what `dataclasses.asdict` and JSON made of it.
 
     Raises:
-        CheckpointError: If a key is unknown.
+        CheckpointError: If a key is unknown or missing, or a value does not fit.
     """
     hints = typing.get_type_hints(kind)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{kind.__name__} is {content!r}; expected an object with the fields: {', '.join(hints)}")
     unknown = sorted(set(content) - set(hints))
     if unknown:
         raise CheckpointError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are: {', '.join(hints)}")
-    return kind(**{name: _rebuild(hints[name], value) for name, value in content.items()})
+    values = {}
+    for name, value in content.items():
+        try:
+            values[name] = _rebuild(hints[name], value)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{kind.__name__}.{name} is {value!r}; expected {hints[name]} ({error})") from error
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{kind.__name__} cannot be made of {content!r}: {error}") from error
 
 
 def _rebuild(hint: Any, value: Any) -> Any:
@@ -126,10 +176,15 @@ def _rebuild(hint: Any, value: Any) -> Any:
         return from_json(hint, value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError("a list is needed")
         inner = [args[0]] * len(value) if args[-1:] == (...,) else args
         return tuple(_rebuild(each, item) for each, item in zip(inner, value, strict=True))
     if origin is dict:
         return {key: _rebuild(args[1], item) for key, item in value.items()}
     if origin in (typing.Union, types.UnionType) and value is not None:
         return _rebuild(next(arg for arg in args if arg is not type(None)), value)
+    wanted = (int, float) if hint is float else hint
+    if hint in (int, float, bool, str) and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
+        raise TypeError(f"a {hint.__name__} is needed")
     return value

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if show_traceback:
             errors.print_exception()
-        pages.problem(errors, str(error) or type(error).__name__, "" if show_traceback else "Where: add --traceback")
+        pages.problem(errors, _message(error), "" if show_traceback else "Where: add --traceback")
         return 1
     except Exception as error:
         errors.print_exception()
@@ -53,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors, f"unexpected {type(error).__name__}: {error}. This is a fault of the program; please report it."
         )
         return 1
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says, and what to do where the system reports a full disk."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk is full, or a limit on files is reached ({text}). What was finished is kept; free space and go on"
+    return text
 
 
 def _command(arguments: Sequence[str]) -> list[str]:

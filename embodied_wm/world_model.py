@@ -5,6 +5,7 @@
     frames  = world_model.decode(latents)
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -94,11 +95,11 @@ class WorldModel(nn.Module):
             )
         return self.readouts[key]  # pyright: ignore[reportReturnType]
 
-    def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens width"]:
+    def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
         """Encode uint8 frames into standardised latents."""
         return self.tokenizer.encode(frames)
 
-    def decode(self, latents: Float[Tensor, "*batch tokens width"]) -> UInt8[Tensor, "*batch height width 3"]:
+    def decode(self, latents: Float[Tensor, "*batch tokens channels"]) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode latents into uint8 frames."""
         return self.tokenizer.decode(latents)
 
@@ -213,6 +214,14 @@ class WorldModel(nn.Module):
         latents = self.encode(frames)
         codes = self.latent_actions.encode(latents[None])[0]
         return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that depend on every weight."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json into a folder, atomically, each file by rename."""

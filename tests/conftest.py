@@ -39,6 +39,24 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small store of a moving dot; do not change it."""
+    import tiny
+
+    return tiny.write_store(tmp_path_factory.mktemp("tiny") / "dot.zarr")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a small saved model; copy it before damaging it."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny.make_model().save(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a test writes by a relative path, such as runs/, stays out of the repository

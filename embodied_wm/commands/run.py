@@ -4,11 +4,14 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import yaml
 from rich.console import Console
 from rich.control import Control
 
@@ -16,6 +19,9 @@ from embodied_wm.commands.errors import UsageError
 
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
+
+FREE = ("resume", "run_dir", "data.path")
+"""Options in which a resumed run may differ; that the data is the same is checked by its fingerprint."""
 
 
 class LoggingConsole(Console):
@@ -55,10 +61,29 @@ class Run:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
 
     def start(self, command: str, config_yaml: str) -> None:
-        """Write the resolved configuration and the head of the log."""
+        """Write the resolved configuration and the head of the log.
+
+        Raises:
+            UsageError: The folder holds a run of another configuration.
+        """
+        if self.resumed:
+            self._check_same(config_yaml)
         (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         self.console.log_only(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {command}")
         self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
+
+    def _check_same(self, config_yaml: str) -> None:
+        earlier = self.folder / "config.yaml"
+        if not earlier.is_file():
+            raise UsageError(f"resume=true: {self.folder} holds no config.yaml, so no run to continue")
+        before, now = (_flat(yaml.safe_load(text)) for text in (earlier.read_text(encoding="utf-8"), config_yaml))
+        other = [key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)]
+        if other:
+            changes = ", ".join(f"{key}={before.get(key)} (now {now.get(key)})" for key in sorted(other)[:5])
+            raise UsageError(
+                f"resume=true: the run in {self.folder} has {changes}; resume it with the same options "
+                f"(its config.yaml), or start a new run"
+            )
 
     def __enter__(self) -> Self:
         """Send log messages to the log file."""
@@ -70,11 +95,18 @@ class Run:
     ) -> None:
         """Write how the run ended, and close the log."""
         logging.getLogger().removeHandler(self._handler)
-        if kind is not None:
-            self._log.write(f"ended by {kind.__name__}: {error}\n")
-            _write_traceback(self._log, error)
-        self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
-        self._log.close()
+        try:
+            if kind is not None:
+                self._log.write(f"ended by {kind.__name__}: {error}\n")
+                _write_traceback(self._log, error)
+            self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
+            self._log.close()
+        except OSError:
+            if kind is None:
+                raise
+            # The disk is full: the run's own error, which is on its way, must not be hidden by this one.
+            with suppress(OSError):
+                self._log.close()
 
 
 def newest_run(parent: Path) -> Path | None:
@@ -86,6 +118,14 @@ def newest_run(parent: Path) -> Path | None:
 def _write_traceback(log: TextIO, error: BaseException | None) -> None:
     if error is not None:
         log.writelines(traceback.format_exception(error))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted option to value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bool]:

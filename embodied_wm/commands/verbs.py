@@ -14,6 +14,7 @@ from embodied_wm.commands.run import Run, newest_run
 
 if TYPE_CHECKING:
     from embodied_wm.data.lerobot import ImportReport
+    from embodied_wm.data.store import EpisodeStore
     from embodied_wm.world_model import WorldModel
 
 type Config = Mapping[str, Any]
@@ -61,20 +62,39 @@ def train(config: Config, run: Run) -> None:
     from embodied_wm.training.train import train_world_model
 
     store = EpisodeStore.open(_path(config["data"]["path"]))
+    _check_same_data(store, run)
     train_world_model(store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console)
+
+
+def _check_same_data(store: "EpisodeStore", run: Run) -> None:
+    """Note which data a run is about, or check that a resumed run goes on with the same."""
+    note = run.folder / "data.json"
+    fingerprint = store.fingerprint()
+    if not note.is_file():
+        note.write_text(json.dumps({"path": store.path, "fingerprint": fingerprint}) + "\n", encoding="utf-8")
+        return
+    before = json.loads(note.read_text(encoding="utf-8"))
+    if before["fingerprint"] != fingerprint:
+        raise UsageError(
+            f"resume=true: the run in {run.folder} trains on {before['path']} with fingerprint {before['fingerprint']}; "
+            f"{store.path} has {fingerprint}. Give the same data, or start a new run"
+        )
 
 
 def imagine(config: Config, run: Run) -> None:
     """Imagine an episode of a store."""
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.evaluation.imagine import imagine_episode
+    from embodied_wm.training.train import check_compatible
 
     store = EpisodeStore.open(_path(config["data"]["path"]))
+    world_model = load_world_model(config)
+    check_compatible(store, world_model)
     episode = config["episode"] + (store.num_episodes if config["episode"] < 0 else 0)
     if not 0 <= episode < store.num_episodes:
         raise UsageError(f"episode={config['episode']}: the store holds {store.num_episodes} episodes, counted from 0")
     imagine_episode(
-        load_world_model(config),
+        world_model,
         store,
         episode,
         run.folder,
@@ -94,38 +114,38 @@ def plan(config: Config, run: Run) -> None:
 
 def benchmark_imagination(config: Config, run: Run) -> None:
     """Measure imagination against physics."""
-    from embodied_wm.evaluation.imagination import benchmark_imagination
+    from embodied_wm.commands import benchmarks
 
-    benchmark_imagination(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+    benchmarks.benchmark_imagination(load_world_model(config), config, run.folder, run.console)
 
 
 def benchmark_planning(config: Config, run: Run) -> None:
     """Measure closed-loop planning."""
-    from embodied_wm.evaluation.planning import benchmark_planning
+    from embodied_wm.commands import benchmarks
 
-    benchmark_planning(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+    benchmarks.benchmark_planning(load_world_model(config), config, run.folder, run.console)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:
     """Measure speed."""
-    from embodied_wm.evaluation.speed import benchmark_speed
+    from embodied_wm.commands import benchmarks
 
-    benchmark_speed(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+    benchmarks.benchmark_speed(load_world_model(config), config, run.folder, run.console)
 
 
 def benchmark_latent_actions(config: Config, run: Run) -> None:
     """Measure the latent actions."""
-    from embodied_wm.evaluation.latent_actions import benchmark_latent_actions
+    from embodied_wm.commands import benchmarks
 
-    benchmark_latent_actions(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+    benchmarks.benchmark_latent_actions(load_world_model(config), config, run.folder, run.console)
 
 
 def demo(config: Config, run: Run) -> None:
     """Run one of the demos."""
-    from embodied_wm.evaluation import demo as demos
+    from embodied_wm.commands import demos
 
-    runners = {"reach": demos.run_demo, "lerobot": demos.run_lerobot_demo}
-    runners[config["kind"]](config, run.folder, config["seed"])
+    runners = {"task": demos.run_task_demo, "lerobot": demos.run_lerobot_demo}
+    runners[config["kind"]](config, run.folder, run.console)
 
 
 def inspect(config: Config, console: Console) -> None:

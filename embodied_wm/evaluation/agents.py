@@ -64,9 +64,9 @@ class OracleAgent:
 
     needs_frames = False
 
-    def __init__(self, task: Task, planner: Planner, weights: StepWeights) -> None:
+    def __init__(self, task: Task, planner: Planner, weights: StepWeights, *, num_threads: int = 2) -> None:
         self.task, self.weights = task, weights
-        self.control = MPC(planner, OracleDynamics(task), seed=0)
+        self.control = MPC(planner, OracleDynamics(task, num_threads=num_threads), seed=0)
         self.seconds: list[float] = []
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:

@@ -154,11 +154,13 @@ class ImaginationJudge:
     def _costs(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
         objective = model_objective(self.objective, self.model, self.task, point.goal_frame, self.weights)
         actions = torch.from_numpy(point.actions)
-        imagined_cost = objective(imagined, actions).double().numpy()
-        encoded_cost = objective(true_latents, actions).double().numpy()
-        per_step = torch.from_numpy(self.task.cost(point.true_quantities, point.goal_quantities))
+        with torch.no_grad():
+            imagined_cost = objective(imagined, actions).double().numpy()
+            encoded_cost = objective(true_latents, actions).double().numpy()
+        per_step = torch.from_numpy(self.task.planning_cost(point.true_quantities, point.goal_quantities))
         physical_cost = self.weights.reduce(per_step).numpy()
         rows.value("spearman", spearman(imagined_cost, physical_cost))
+        rows.value("spearman_true", spearman(encoded_cost, physical_cost))
         for source in SOURCES:
             part = [name == source for name in point.sources]
             rows.value(f"spearman.{source}", spearman(imagined_cost[part], physical_cost[part]))

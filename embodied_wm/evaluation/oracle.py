@@ -3,6 +3,7 @@
 The oracle's "latents" are the task's physical quantities, [S, H, Q]; its context is a physics state.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -33,16 +34,20 @@ class OracleDynamics:
         return torch.from_numpy(self.brancher(context, actions.numpy()).quantities)
 
 
-def task_cost(task: Task, quantities: Tensor, goal_quantities: Tensor) -> Tensor:
-    """Return the task's distance to the goal in metres, [...], of quantities [..., Q]; the torch twin of `Task.cost`."""
-    index = list(task.goal_indices)
-    return (quantities[..., index] - goal_quantities[..., index]).square().sum(-1).sqrt()
+def task_cost(task: Task, goal_quantities: Tensor | np.ndarray) -> Callable[[Tensor], Tensor]:
+    """Return what turns quantities [..., Q] into the cost that planning on them minimises, [...], in metres."""
+    goal = np.asarray(goal_quantities, dtype=np.float64)
+
+    def cost(quantities: Tensor) -> Tensor:
+        return torch.from_numpy(task.planning_cost(quantities.detach().cpu().numpy(), goal))
+
+    return cost
 
 
 def oracle_objective(task: Task, goal_physics: np.ndarray, weights: StepWeights) -> Objective:
     """Return the objective of the oracle: distance to the goal in metres, from true quantities."""
-    goal = torch.from_numpy(task.state_quantities(goal_physics))
-    return StateCost(readout=lambda states: states, cost=lambda q: task_cost(task, q, goal), weights=weights)
+    goal = task.state_quantities(goal_physics)
+    return StateCost(readout=lambda states: states, cost=task_cost(task, goal), weights=weights)
 
 
 def model_objective(
@@ -68,13 +73,6 @@ def model_objective(
         readout = world_model.readout(QUANTITIES)
         with torch.no_grad():
             goal_quantities = readout(goal)
-        return StateCost(readout=_no_grad(readout), cost=lambda q: task_cost(task, q, goal_quantities), weights=weights)
+        return StateCost(readout=readout, cost=task_cost(task, goal_quantities), weights=weights)
     raise ValueError(f"unknown objective {kind!r}; choose one of: latent, state")
 
-
-def _no_grad(readout: torch.nn.Module):
-    def read(latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            return readout(latents)
-
-    return read

@@ -4,19 +4,24 @@ Success is judged by the simulator's state at the *end* of the episode; `success
 `cpg` is the oracle's success minus the model's: the part of failure that is the model's fault.
 """
 
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from embodied_wm.evaluation.agents import Agent
-from embodied_wm.evaluation.statistics import agresti_caffo, bootstrap_mean, bootstrap_quantile, wilson
+from embodied_wm.evaluation.statistics import agresti_caffo, bootstrap_mean, bootstrap_quantile, estimate, wilson
 from embodied_wm.progress import Track
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
 from sim.render import Renderer
+from sim.tasks import get_task
 from sim.tasks.base import Task
 
 NUM_FILMED = 6
@@ -31,7 +36,6 @@ class Episodes:
         success_any: [N] bool, within tolerance at any step.
         steps_to_success: [N], first step within tolerance; episode length + 1 where there was none.
         final_cost_m: [N], distance to the goal at the end.
-        decision_seconds: Every decision's time.
         films: Frames of the first episodes, [NUM_FILMED, T + 1, h, w, 3]; empty for agents that see none.
         goals: Goal images of those.
     """
@@ -40,53 +44,124 @@ class Episodes:
     success_any: np.ndarray
     steps_to_success: np.ndarray
     final_cost_m: np.ndarray
-    decision_seconds: np.ndarray
     films: np.ndarray
     goals: np.ndarray
 
 
-def run_episodes(
+def run_pair(
+    task: Task, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int], brancher: Brancher, renderer: Renderer | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Run one episode; return its costs [T + 1] in metres, its frames [T + 1, h, w, 3] and its goal image, if rendered."""
+    start, goal, pair_seed = pair
+    goal_frame = renderer.render_states(goal[None])[0] if renderer else None
+    agent.begin(goal_frame, goal, pair_seed)
+    physics, frames, states = start, [], [start]
+    for _ in range(task.episode_steps):
+        frame = renderer.render_states(physics[None])[0] if renderer else None
+        action = np.asarray(agent.act(frame, physics), dtype=np.float32)
+        physics = brancher(physics, action[None, None]).states[0, 0]
+        states.append(physics)
+        frames.append(frame)
+    cost = task.cost(task.state_quantities(np.stack(states)), task.state_quantities(goal))
+    film = np.stack([*frames, renderer.render_states(physics[None])[0]]) if renderer else None
+    return cost, film, goal_frame
+
+
+class Arena:
+    """Runs agents of one task on pairs; keeps the simulation and the renderer."""
+
+    def __init__(self, task: Task, *, image_size: tuple[int, int], camera: str) -> None:
+        self.task, self.image_size, self.camera = task, image_size, camera
+        self.brancher = Brancher(task, num_threads=1)
+        self.renderer: Renderer | None = None
+
+    def run(self, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int]) -> Any:
+        """Run one pair; frames are rendered only for an agent that needs them."""
+        if agent.needs_frames and self.renderer is None:
+            self.renderer = Renderer(self.task.model, *self.image_size, self.camera)
+        return run_pair(self.task, agent, pair, self.brancher, self.renderer if agent.needs_frames else None)
+
+    def close(self) -> None:
+        """Free the simulation and the renderer."""
+        self.brancher.close()
+        if self.renderer:
+            self.renderer.close()
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(task_name: str, image_size: tuple[int, int], camera: str) -> None:
+    torch.set_num_threads(1)
+    _worker["arena"] = Arena(get_task(task_name), image_size=image_size, camera=camera)
+    _worker["agents"] = {}
+
+
+def _work(name: str, make: Callable[[], Agent], pair: tuple[np.ndarray, np.ndarray, int]) -> Any:
+    agents = _worker["agents"]
+    if name not in agents:
+        agents[name] = make()
+    return _worker["arena"].run(agents[name], pair)
+
+
+def run_agents(
     task: Task,
-    agent: Agent,
-    name: str,
+    agents: Mapping[str, Callable[[], Agent]],
     *,
     num_episodes: int,
     seed: int,
     image_size: tuple[int, int],
     camera: str,
+    num_workers: int = 2,
     console: Console | None = None,
-) -> Episodes:
-    """Run one agent on the first `num_episodes` pairs of the frozen list of `seed`."""
+) -> dict[str, Episodes]:
+    """Run every agent on the same frozen pairs, episodes in parallel processes of one thread each.
+
+    Args:
+        task: The task.
+        agents: Name to what makes the agent (it is called in each worker, so it must be picklable).
+        num_episodes: Length of the frozen list of pairs.
+        seed: Its seed.
+        image_size: Height and width of frames.
+        camera: Camera of the frames.
+        num_workers: Processes. Decisions are timed apart, by `time_decisions`.
+        console: Where progress is shown.
+    """
     pairs = evaluation_pairs(task.name, num_episodes, seed)
-    brancher = Brancher(task, num_threads=1)
-    renderer = Renderer(task.model, *image_size, camera) if agent.needs_frames else None
-    costs, films, goals = [], [], []
-    with Track(f"plan {task.name}: {name}", num_episodes, unit="episodes", console=console) as track:
-        for start, goal, pair_seed in pairs:
-            goal_frame = renderer.render_states(goal[None])[0] if renderer else None
-            agent.begin(goal_frame, goal, pair_seed)
-            physics, frames, states = start, [], [start]
-            for _ in range(task.episode_steps):
-                frame = renderer.render_states(physics[None])[0] if renderer else None
-                action = np.asarray(agent.act(frame, physics), dtype=np.float32)
-                physics = brancher(physics, action[None, None]).states[0, 0]
-                states.append(physics)
-                frames.append(frame)
-            cost = task.cost(task.state_quantities(np.stack(states)), task.state_quantities(goal))
-            costs.append(cost)
-            if renderer and len(films) < NUM_FILMED:
-                films.append(np.stack([*frames, renderer.render_states(physics[None])[0]]))
-                goals.append(goal_frame)
-            track.advance(1, f"success {np.mean([c[-1] <= task.tolerance_m for c in costs]):.2f}")
-    if renderer:
-        renderer.close()
-    brancher.close()
-    return _summarise(task, np.stack(costs), agent.seconds, films, goals)
+    found: dict[str, Episodes] = {}
+    with ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(task.name, image_size, camera),
+    ) as pool:
+        for name, make in agents.items():
+            costs, films, goals = [], [], []
+            with Track(f"plan {task.name}: {name}", num_episodes, unit="episodes", console=console) as track:
+                for cost, film, goal in pool.map(_work, repeat(name), repeat(make), pairs):
+                    costs.append(cost)
+                    if film is not None and len(films) < NUM_FILMED:
+                        films.append(film)
+                        goals.append(goal)
+                    track.advance(1, f"success {np.mean([c[-1] <= task.tolerance_m for c in costs]):.2f}")
+            found[name] = _summarise(task, np.stack(costs), films, goals)
+    return found
 
 
-def _summarise(
-    task: Task, costs: np.ndarray, seconds: list[float], films: list[np.ndarray], goals: list[Any]
-) -> Episodes:
+def time_decisions(
+    task: Task, agent: Agent, *, num_episodes: int, seed: int, image_size: tuple[int, int], camera: str
+) -> np.ndarray:
+    """Return the seconds of every decision of an agent alone on this machine, the first episode's (warm-up) left out."""
+    arena = Arena(task, image_size=image_size, camera=camera)
+    for index, pair in enumerate(evaluation_pairs(task.name, num_episodes + 1, seed)):
+        if index == 1:
+            agent.seconds.clear()
+        arena.run(agent, pair)
+    arena.close()
+    return np.asarray(agent.seconds)
+
+
+def _summarise(task: Task, costs: np.ndarray, films: list[np.ndarray], goals: list[Any]) -> Episodes:
     within = costs[:, 1:] <= task.tolerance_m
     never = task.episode_steps + 1
     return Episodes(
@@ -94,17 +169,19 @@ def _summarise(
         success_any=within.any(1),
         steps_to_success=np.where(within.any(1), within.argmax(1) + 1, never),
         final_cost_m=costs[:, -1],
-        decision_seconds=np.asarray(seconds),
         films=np.stack(films) if films else np.zeros((0,)),
         goals=np.stack(goals) if goals else np.zeros((0,)),
     )
 
 
-def measure_agents(runs: Mapping[str, Episodes], *, planned_steps: int, seed: int) -> dict[str, Any]:
+def measure_agents(
+    runs: Mapping[str, Episodes], seconds: Mapping[str, np.ndarray], *, planned_steps: int, seed: int
+) -> dict[str, Any]:
     """Turn runs into PROTOCOL's keys; the agent "model" gives the plain keys, the others "<key>.<agent>".
 
     Args:
         runs: Agent name to its episodes; "model" and "oracle" define `cpg`.
+        seconds: Agent name to the times of its decisions, from `time_decisions`.
         planned_steps: Candidates x iterations x horizon of one decision.
         seed: Seeds the bootstrap.
     """
@@ -117,16 +194,15 @@ def measure_agents(runs: Mapping[str, Episodes], *, planned_steps: int, seed: in
         found[f"final_cost_m{end}"] = bootstrap_mean(run.final_cost_m, seed=seed)
         if run.success_any.any():
             found[f"steps_to_success{end}"] = bootstrap_mean(run.steps_to_success[run.success_any], seed=seed)
-        if len(run.decision_seconds):
-            found[f"seconds_per_decision{end}"] = bootstrap_quantile(run.decision_seconds, 0.5, seed=seed)
-            found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(run.decision_seconds, 0.95, seed=seed)
-    if "model" in runs:
-        median = found["seconds_per_decision"]["value"]
-        found["decisions_per_second"] = {"value": 1 / median, "ci95": None, "n": len(runs["model"].decision_seconds)}
-        found["candidate_steps_per_decision"] = {"value": float(planned_steps), "ci95": None, "n": 1}
-        if "oracle" in runs:
-            model, oracle = runs["model"].success, runs["oracle"].success
-            found["cpg"] = agresti_caffo(int(oracle.sum()), len(oracle), int(model.sum()), len(model))
+        if name in seconds:
+            found[f"seconds_per_decision{end}"] = bootstrap_quantile(seconds[name], 0.5, seed=seed)
+            found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(seconds[name], 0.95, seed=seed)
+    if "model" in seconds:
+        found["decisions_per_second"] = estimate(1 / float(np.median(seconds["model"])), None, len(seconds["model"]))
+        found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
+    if {"model", "oracle"} <= runs.keys():
+        model, oracle = runs["model"].success, runs["oracle"].success
+        found["cpg"] = agresti_caffo(int(oracle.sum()), len(oracle), int(model.sum()), len(model))
     return found
 
 

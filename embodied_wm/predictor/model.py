@@ -15,7 +15,6 @@ The action token can be real (embedded), latent (a code) or absent; one model se
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -66,9 +65,9 @@ class ActionInputs:
     codes: Float[Tensor, "batch time code"] | None = None
 
 
-def block_causal_mask(num_frames: int, block: int, window: int, device: torch.device) -> Tensor:
-    """Return [N, N] booleans: a token sees its own frame's block and the `window - 1` frames before it."""
-    frame = torch.arange(num_frames, device=device).repeat_interleave(block)
+def block_causal_mask(num_frames: int, window: int, device: torch.device) -> Tensor:
+    """Return [F, F] booleans: a frame sees itself and the `window - 1` frames before it."""
+    frame = torch.arange(num_frames, device=device)
     gap = frame[:, None] - frame[None, :]
     return (gap >= 0) & (gap < window)
 
@@ -152,14 +151,12 @@ class LatentPredictor(nn.Module):
             step: Step size each frame is predicted for.
             led_by: Embedded action that led to each frame, from `shift(embed_actions(...))`.
         """
-        time, block = x_tau.shape[1], self.block
+        time = x_tau.shape[1]
         before, tau_before = _previous(x_tau), _previous(tau)
-        tokens = rearrange(self.blocks(led_by, x_tau, before), "b t n w -> b (t n) w")
-        modulation = repeat(self.modulation(tau, step), "b t six w -> b (t n) six w", n=block)
-        positions = torch.arange(time, device=x_tau.device).repeat_interleave(block)
-        mask = block_causal_mask(time, block, self.config.window, x_tau.device)
-        out = self.transformer(tokens, modulation, positions, mask, time * block)
-        return self.read(rearrange(out, "b (t n) w -> b t n w", n=block)[:, :, 1:], before, tau_before[..., None, None])
+        positions = torch.arange(time, device=x_tau.device)
+        mask = block_causal_mask(time, self.config.window, x_tau.device)
+        out = self.transformer(self.blocks(led_by, x_tau, before), self.modulation(tau, step), positions, mask, time)
+        return self.read(out, before, tau_before[..., None, None])
 
     def predict_targets(
         self,
@@ -183,21 +180,19 @@ class LatentPredictor(nn.Module):
             step: Step size each target is predicted for.
             led_by: Embedded action that led to each frame.
         """
-        time, block = x_tau.shape[1], self.block
+        time = x_tau.shape[1]
         before, tau_before = _previous(past), _previous(past_tau)
-        streams = [self.blocks(led_by, latents, before) for latents in (past, x_tau)]
-        tokens = rearrange(torch.stack(streams, 1), "b s t n w -> b (s t n) w")
+        tokens = torch.cat([self.blocks(led_by, latents, before) for latents in (past, x_tau)], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
         levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1))
-        modulation = repeat(levels, "b t six w -> b (t n) six w", n=block)
-        frame = torch.arange(time, device=tau.device).repeat_interleave(block)
+        frame = torch.arange(time, device=tau.device)
         gap = frame[:, None] - frame[None, :]
         seen = (gap >= 0) & (gap < self.config.window)
         mask = torch.cat(
             [torch.cat([seen, torch.zeros_like(seen)], 1), torch.cat([seen & (gap > 0), gap == 0], 1)], dim=0
         )
-        out = self.transformer(tokens, modulation, frame.repeat(2), mask, time * block)
-        return self.read(rearrange(out, "b (t n) w -> b t n w", n=block)[:, :, 1:], before, tau_before[..., None, None])
+        out = self.transformer(tokens, levels, frame.repeat(2), mask, time)
+        return self.read(out, before, tau_before[..., None, None])
 
     def sample_levels(self, batch: int, time: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noise levels [B, T] of context frames and of target frames, each frame its own."""
@@ -278,11 +273,11 @@ class LatentPredictor(nn.Module):
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         keep = min(len(latents), self.config.window - 1)
         latents, led_by = latents[-keep:], led_by[:, -keep:]
-        tokens = rearrange(self.blocks(led_by, latents[None], _previous(latents[None])), "b t n w -> b (t n) w")
-        clean = torch.ones(1, device=latents.device)
-        modulation = repeat(self.modulation(clean, clean / self.config.max_steps), "1 six w -> 1 n six w", n=tokens.shape[1])
-        positions = torch.arange(keep, device=latents.device).repeat_interleave(self.block)
-        mask = block_causal_mask(keep, self.block, self.config.window, latents.device)
+        tokens = self.blocks(led_by, latents[None], _previous(latents[None]))
+        clean = torch.ones(keep, device=latents.device)
+        modulation = self.modulation(clean, clean / self.config.max_steps)
+        mask = block_causal_mask(keep, self.config.window, latents.device)
+        positions = torch.arange(keep, device=latents.device)
         keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
         return Context(keys, values, keep, keep, latents[-1], latents[-2] if keep > 1 else torch.zeros_like(latents[-1]))
 

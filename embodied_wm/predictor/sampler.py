@@ -68,10 +68,7 @@ def imagine(
     cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * block)
     levels = torch.tensor([model.config.context_tau] + [index * step for index in range(num_steps)], device=device)
     sizes = torch.tensor([1 / model.config.max_steps] + [step] * num_steps, device=device)
-    modulation = repeat(model.modulation(levels, sizes), "n six w -> n block six w", block=block)
-    both = modulation[:2].flatten(0, 1)
-    merged_mask = torch.ones(2 * block, 2 * block, dtype=torch.bool, device=device)
-    merged_mask[:block, block:] = False
+    modulation = model.modulation(levels, sizes)
     frames: list[Tensor] = []
     latents = context.last_latents.expand(candidates, -1, -1)
     before = context.before_last.expand(candidates, -1, -1)
@@ -83,21 +80,18 @@ def imagine(
         position = context.next_position + index
         x_tau = noise[:, index]
         for substep in range(num_steps):
-            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None])[:, 0]
+            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None])
             merged = substep == 0 and index > 0
             if merged:
-                written = model.blocks(action_before[:, None], latents[:, None], before[:, None])[:, 0]
+                written = model.blocks(action_before[:, None], latents[:, None], before[:, None])
                 tokens = torch.cat([written, tokens], dim=1)
-            first = position - 1 if merged else position
-            positions = torch.arange(first, position + 1, device=device).repeat_interleave(block)
+            positions = torch.arange(position - merged, position + 1, device=device)
             out = model.transformer.extend(
                 tokens,
-                both if merged else modulation[1 + substep],
-                model.transformer.rotary(positions),
+                modulation[:2] if merged else modulation[1 + substep : 2 + substep],
+                model.transformer.rotary(positions, block),
                 cache,
-                mask=merged_mask if merged else None,
                 window_tokens=window * block,
-                num_outputs=model.num_tokens,
             )
             if merged:
                 cache.keep(block)

@@ -51,7 +51,7 @@ def rotate(x_ShNd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer whose norms are modulated by the conditioning."""
+    """One pre-norm transformer layer whose norms are modulated, frame by frame, by the conditioning."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -64,27 +64,38 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, width, bias=False)
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        nn.init.zeros_(self.modulation)
 
     def modulated(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        """Return (shift, scale, gate) of attention and of the MLP from shared modulation [..., 6, width]."""
-        return (modulation + self.modulation).unbind(-2)
+        """Return (shift, scale, gate) of attention and of the MLP, [..., F, 1, width], from [..., F, 6, width]."""
+        return (modulation + self.modulation).unsqueeze(-3).unbind(-2)
 
-    def queries_keys_values(self, x: Tensor, mod: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Return q, k, v of shape [S, h, N, d], q and k normalised and rotated."""
-        normed = torch.addcmul(mod[0], self.norm(x), 1 + mod[1])
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(normed).chunk(3, dim=-1))
+    def queries_keys_values(self, x_SFnW: Tensor, mod: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Return q, k, v of shape [S, h, F * n, d], q and k normalised and rotated."""
+        normed = torch.addcmul(mod[0], self.norm(x_SFnW), 1 + mod[1])
+        q, k, v = self.qkv(normed).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary), v
 
-    def finish(self, x: Tensor, attended_ShNd: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
+    def finish(self, x_SFnW: Tensor, attended_ShNd: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
         """Add the attention output and the MLP to the residual stream."""
-        x = torch.addcmul(x, 1 + mod[2], self.out(attended_ShNd.transpose(1, 2).flatten(2)))
-        gate, up = self.gate_up(torch.addcmul(mod[3], self.norm(x), 1 + mod[4])).chunk(2, dim=-1)
-        return torch.addcmul(x, 1 + mod[5], self.down(F.silu(gate) * up))
+        attended = self.out(attended_ShNd.transpose(1, 2).flatten(2)).view(x_SFnW.shape)
+        x_SFnW = torch.addcmul(x_SFnW, 1 + mod[2], attended)
+        gate, up = self.gate_up(torch.addcmul(mod[3], self.norm(x_SFnW), 1 + mod[4])).chunk(2, dim=-1)
+        return torch.addcmul(x_SFnW, 1 + mod[5], self.down(F.silu(gate) * up))
+
+    def select(
+        self, x_SFnW: Tensor, q_ShNd: Tensor, mod: tuple[Tensor, ...], num_frames: int
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Keep the latent tokens (all but the first, the action's) of the last frames: all that a last layer must output."""
+        frames, block = x_SFnW.shape[1:3]
+        q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, 1:].flatten(2, 3)
+        return x_SFnW[:, -num_frames:, 1:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
 
 
 class BlockCausalTransformer(nn.Module):
-    """Run tokens of shape [S, N, width] through modulated layers."""
+    """Run blocks of tokens, [S, F frames, n tokens per frame, width], through modulated layers.
+
+    The first token of every block is the action's; outputs are the other tokens of the last frames.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -96,38 +107,51 @@ class BlockCausalTransformer(nn.Module):
             for linear in (layer.out, layer.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
-    def rotary(self, positions_N: Int[Tensor, "tokens"]) -> tuple[Tensor, Tensor]:
-        """Return rotary tables for the tokens' frame positions."""
-        return rotary_angles(positions_N, self.config.width // self.config.num_heads, self.config.rotary_base)
+    def rotary(self, positions_F: Int[Tensor, "frames"], block: int) -> tuple[Tensor, Tensor]:
+        """Return rotary tables of all tokens of frames at these positions."""
+        head = self.config.width // self.config.num_heads
+        return rotary_angles(positions_F.repeat_interleave(block), head, self.config.rotary_base)
 
     def forward(
         self,
-        x: Float[Tensor, "batch tokens width"],
-        modulation: Float[Tensor, "batch tokens 6 width"],
-        positions: Int[Tensor, "tokens"],
-        mask: Bool[Tensor, "tokens tokens"],
-        num_outputs: int,
-    ) -> Float[Tensor, "batch outputs width"]:
-        """Process whole windows under an attention mask (True: may attend); return the last `num_outputs` tokens."""
-        rotary = self.rotary(positions)
+        x: Float[Tensor, "batch frames block width"],
+        modulation: Float[Tensor, "batch frames 6 width"],
+        positions: Int[Tensor, "frames"],
+        mask: Bool[Tensor, "frames frames"],
+        num_frames: int,
+    ) -> Float[Tensor, "batch outputs tokens width"]:
+        """Process whole windows.
+
+        Args:
+            x: Blocks of tokens.
+            modulation: Shared modulation of each frame.
+            positions: Rotary position of each frame.
+            mask: True where a frame may attend to another.
+            num_frames: Frames, from the last, whose latent tokens are wanted.
+        """
+        block = x.shape[2]
+        rotary = self.rotary(positions, block)
+        mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
         for layer in self.layers:
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
             if layer is self.layers[-1]:
-                x, q, mask = x[:, -num_outputs:], q[:, :, -num_outputs:], mask[-num_outputs:]
-                mod = tuple(part[:, -num_outputs:] for part in mod)
-            x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), mod)
+                x, q, mod = layer.select(x, q, mod, num_frames)
+                mask_NN = mask_NN.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
+            x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN), mod)
         return x
 
     def keys_values(
         self,
-        x: Float[Tensor, "1 tokens width"],
-        modulation: Float[Tensor, "1 tokens 6 width"],
-        positions: Int[Tensor, "tokens"],
-        mask: Bool[Tensor, "tokens tokens"],
+        x: Float[Tensor, "1 frames block width"],
+        modulation: Float[Tensor, "frames 6 width"],
+        positions: Int[Tensor, "frames"],
+        mask: Bool[Tensor, "frames frames"],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return every layer's keys and values [h, N, d] of a context; the last layer stops there."""
-        rotary = self.rotary(positions)
+        block = x.shape[2]
+        rotary = self.rotary(positions, block)
+        mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
         keys, values = [], []
         for layer in self.layers:
             mod = layer.modulated(modulation)
@@ -135,31 +159,34 @@ class BlockCausalTransformer(nn.Module):
             keys.append(k[0].contiguous())
             values.append(v[0].contiguous())
             if layer is not self.layers[-1]:
-                x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), mod)
+                x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN), mod)
         return tuple(keys), tuple(values)
 
     def extend(
         self,
-        x: Float[Tensor, "candidates tokens width"],
-        modulation: Float[Tensor, "tokens 6 width"],
+        x: Float[Tensor, "candidates frames block width"],
+        modulation: Float[Tensor, "frames 6 width"],
         rotary: tuple[Tensor, Tensor],
         cache: CandidateCache,
         *,
-        mask: Bool[Tensor, "tokens tokens"] | None,
         window_tokens: int,
-        num_outputs: int,
-    ) -> Float[Tensor, "candidates outputs width"]:
-        """Process new tokens that see the shared context and the candidate's own past.
+    ) -> Float[Tensor, "candidates tokens width"]:
+        """Process one or two new frames that see the shared context and the candidate's own past.
+
+        Of two new frames the first does not see the second. The latent tokens of the last are returned.
 
         Args:
-            x: New tokens of every candidate.
-            modulation: Modulation per new token; the same for all candidates.
+            x: Blocks of the new frames of every candidate.
+            modulation: Modulation of each new frame; the same for all candidates.
             rotary: Tables of the new tokens' positions.
             cache: The candidates' cache; the new tokens are put behind its kept ones.
-            mask: [tokens, tokens], which new tokens each new token may see; None for all. Past ones are always seen.
             window_tokens: Most tokens, new ones included, that attention reaches back over.
-            num_outputs: Only the last tokens' outputs are wanted: the last layer computes no others.
         """
+        frames, block = x.shape[1:3]
+        mask = None
+        if frames > 1:
+            mask = torch.ones(frames * block, frames * block, dtype=torch.bool, device=x.device)
+            mask[:block, block:] = False
         for index, layer in enumerate(self.layers):
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
@@ -167,8 +194,7 @@ class BlockCausalTransformer(nn.Module):
             shared, own = cache.visible(index, k.shape[2], window_tokens)
             layer_mask = None if mask is None else F.pad(mask, (own[0].shape[2] - mask.shape[1], 0), value=True)
             if index == len(self.layers) - 1:
-                x, q = x[:, -num_outputs:], q[:, :, -num_outputs:]
-                mod = tuple(part[-num_outputs:] for part in mod)
-                layer_mask = None if layer_mask is None else layer_mask[-num_outputs:]
+                x, q, mod = layer.select(x, q, mod, 1)
+                layer_mask = None  # the last frame sees every own token
             x = layer.finish(x, attend_shared(q, shared, own, mask_NM=layer_mask), mod)
-        return x
+        return x[:, 0]

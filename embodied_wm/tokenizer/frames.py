@@ -5,6 +5,7 @@ token a frame). Design choices, each switchable by configuration:
 
 - Reconstruction is weighted towards pixels that differ from the batch's mean image, so that small or rare objects
   are not averaged away.
+- The decoder adds to a learned background image, which starts as the mean frame: a still camera's scene costs no capacity.
 - SIGReg keeps latents near N(0, I), which is what a flow model starts from.
 - Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
   time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
@@ -93,6 +94,7 @@ class FrameTokenizer(nn.Module):
                 decoder += [nn.GroupNorm(8, size), nn.SiLU()]
                 previous = size
         self.decoder = nn.Sequential(*decoder)
+        self.background = nn.Parameter(torch.zeros(3, *config.image_size))
         self.bottleneck = make_bottleneck(config.bottleneck)
         self.register_buffer("latent_mean", torch.zeros(config.token_width))
         self.register_buffer("latent_std", torch.ones(config.token_width))
@@ -111,7 +113,12 @@ class FrameTokenizer(nn.Module):
 
     def _decode_raw(self, raw_NKD: Tensor) -> Tensor:
         rows = self.config.token_grid[0]
-        return self.decoder(rearrange(raw_NKD, "n (h w) d -> n d h w", h=rows))
+        return self.background + self.decoder(rearrange(raw_NKD, "n (h w) d -> n d h w", h=rows))
+
+    @torch.no_grad()
+    def fit_background(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:
+        """Start the decoder from the mean of some frames, so that it need only learn what differs from it."""
+        self.background.copy_(to_pixels(frames).mean(0))
 
     def loss(
         self, frames_BTHWC: UInt8[Tensor, "batch time height width 3"], generator: torch.Generator
@@ -147,7 +154,7 @@ class FrameTokenizer(nn.Module):
     @torch.no_grad()
     def encode(
         self, frames: UInt8[Tensor, "*batch height width 3"], chunk: int = 512
-    ) -> Float[Tensor, "*batch tokens width"]:
+    ) -> Float[Tensor, "*batch tokens channels"]:
         """Encode frames into standardised latents.
 
         Args:
@@ -162,7 +169,7 @@ class FrameTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, latents: Float[Tensor, "*batch tokens width"], chunk: int = 512
+        self, latents: Float[Tensor, "*batch tokens channels"], chunk: int = 512
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode standardised latents into uint8 frames."""
         raw = latents.reshape(-1, *latents.shape[-2:]) * self.latent_std + self.latent_mean

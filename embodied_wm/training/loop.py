@@ -6,17 +6,18 @@ at step n does what an uninterrupted one would have done, bit for bit on a CPU.
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embodied_wm.checkpoint import write_tensors
+from embodied_wm.checkpoint import read_tensors, write_tensors
 from embodied_wm.progress import Track
 
 SAVE_EVERY_S = 60.0
@@ -72,6 +73,7 @@ class _State:
         self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         self.ema = [parameter.detach().clone() for parameter in self.parameters] if use_ema else []
         self.step = 0
+        self.is_whole = True  # False while an update is half done: Ctrl-C can come anywhere
 
     def tensors(self) -> dict[str, Tensor]:
         flat = {f"module.{name}": tensor for name, tensor in self.modules.state_dict().items()}
@@ -80,7 +82,24 @@ class _State:
             flat |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
         return {name: tensor.clone() for name, tensor in flat.items()} | {"step": torch.tensor(self.step)}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, path: Path) -> None:
+        """Take over what an earlier run saved.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+            TrainingError: If it is of another model.
+        """
+        tensors = read_tensors(path)
+        own = {f"module.{name}": tuple(tensor.shape) for name, tensor in self.modules.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("module.")}
+        different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+        if different:
+            name = different[0]
+            raise TrainingError(
+                f"{path} is of another model: {len(different)} tensors differ, the first is {name!r}: it holds "
+                f"{found.get(name, 'nothing')}, this model {own.get(name, 'nothing')}. Resume with the run's own "
+                f"configuration (config.yaml in its folder), or train in a new folder."
+            )
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "ema": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             if name != "step":
@@ -134,25 +153,24 @@ def fit(
     state = _State(modules, optimiser, config.ema_decay > 0)
     saved = stages / f"{name}.safetensors"
     if saved.is_file():
-        state.load(load_file(saved))
+        state.load(saved)
     metrics: Metrics = {}
     last_save = time.monotonic()
     modules.train()
-    log = (run_dir / "metrics.jsonl").open("a")
-    with log, Track(f"train {name}", config.num_steps, start=state.step, console=console) as track:
+    log = _Log(run_dir / "metrics.jsonl", name, state.step)
+    with Track(f"train {name}", config.num_steps, start=state.step, console=console) as track:
         try:
             while state.step < config.num_steps:
                 metrics = _step(state, batch_of(state.step), loss_of, config, seed, stages / f"{name}.bad_batch.safetensors")
-                state.step += 1
                 if state.step % 20 == 0 or state.step == config.num_steps:
-                    log.write(json.dumps({"stage": name, "step": state.step, **metrics}) + "\n")
-                    log.flush()
+                    log.append({"stage": name, "step": state.step, **metrics})
                 track.advance(1, " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3]))
                 if time.monotonic() - last_save > SAVE_EVERY_S:
                     write_tensors(saved, state.tensors())
                     last_save = time.monotonic()
         finally:
-            write_tensors(saved, state.tensors())
+            if state.is_whole:  # otherwise the file of some seconds ago is where the run goes on
+                write_tensors(saved, state.tensors())
     modules.eval()
     if state.ema:
         with torch.no_grad():
@@ -172,18 +190,55 @@ def _step(
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(config, state.step)
     loss, metrics = loss_of(batch, step_generator(seed, state.step))
-    if not torch.isfinite(loss):
-        write_tensors(bad_batch, batch)
-        raise TrainingError(
-            f"the loss became {float(loss.detach())} at step {state.step}; the batch is kept in {bad_batch} and the weights of the "
-            f"step before beside it. Lower learning_rate (now {config.learning_rate}) or look for bad values in the batch."
-        )
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)
+    norm = nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)
+    if not torch.isfinite(loss + norm):
+        write_tensors(bad_batch, batch)
+        raise TrainingError(
+            f"the loss became {float(loss.detach())} (gradient norm {float(norm)}) at step {state.step}; the batch is kept in "
+            f"{bad_batch} and the weights of the step before beside it. Lower learning_rate (now {config.learning_rate}) or "
+            f"look for bad values in the batch."
+        )
+    state.is_whole = False
     state.optimiser.step()
     if state.ema:
         decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)
+    state.step += 1
+    state.is_whole = True
     return {"loss": float(loss.detach()), **metrics}
+
+
+class _Log:
+    """Append metrics to a file of JSON lines, and drop those that a resumed stage will write again."""
+
+    def __init__(self, path: Path, stage: str, step: int) -> None:
+        self.path = path
+        if not path.is_file():
+            return
+        content = path.read_bytes()
+        lines = content.split(b"\n")[:-1]  # what follows the last line break was cut short
+        records = [json.loads(line) for line in lines]
+        kept = [line for line, each in zip(lines, records, strict=True) if each["stage"] != stage or each["step"] <= step]
+        whole = b"".join(line + b"\n" for line in kept)
+        if whole != content:
+            part = path.with_name(path.name + ".part")
+            part.write_bytes(whole)
+            os.replace(part, path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line.
+
+        Raises:
+            TrainingError: If the file cannot be written.
+        """
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                num_written = file.write(line)
+        except OSError as error:
+            raise TrainingError(f"{self.path} could not be written: {error}. Free space and resume the run.") from error
+        if num_written != len(line):
+            raise TrainingError(f"{self.path} could not be written: the disk is full. Free space and resume the run.")

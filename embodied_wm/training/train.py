@@ -49,11 +49,11 @@ class TrainConfig:
     latent_actions: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=128))
     adapter: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     predictor: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=2500, batch_size=48, learning_rate=2e-3, ema_decay=0.995)
+        default_factory=lambda: StageConfig(num_steps=1800, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     camera: str = ""
-    sequence_length: int = 12
+    sequence_length: int = 10
     held_out_fraction: float = 0.1
     labelled_fraction: float = 1.0
     code_fraction: float = 0.15
@@ -187,6 +187,8 @@ class Trainer:
             features=[camera],
             seed=self.seed,
         )
+        frames = np.concatenate([loader.batch(step)[camera][:, 0] for step in range(max(1, 1024 // config.batch_size))])
+        tokenizer.fit_background(torch.from_numpy(frames))
         self.fit(
             "tokenizer",
             {"tokenizer": tokenizer},
@@ -194,7 +196,6 @@ class Trainer:
             lambda batch, generator: tokenizer.loss(batch["frames"], generator),
             config,
         )
-        frames = np.concatenate([loader.batch(step)[camera][:, 0] for step in range(max(1, 1024 // config.batch_size))])
         tokenizer.fit_statistics(torch.from_numpy(frames))
 
     def train_latent_actions(self) -> None:

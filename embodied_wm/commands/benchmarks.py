@@ -1,0 +1,251 @@
+"""The benchmark verbs: measure, then write report.json and report.html."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from embodied_wm.data.loader import split_episodes
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation import pages
+from embodied_wm.evaluation.imagination import Judged, judge_imagination
+from embodied_wm.evaluation.latent_actions import measure_latent_actions
+from embodied_wm.evaluation.lineup import CONTROLLERS, PlanningSetup, line_up, train_baselines
+from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
+from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
+from embodied_wm.evaluation.speed import measure_speed
+from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.train import check_compatible
+from embodied_wm.world_model import WorldModel
+from planners.cem import CEM
+from sim.tasks import get_task
+
+TIMED_EPISODES = 2
+
+
+def resolved(run_dir: Path) -> dict[str, Any]:
+    """Return the run's resolved configuration as plain values."""
+    return yaml.safe_load((run_dir / "config.yaml").read_text())
+
+
+def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
+    """Return what plans, from a verb's configuration."""
+    return PlanningSetup(
+        task=config["task"]["name"],
+        planner=config["planner"],
+        objective=config["objective"]["kind"],
+        weights=config["objective"]["weights"],
+    )
+
+
+def planned_steps(planner: Any) -> int:
+    """Return candidates x iterations x horizon of one decision."""
+    return planner.num_candidates * (planner.num_iterations if isinstance(planner, CEM) else 1) * planner.horizon
+
+
+def camera_of(model: WorldModel) -> str:
+    """Return the simulator's name of the model's camera."""
+    return model.embodiment.camera.removeprefix("observation.images.")
+
+
+def benchmark_imagination(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Measure imagination against physics."""
+    began, seed = time.monotonic(), config["seed"]
+    setup = setup_of(config)
+    task = get_task(setup.task)
+    judged = judge_imagination(
+        task,
+        model,
+        setup.planner,
+        config["imagination"],
+        objective=setup.objective,
+        weights=setup.weights,
+        seed=seed,
+        console=console,
+    )
+    page = write_report(
+        run_dir,
+        kind="imagination",
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        tasks={task.name: judged.measures},
+        sections=pages.imagination_sections(task, judged),
+        headline=imagination_headline(judged),
+        title=f"Imagination against physics: {task.name}",
+    )
+    console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
+
+
+def imagination_headline(judged: Judged) -> list[Headline]:
+    """Return the key figures of imagination, those that the task has."""
+    found = [Headline(label="rank correlation with physics", value=judged.measures["spearman"], target=0.9)]
+    last = max(judged.measures["psnr"]["by_horizon"], key=int)
+    gain = dict(judged.measures["psnr"]["by_horizon"][last])
+    found.append(Headline(label=f"PSNR at h = {last}", value=gain, unit="dB"))
+    found.append(Headline(label="elite regret", value=judged.measures["elite_regret"], better="lower"))
+    return found
+
+
+def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Measure closed-loop planning against baselines and the oracle."""
+    began, seed = time.monotonic(), config["seed"]
+    setup = setup_of(config)
+    planning = config["planning"]
+    wanted = list(planning["controllers"])
+    unknown = [name for name in wanted if name not in CONTROLLERS]
+    if unknown:
+        raise ValueError(f"unknown controller {unknown[0]!r}; choose from: {', '.join(CONTROLLERS)}")
+    checkpoint = run_dir / "model"
+    model.save(checkpoint)
+    makers = dict(line_up(checkpoint, setup))
+    if {"behaviour_cloning", "inverse_dynamics"} & set(wanted):
+        makers |= train_baselines(checkpoint, training_latents(model, console), run_dir, seed=seed)
+    runs, seconds, measures = measure_planning(
+        model, setup, {name: makers[name] for name in wanted}, num_pairs=planning["num_pairs"], seed=seed, console=console
+    )
+    task = get_task(setup.task)
+    headline = [Headline(label="success", value=measures["success"], unit="%", target=0.9)] if "model" in wanted else []
+    if "cpg" in measures:
+        headline.append(Headline(label="oracle minus model", value=measures["cpg"], unit="%", better="lower"))
+    if "seconds_per_decision" in measures:
+        headline.append(
+            Headline(label="one decision", value=scaled(measures["seconds_per_decision"], 1e3), unit="ms", better="lower")
+        )
+    page = write_report(
+        run_dir,
+        kind="planning",
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        tasks={task.name: measures},
+        sections=pages.planning_sections(task, runs, measures),
+        headline=headline,
+        title=f"Closed-loop planning: {task.name}",
+    )
+    console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
+
+
+def measure_planning(
+    model: WorldModel,
+    setup: PlanningSetup,
+    makers: Mapping[str, Any],
+    *,
+    num_pairs: int,
+    seed: int,
+    console: Console,
+) -> tuple[dict[str, Episodes], dict[str, Any], dict[str, Any]]:
+    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs, times and measures."""
+    task = get_task(setup.task)
+    size, camera = model.config.tokenizer.image_size, camera_of(model)
+    runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=size, camera=camera, console=console)
+    timed = [name for name in makers if name not in ("random", "zero")]
+    seconds = {
+        name: time_decisions(
+            task, makers[name](), num_episodes=TIMED_EPISODES, seed=seed, image_size=size, camera=camera
+        )
+        for name in timed
+    }
+    measures = measure_agents(runs, seconds, planned_steps=planned_steps(setup.planner), seed=seed)
+    return runs, seconds, measures
+
+
+def training_latents(model: WorldModel, console: Console) -> LatentEpisodes:
+    """Encode the episodes that a model was trained on, from the store its card names.
+
+    Raises:
+        ValueError: If that store is gone or has changed its features.
+    """
+    store = EpisodeStore.open(model.card["store"])
+    check_compatible(store, model)
+    train, _ = split_episodes(store.num_episodes)
+    return LatentEpisodes(
+        store, model.tokenizer, camera=model.embodiment.camera, episodes=train.tolist(), features=["action"], console=console
+    )
+
+
+def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Time imagination, cached and uncached, and one decision."""
+    began, seed = time.monotonic(), config["seed"]
+    setup = setup_of(config)
+    task = get_task(setup.task)
+    speed = measure_speed(model, config["speed"], console=console)
+    checkpoint = run_dir / "model"
+    model.save(checkpoint)
+    agent = line_up(checkpoint, setup)["model"]()
+    times = time_decisions(
+        task,
+        agent,
+        num_episodes=TIMED_EPISODES,
+        seed=seed,
+        image_size=model.config.tokenizer.image_size,
+        camera=camera_of(model),
+    )
+    measures = measure_agents({}, {"model": times}, planned_steps=planned_steps(setup.planner), seed=seed)
+    page = write_report(
+        run_dir,
+        kind="speed",
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        tasks={task.name: measures},
+        speed=speed,
+        sections=[pages.speed_section(speed)],
+        headline=[Headline(label="decisions per second", value=measures["decisions_per_second"])],
+        title="Speed",
+    )
+    console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
+
+
+def benchmark_latent_actions(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Measure what latent actions carry, on the held-out episodes of a store."""
+    began, seed = time.monotonic(), config["seed"]
+    store = EpisodeStore.open(config["data"]["path"])
+    check_compatible(store, model)
+    measures = latent_action_measures(model, store, seed=seed)
+    page = write_report(
+        run_dir,
+        kind="latent_actions",
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        tasks={model.embodiment.robot: measures},
+        sections=[pages.latent_action_section(measures)],
+        headline=[
+            Headline(label="actions read from codes (R2)", value=measures["r2"], target=0.9),
+            Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB", target=5.0),
+        ],
+        title="Latent actions",
+    )
+    console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
+
+
+def latent_action_measures(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[str, Any]:
+    """Measure latent actions with a probe fitted on (at most 60) training episodes, judged on the held-out ones."""
+    train, held_out = split_episodes(store.num_episodes)
+    return measure_latent_actions(
+        model, store, train=train[:60].tolist(), held_out=held_out.tolist(), context=3, seed=seed
+    )
+
+
+def fingerprints(model: WorldModel) -> dict[str, Any]:
+    """Return the fingerprints of the data and the checkpoint that a report carries."""
+    return {"dataset": model.card.get("fingerprint"), "checkpoint": model.fingerprint()}
+
+
+def scaled(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Return an estimate in another unit."""
+    ends = value["ci95"]
+    return {"value": value["value"] * factor, "ci95": None if ends is None else [end * factor for end in ends], "n": value["n"]}
+
+
+__all__ = [
+    "Section",
+    "benchmark_imagination",
+    "benchmark_latent_actions",
+    "benchmark_planning",
+    "benchmark_speed",
+    "fingerprints",
+    "imagination_headline",
+    "latent_action_measures",
+    "measure_planning",
+    "resolved",
+    "scaled",
+    "setup_of",
+    "training_latents",
+]

@@ -1,0 +1,106 @@
+"""The line-up of the planning benchmark: which agents meet, made from a checkpoint in whatever process they run in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from embodied_wm.checkpoint import write_tensors
+from embodied_wm.evaluation.agents import Agent, ModelAgent, OracleAgent, PolicyAgent, RandomAgent
+from embodied_wm.evaluation.baselines import GoalPolicy, GoalPolicyConfig, train_goal_policy
+from embodied_wm.evaluation.oracle import ObjectiveKind
+from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.world_model import ActionKind, WorldModel
+from planners.base import Planner
+from planners.objectives import StepWeights
+from sim.tasks import get_task
+
+CONTROLLERS = ("model", "oracle", "behaviour_cloning", "inverse_dynamics", "random", "zero")
+POLICIES = {"behaviour_cloning": 25, "inverse_dynamics": 8}
+"""Baseline to the farthest goal, in frames, that it is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningSetup:
+    """Say what plans, and how.
+
+    Attributes:
+        task: The task's name.
+        planner: The planner, the oracle's too.
+        objective: What the world model's planner minimises.
+        weights: How much each imagined step counts.
+        context: Frames of context.
+        kind: How actions condition the model.
+    """
+
+    task: str
+    planner: Planner
+    objective: ObjectiveKind
+    weights: StepWeights
+    context: int = 3
+    kind: ActionKind = "real"
+
+
+def make_model_agent(checkpoint: Path, setup: PlanningSetup) -> Agent:
+    """Make the world model's planning agent."""
+    return ModelAgent(
+        WorldModel.load(checkpoint),
+        get_task(setup.task),
+        setup.planner,
+        setup.weights,
+        objective=setup.objective,
+        kind=setup.kind,
+        context=setup.context,
+    )
+
+
+def make_oracle_agent(setup: PlanningSetup, num_threads: int = 1) -> Agent:
+    """Make the same planner on MuJoCo."""
+    return OracleAgent(get_task(setup.task), setup.planner, setup.weights, num_threads=num_threads)
+
+
+def make_random_agent(setup: PlanningSetup, scale: float) -> Agent:
+    """Make an agent of random (scale 1) or zero actions."""
+    return RandomAgent(get_task(setup.task).action_size, scale=scale)
+
+
+def make_policy_agent(checkpoint: Path, policy: Path, width: int) -> Agent:
+    """Make a baseline policy's agent from its saved weights."""
+    world_model = WorldModel.load(checkpoint)
+    tokenizer = world_model.config.tokenizer
+    network = GoalPolicy(
+        latent_size=tokenizer.num_tokens * tokenizer.token_width,
+        action_size=world_model.embodiment.action_size,
+        width=width,
+    )
+    network.load_state_dict(load_file(policy))
+    return PolicyAgent(world_model, network)
+
+
+def train_baselines(
+    checkpoint: Path, data: LatentEpisodes, run_dir: Path, *, seed: int, config: GoalPolicyConfig | None = None
+) -> Mapping[str, Callable[[], Agent]]:
+    """Train the policies without search on the model's own latents; return what makes their agents."""
+    config = config or GoalPolicyConfig()
+    world_model = WorldModel.load(checkpoint)
+    makers: dict[str, Callable[[], Agent]] = {}
+    for name, max_ahead in POLICIES.items():
+        policy = train_goal_policy(
+            name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed
+        )
+        path = run_dir / f"{name}.safetensors"
+        write_tensors(path, policy.state_dict())
+        makers[name] = partial(make_policy_agent, checkpoint, path, config.width)
+    return makers
+
+
+def line_up(checkpoint: Path, setup: PlanningSetup) -> dict[str, Callable[[], Agent]]:
+    """Return what makes the agents that need no training: model, oracle, random, zero."""
+    return {
+        "model": partial(make_model_agent, checkpoint, setup),
+        "oracle": partial(make_oracle_agent, setup),
+        "random": partial(make_random_agent, setup, 1.0),
+        "zero": partial(make_random_agent, setup, 0.0),
+    }
