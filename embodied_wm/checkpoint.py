@@ -1,7 +1,7 @@
 """Checkpoints: safetensors for tensors, JSON for everything else; nothing is ever unpickled.
 
-A model folder holds `model.safetensors` and `config.json` (format, version, configuration, embodiment, card). Files are written
-beside their final name and renamed, so a kill leaves the old file or the new one.
+A model folder holds `model.safetensors` and `config.json` (format, version, configuration, embodiment, card). Files are
+written beside their final name and renamed, so a kill leaves the old file or the new one.
 """
 
 import dataclasses
@@ -11,16 +11,15 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 FORMAT = "embodied_wm.world_model"
 VERSION = 1
 PARTS = ("config", "embodiment", "card")
-T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -43,8 +42,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: If they cannot be written; what was there before is intact.
     """
-    copies = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    _by_rename(path, lambda part: save_file(copies, part))
+    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    _by_rename(path, lambda part: part.write_bytes(content))  # save_file would hide it from other users
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -66,13 +65,17 @@ def _by_rename(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         part.unlink(missing_ok=True)
         kept = "; what it held before is intact" if path.exists() else ""
-        raise CheckpointError(f"{path} could not be written: {error}{kept}. Free space, or choose another disk.") from error
+        raise CheckpointError(
+            f"{path} could not be written: {error}{kept}. Free space, or choose another disk."
+        ) from error
 
 
-def save_model(folder: Path, tensors: Mapping[str, Tensor], *, config: Any, embodiment: Any, card: Mapping[str, Any]) -> None:
+def save_model(
+    folder: Path, tensors: Mapping[str, Tensor], *, config: Any, embodiment: Any, card: Mapping[str, Any]
+) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors)
@@ -117,8 +120,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     missing = [key for key in PARTS if not isinstance(content.get(key), dict)]
     if missing:
         raise CheckpointError(
-            f"{path}: {missing[0]!r} is {content.get(missing[0], 'missing')!r}; expected objects: {', '.join(PARTS)}. The "
-            f"checkpoint is damaged, take another"
+            f"{path}: {missing[0]!r} is {content.get(missing[0], 'missing')!r}; expected objects: {', '.join(PARTS)}. "
+            f"The checkpoint is damaged, take another"
         )
     return content
 
@@ -145,7 +148,7 @@ def load_tensors(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(tensors)
 
 
-def from_json(kind: type[T], content: Any) -> T:
+def from_json[T](kind: type[T], content: Any) -> T:
     """Rebuild a nested dataclass from what `dataclasses.asdict` and JSON made of it.
 
     Raises:
@@ -184,7 +187,7 @@ def _rebuild(hint: Any, value: Any) -> Any:
         return {key: _rebuild(args[1], item) for key, item in value.items()}
     if origin in (typing.Union, types.UnionType) and value is not None:
         return _rebuild(next(arg for arg in args if arg is not type(None)), value)
-    wanted = (int, float) if hint is float else hint
-    if hint in (int, float, bool, str) and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
+    accepted = {int: int, float: int | float, bool: bool, str: str}
+    if hint in accepted and (not isinstance(value, accepted[hint]) or (isinstance(value, bool) and hint is not bool)):
         raise TypeError(f"a {hint.__name__} is needed")
     return value

@@ -60,7 +60,7 @@ def _message(error: Exception) -> str:
     """Return what an error says, and what to do where the system reports a full disk."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full, or a limit on files is reached ({text}). What was finished is kept; free space and go on"
+        return f"the disk is full, or a limit on file sizes is reached ({text}). What was finished is kept; free space"
     return text
 
 

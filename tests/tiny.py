@@ -51,7 +51,11 @@ def training(num_steps: int = 2, **changes: float) -> TrainConfig:
 
 def command_line(num_steps: int = 2) -> list[str]:
     """Return the overrides of `embodied-wm train` that make what `MODEL` and `training` are."""
-    steps = [f"trainer.{stage}.{key}={value}" for stage in STAGES for key, value in (("num_steps", num_steps), ("batch_size", 4))]
+    steps = [
+        f"trainer.{stage}.{key}={value}"
+        for stage in STAGES
+        for key, value in (("num_steps", num_steps), ("batch_size", 4))
+    ]
     return [*OVERRIDES, *steps]
 
 
@@ -90,7 +94,10 @@ def make_model() -> WorldModel:
     """Return a model whose every weight is at work, as after training."""
     torch.manual_seed(0)
     embodiment = Embodiment(
-        camera=CAMERA, action_size=2, action_names=("a", "b"), readouts={"observation.state": (("x", "y"), ("px", "px"))}
+        camera=CAMERA,
+        action_size=2,
+        action_names=("a", "b"),
+        readouts={"observation.state": (("x", "y"), ("px", "px"))},
     )
     model = WorldModel(MODEL, embodiment, card={"seed": 0})
     for parameter in model.parameters():

@@ -54,6 +54,7 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
             return
         if done:
             console.print(f"continuing {out}, which holds {done} episodes", soft_wrap=True)
+        _check_rendering(task["name"], task["image_size"], task["camera"])
         episodes = collect(
             task["name"],
             num_episodes=number - done,
@@ -74,6 +75,15 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
                 store.append([Episode(features=episode["features"], info=episode["info"]) for episode in group])
                 track.advance(len(group))
         console.print(f"{out}: {store.num_episodes} episodes, {store.num_frames} rows", soft_wrap=True)
+
+
+def _check_rendering(task: str, image_size: int, camera: str | None) -> None:
+    """Fail here, in plain words, where a worker process could only die."""
+    from sim.render import Renderer
+    from sim.tasks import get_task
+
+    described = get_task(task)
+    Renderer(described.model, image_size, image_size, camera or described.cameras[0]).close()
 
 
 def is_used(path: Path) -> bool:

@@ -76,8 +76,8 @@ def _check_same_data(store: "EpisodeStore", run: Run) -> None:
     before = json.loads(note.read_text(encoding="utf-8"))
     if before["fingerprint"] != fingerprint:
         raise UsageError(
-            f"resume=true: the run in {run.folder} trains on {before['path']} with fingerprint {before['fingerprint']}; "
-            f"{store.path} has {fingerprint}. Give the same data, or start a new run"
+            f"resume=true: the run in {run.folder} trains on {before['path']} with fingerprint "
+            f"{before['fingerprint']}; {store.path} has {fingerprint}. Give the same data, or start a new run"
         )
 
 
@@ -85,16 +85,13 @@ def imagine(config: Config, run: Run) -> None:
     """Imagine an episode of a store."""
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.evaluation.imagine import imagine_episode
-    from embodied_wm.training.train import check_compatible
 
     store = EpisodeStore.open(_path(config["data"]["path"]))
-    world_model = load_world_model(config)
-    check_compatible(store, world_model)
     episode = config["episode"] + (store.num_episodes if config["episode"] < 0 else 0)
     if not 0 <= episode < store.num_episodes:
         raise UsageError(f"episode={config['episode']}: the store holds {store.num_episodes} episodes, counted from 0")
     imagine_episode(
-        world_model,
+        load_world_model(config),
         store,
         episode,
         run.folder,
@@ -102,35 +99,46 @@ def imagine(config: Config, run: Run) -> None:
         context_frames=config["context_frames"],
         horizon=config["horizon"],
         seed=config["seed"],
+        console=run.console,
     )
 
 
 def plan(config: Config, run: Run) -> None:
     """Plan one episode in closed loop."""
-    from embodied_wm.evaluation.planning import plan_once
+    from embodied_wm.evaluation.plan_once import plan_once
+    from sim.tasks import get_task
 
-    plan_once(load_world_model(config), config["task"]["name"], config, run.folder, config["seed"])
+    plan_once(
+        load_model_for_task(config),
+        get_task(config["task"]["name"]),
+        config["planner"],
+        config["objective"]["weights"],
+        objective=config["objective"]["kind"],
+        seed=config["seed"],
+        run_dir=run.folder,
+        console=run.console,
+    )
 
 
 def benchmark_imagination(config: Config, run: Run) -> None:
     """Measure imagination against physics."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_imagination(load_world_model(config), config, run.folder, run.console)
+    benchmarks.benchmark_imagination(load_model_for_task(config), config, run.folder, run.console)
 
 
 def benchmark_planning(config: Config, run: Run) -> None:
     """Measure closed-loop planning."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_planning(load_world_model(config), config, run.folder, run.console)
+    benchmarks.benchmark_planning(load_model_for_task(config), config, run.folder, run.console)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:
     """Measure speed."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_speed(load_world_model(config), config, run.folder, run.console)
+    benchmarks.benchmark_speed(load_model_for_task(config), config, run.folder, run.console)
 
 
 def benchmark_latent_actions(config: Config, run: Run) -> None:
@@ -187,6 +195,22 @@ def load_world_model(config: Config) -> "WorldModel":
     from embodied_wm.world_model import WorldModel
 
     return WorldModel.load(checkpoint_folder(_path(config["checkpoint"])), device=choose_device(config["device"]))
+
+
+def load_model_for_task(config: Config) -> "WorldModel":
+    """Load the checkpoint of a configuration and check that it is of the configuration's task."""
+    from sim.tasks import get_task, task_names
+
+    task, model = get_task(config["task"]["name"]), load_world_model(config)
+    robot, camera = model.embodiment, model.embodiment.camera.removeprefix("observation.images.")
+    is_other = robot.robot != task.name and robot.robot in task_names()
+    if is_other or robot.action_size != task.action_size or camera not in task.cameras:
+        raise UsageError(
+            f"the model of {config['checkpoint']} is of {robot.robot!r}: camera {camera!r}, actions of size "
+            f"{robot.action_size}; the task {task.name!r} has the cameras {', '.join(task.cameras)} and actions of "
+            f"size {task.action_size}. Choose another task=, or a checkpoint that was trained on {task.name}"
+        )
+    return model
 
 
 def checkpoint_folder(path: Path) -> Path:

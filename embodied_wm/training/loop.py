@@ -1,7 +1,7 @@
 """One flat training loop for every stage.
 
-Batch and noise of a step depend on (seed, step) alone, so there is no loader or generator state to save: a run that resumes
-at step n does what an uninterrupted one would have done, bit for bit on a CPU.
+Batch and noise of a step depend on (seed, step) alone, so there is no loader or generator state to save: a run that
+resumes at step n does what an uninterrupted one would have done, bit for bit on a CPU.
 """
 
 import json
@@ -70,7 +70,7 @@ class _State:
 
     def __init__(self, modules: nn.ModuleDict, optimiser: torch.optim.Optimizer, use_ema: bool) -> None:
         self.modules, self.optimiser = modules, optimiser
-        self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+        self.parameters: list[Tensor] = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         self.ema = [parameter.detach().clone() for parameter in self.parameters] if use_ema else []
         self.step = 0
         self.is_whole = True  # False while an update is half done: Ctrl-C can come anywhere
@@ -139,7 +139,7 @@ def fit(
         console: Where progress is shown.
 
     Returns:
-        The metrics of the last step.
+        The metrics of the last step; those in the log where the stage was finished before.
 
     Raises:
         TrainingError: If the loss is not finite; the batch is kept for a look.
@@ -161,7 +161,9 @@ def fit(
     with Track(f"train {name}", config.num_steps, start=state.step, console=console) as track:
         try:
             while state.step < config.num_steps:
-                metrics = _step(state, batch_of(state.step), loss_of, config, seed, stages / f"{name}.bad_batch.safetensors")
+                metrics = _step(
+                    state, batch_of(state.step), loss_of, config, seed, stages / f"{name}.bad_batch.safetensors"
+                )
                 if state.step % 20 == 0 or state.step == config.num_steps:
                     log.append({"stage": name, "step": state.step, **metrics})
                 track.advance(1, " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3]))
@@ -174,8 +176,8 @@ def fit(
     modules.eval()
     if state.ema:
         with torch.no_grad():
-            torch._foreach_copy_(state.parameters, state.ema)
-    return metrics
+            torch._foreach_copy_(state.parameters, state.ema)  # pyright: ignore[reportPrivateImportUsage]
+    return metrics or log.last
 
 
 def _step(
@@ -196,37 +198,47 @@ def _step(
     if not torch.isfinite(loss + norm):
         write_tensors(bad_batch, batch)
         raise TrainingError(
-            f"the loss became {float(loss.detach())} (gradient norm {float(norm)}) at step {state.step}; the batch is kept in "
-            f"{bad_batch} and the weights of the step before beside it. Lower learning_rate (now {config.learning_rate}) or "
-            f"look for bad values in the batch."
+            f"the loss became {float(loss.detach())} (gradient norm {float(norm)}) at step {state.step}; the batch is "
+            f"kept in {bad_batch} and the weights of the step before beside it. Lower learning_rate (now "
+            f"{config.learning_rate}) or look for bad values in the batch."
         )
     state.is_whole = False
     state.optimiser.step()
     if state.ema:
         decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
-            torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)
+            torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     state.step += 1
     state.is_whole = True
     return {"loss": float(loss.detach()), **metrics}
 
 
 class _Log:
-    """Append metrics to a file of JSON lines, and drop those that a resumed stage will write again."""
+    """Append metrics to a file of JSON lines, and drop those that a resumed stage will write again.
+
+    Attributes:
+        last: The stage's last metrics that an earlier call has logged.
+    """
 
     def __init__(self, path: Path, stage: str, step: int) -> None:
         self.path = path
+        self.last: Metrics = {}
         if not path.is_file():
             return
         content = path.read_bytes()
         lines = content.split(b"\n")[:-1]  # what follows the last line break was cut short
         records = [json.loads(line) for line in lines]
-        kept = [line for line, each in zip(lines, records, strict=True) if each["stage"] != stage or each["step"] <= step]
+        kept = [
+            line for line, each in zip(lines, records, strict=True) if each["stage"] != stage or each["step"] <= step
+        ]
         whole = b"".join(line + b"\n" for line in kept)
         if whole != content:
             part = path.with_name(path.name + ".part")
             part.write_bytes(whole)
             os.replace(part, path)
+        for record in (json.loads(line) for line in kept):
+            if record["stage"] == stage:
+                self.last = {key: value for key, value in record.items() if key not in ("stage", "step")}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line.

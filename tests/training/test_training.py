@@ -39,7 +39,9 @@ def loss_of(modules: nn.ModuleDict) -> Callable[[Batch, torch.Generator], tuple[
     return loss
 
 
-def run(folder: Path, *, config: StageConfig = CONFIG, batches: Callable[[int], Batch] = batch_of, seed: int = 0) -> nn.ModuleDict:
+def run(
+    folder: Path, *, config: StageConfig = CONFIG, batches: Callable[[int], Batch] = batch_of, seed: int = 0
+) -> nn.ModuleDict:
     modules = network(seed)
     fit("stage", modules, batches, loss_of(modules), config, run_dir=folder, seed=1)
     return modules
@@ -51,7 +53,15 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def test_the_loop_learns_and_its_rate_warms_up_and_decays(tmp_path: Path) -> None:
     modules = network()
-    fit("stage", modules, batch_of, loss_of(modules), StageConfig(num_steps=300, learning_rate=0.02), run_dir=tmp_path, seed=0)
+    fit(
+        "stage",
+        modules,
+        batch_of,
+        loss_of(modules),
+        StageConfig(num_steps=300, learning_rate=0.02),
+        run_dir=tmp_path,
+        seed=0,
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(20, 301, 20))
     assert lines[-1]["loss"] < 0.02 * lines[0]["loss"]
@@ -155,7 +165,7 @@ def test_a_saved_stage_of_another_model_or_damaged_is_refused(tmp_path: Path) ->
         fit("stage", other, batch_of, loss_of(other), CONFIG, run_dir=tmp_path, seed=1)
     saved = tmp_path / "stages/stage.safetensors"
     saved.write_bytes(saved.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="stage.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"stage.safetensors is damaged"):
         run(tmp_path)
 
 
@@ -207,16 +217,23 @@ def reached(stage: str, folder: Path) -> bool:
 
 def test_stages_that_do_not_exist_are_refused_with_those_that_do(tmp_path: Path, tiny_store: Path) -> None:
     with pytest.raises(ValueError, match=f"unknown training stage 'actor'; choose from: {', '.join(STAGES)}"):
-        train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(), tmp_path, seed=0, stages=["actor"])
+        train_world_model(
+            EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(), tmp_path, seed=0, stages=["actor"]
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_left_out_stages_keep_the_weights_they_start_from(tmp_path: Path, tiny_store: Path) -> None:
     first = tiny.make_model()
     model = train_world_model(
-        EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(), tmp_path, seed=0,
-        stages=["adapter", "predictor", "readouts"], start_from=first,
-    )  # fmt: skip
+        EpisodeStore.open(tiny_store),
+        tiny.MODEL,
+        tiny.training(),
+        tmp_path,
+        seed=0,
+        stages=["adapter", "predictor", "readouts"],
+        start_from=first,
+    )
     for part in ("tokenizer", "latent_actions"):
         assert same(getattr(model, part).state_dict(), getattr(first, part).state_dict())
     assert not same(model.predictor.state_dict(), first.predictor.state_dict())
@@ -234,9 +251,21 @@ def test_one_batch_overfits_the_predictor(tmp_path: Path) -> None:
 
     def mean_loss() -> float:
         with torch.no_grad():
-            return float(np.mean([float(loss(batch, torch.Generator().manual_seed(1000 + seed))[0]) for seed in range(20)]))
+            return float(
+                np.mean([float(loss(batch, torch.Generator().manual_seed(1000 + seed))[0]) for seed in range(20)])
+            )
 
     before = mean_loss()
-    config = StageConfig(num_steps=400, learning_rate=5e-3)
-    fit("predictor", nn.ModuleDict({"predictor": model.predictor}), lambda _: batch, loss, config, run_dir=tmp_path, seed=0)
-    assert mean_loss() < before / 10
+    config = StageConfig(num_steps=250, learning_rate=1e-2)
+    fit(
+        "predictor",
+        nn.ModuleDict({"predictor": model.predictor}),
+        lambda _: batch,
+        loss,
+        config,
+        run_dir=tmp_path,
+        seed=0,
+    )
+    after = mean_loss()
+    print("RATIO", before / after)
+    assert after < before / 10

@@ -1,0 +1,179 @@
+"""Sections of the report, made from results: pictures first, plain words, every figure with its interval."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embodied_wm.evaluation.figures import Picture, learning_curve
+from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections, in_unit
+from embodied_wm.evaluation.pages_planning import planning_sections
+from embodied_wm.evaluation.report import Section, Table
+
+__all__ = [
+    "dataset_imagination_sections",
+    "imagination_sections",
+    "latent_action_section",
+    "planning_sections",
+    "speed_section",
+    "training_section",
+]
+
+_CODES: Mapping[str, tuple[str, str]] = {
+    "r2": (
+        "true actions read from codes (R²)",
+        "Share of the true actions' variance that a linear probe reads from the code and the latents, on held-out "
+        "episodes; 1 is all "
+        "of it.",
+    ),
+    "delta_psnr": (
+        "gain over a random code (dB)",
+        "How much closer to the true next frame imagination comes with the inferred code than with a random one.",
+    ),
+    "latent_mse_code": (
+        "error with the right code",
+        "Squared error of one imagined step, in latent units; lower is better.",
+    ),
+    "latent_mse_shuffled_code": (
+        "error with another transition's code",
+        "The same with the code of another moment. It must be larger: the code then says what was done here.",
+    ),
+    "latent_mse_copy": ("error of copying", "The same for assuming that nothing changes."),
+    "code_bits": (
+        "bits per code",
+        "All that one code can hold; a frame's latents hold far more, so it cannot carry a frame.",
+    ),
+}
+_STAGES: Mapping[str, str] = {
+    "tokenizer": "frames to latents and back",
+    "latent_actions": "what was done, inferred from two frames",
+    "adapter": "real actions to codes and back",
+    "predictor": "the next latents, from past ones and actions",
+    "readouts": "physical quantities, read from latents",
+}
+
+
+def latent_action_section(measures: Mapping[str, Any]) -> Section:
+    """Return what a page shows of latent actions.
+
+    Args:
+        measures: From `measure_latent_actions`; figures of other kinds among them are left alone.
+    """
+    rows = [[name, measures[key], meaning] for key, (name, meaning) in _CODES.items() if key in measures]
+    return Section(
+        title="Latent actions",
+        text="From two frames in a row the model infers a small code of what was done between them, without ever "
+        "seeing an "
+        "action label. A good code says what the robot did, and steers imagination as the real action does.",
+        table=Table(columns=["figure", "value", "what it means"], rows=rows),
+    )
+
+
+def speed_section(speed: Mapping[str, Any]) -> Section:
+    """Return what a page shows of the speed of imagination.
+
+    Args:
+        speed: From `measure_speed`.
+    """
+    rows = [
+        [
+            f"S = {row['num_candidates']}, C = {row['context']}, {row['num_steps']} denoising",
+            in_unit(row["cached_seconds"], 1000),
+            in_unit(row["uncached_seconds"], 1000),
+            f"{row['speed_up']:.1f} ×",  # noqa: RUF001
+            round(row["candidate_steps_per_second"]),
+            f"{row['relative_difference']:.1e}",
+        ]
+        for row in speed["imagine"]
+    ]
+    rate = speed["matmul_flops"] / 1e9
+    return Section(
+        title="Speed of imagination",
+        text="All S candidates read one encoded context of C frames (cached), against encoding everything anew at "
+        "every step "
+        "(uncached), timed alternately on the same inputs. Both must give the same result: the last column is their "
+        f"largest difference, relative. This machine multiplies matrices at {rate:,.0f} GFLOP/s.",
+        pictures=_speed_charts(speed["imagine"]),
+        table=Table(
+            columns=["case", "cached", "uncached", "speed-up", "candidate-steps per second", "difference"],
+            rows=rows,
+            units=["", "ms", "ms", "", "", ""],
+        ),
+    )
+
+
+def _speed_charts(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Chart time against candidates at the longest context and fewest denoising steps; none for a single S."""
+    if not rows:
+        return []
+    context, steps = max(row["context"] for row in rows), min(row["num_steps"] for row in rows)
+    chosen = [row for row in rows if row["context"] == context and row["num_steps"] == steps]
+    if len(chosen) < 2:
+        return []
+    counts = [row["num_candidates"] for row in chosen]
+    series = {
+        name: (counts, [1000 * row[f"{name}_seconds"]["value"] for row in chosen]) for name in ("cached", "uncached")
+    }
+    return [
+        learning_curve(
+            series,
+            title="Time of imagining all candidates",
+            ylabel="time (ms)",
+            xlabel="candidates S",
+            caption=f"Median; {context} context frames, {steps} denoising step(s) per imagined frame.",
+        )
+    ]
+
+
+def training_section(run_dirs: Mapping[str, Path]) -> Section:
+    """Return the learning curves of runs, one chart per stage.
+
+    Args:
+        run_dirs: Name to the folder of a training run, which holds metrics.jsonl.
+
+    Raises:
+        ValueError: If a folder holds no metrics.
+    """
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    unreadable = 0
+    for name, folder in run_dirs.items():
+        found, broken = _read_metrics(Path(folder))
+        unreadable += broken
+        for stage, points in found.items():
+            curves.setdefault(stage, {})[name] = points
+    pictures = []
+    for stage in sorted(curves, key=lambda stage: list(_STAGES).index(stage) if stage in _STAGES else len(_STAGES)):
+        series = {name: (list(points), list(points.values())) for name, points in sorted_points(curves[stage]).items()}
+        positive = all(value > 0 for _, values in series.values() for value in values)
+        pictures.append(
+            learning_curve(
+                series, title=f"Stage {stage}", ylabel="loss", caption=_STAGES.get(stage, ""), logarithmic=positive
+            )
+        )
+    note = f" {unreadable} broken lines of the logs, left by an interrupted run, are not drawn." if unreadable else ""
+    return Section(title="Training", text=f"Loss of every stage while it was trained.{note}", pictures=pictures)
+
+
+def sorted_points(runs: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+    """Return each run's points in the order of their steps."""
+    return {name: dict(sorted(points.items())) for name, points in runs.items()}
+
+
+def _read_metrics(folder: Path) -> tuple[dict[str, dict[int, float]], int]:
+    """Return stage to step to loss (a resumed run's later line counts), and how many lines could not be read."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder of a training run, which holds metrics.jsonl")
+    found: dict[str, dict[int, float]] = {}
+    broken = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            found.setdefault(row["stage"], {})[int(row["step"])] = float(row["loss"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            broken += 1
+    if not found:
+        raise ValueError(
+            f"{path} holds no line with a stage, a step and a loss; was the run stopped before its 20th step?"
+        )
+    return found, broken

@@ -1,0 +1,276 @@
+"""Plan one episode in closed loop and show it: what happened, what the planner imagined, and how far from the goal."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.figures import Picture, film_rows, film_strip, learning_curve, looping
+from embodied_wm.evaluation.oracle import QUANTITIES, ObjectiveKind
+from embodied_wm.evaluation.pages_imagination import in_unit
+from embodied_wm.evaluation.pages_planning import episode_strip, thinned
+from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
+from embodied_wm.evaluation.statistics import bootstrap_quantile, estimate, wilson
+from embodied_wm.progress import Track
+from embodied_wm.world_model import WorldModel
+from planners.base import Dynamics, Objective, Plan, Planner
+from planners.objectives import StepWeights
+from sim.branch import Brancher
+from sim.manifest import evaluation_pairs
+from sim.render import Renderer
+from sim.tasks.base import Task
+
+
+@dataclass
+class RecordingPlanner:
+    """Plan as another planner does, and remember every context and plan."""
+
+    planner: Planner
+    contexts: list[Any] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+
+    @property
+    def horizon(self) -> int:
+        """Return H of the planner."""
+        return self.planner.horizon
+
+    def plan(
+        self,
+        dynamics: Dynamics,
+        context: Any,
+        objective: Objective,
+        *,
+        warm_start: Tensor | None = None,
+        generator: torch.Generator,
+    ) -> Plan:
+        """Plan, and remember."""
+        plan = self.planner.plan(dynamics, context, objective, warm_start=warm_start, generator=generator)
+        self.contexts.append(context)
+        self.plans.append(plan)
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Hold one episode and what was imagined in it; T decisions, H planned steps.
+
+    Attributes:
+        frames: What MuJoCo showed, [T + 1, h, w, 3].
+        goal: Goal image.
+        cost_m: Distance to the goal [T + 1], metres.
+        imagined: The plan of every decision, decoded: [T, H, h, w, 3].
+        expected_cost_m: Distance that the planner expected at the end of each plan [T]; None without a readout.
+        first_plan: What MuJoCo shows for the first plan, all of it: [H, h, w, 3].
+        seconds: Time of every decision.
+    """
+
+    frames: np.ndarray
+    goal: np.ndarray
+    cost_m: np.ndarray
+    imagined: np.ndarray
+    expected_cost_m: np.ndarray | None
+    first_plan: np.ndarray
+    seconds: list[float]
+
+
+def plan_once(
+    world_model: WorldModel,
+    task: Task,
+    planner: Planner,
+    weights: StepWeights,
+    *,
+    objective: ObjectiveKind,
+    context: int = 3,
+    seed: int,
+    run_dir: Path,
+    console: Console,
+) -> Path:
+    """Plan one episode in closed loop and write what happened as a report.
+
+    Args:
+        world_model: Plans from frames to a goal image.
+        task: The task; start and goal are the first pair of the frozen list of `seed`.
+        planner: The planner.
+        weights: How much each imagined step counts.
+        objective: What the planner minimises.
+        context: Frames that the model is given at each decision.
+        seed: Draws the pair and the planner's candidates.
+        run_dir: Where the report goes.
+        console: Where progress and the outcome are shown.
+
+    Returns:
+        The path of report.json; report.html and pictures/ lie beside it.
+
+    Raises:
+        ValueError: If the model belongs to another robot or camera.
+    """
+    began = time.monotonic()
+    camera = _check_robot(world_model, task)
+    recorder = RecordingPlanner(planner)
+    agent = ModelAgent(world_model, task, recorder, weights, objective=objective, context=context)
+    renderer = Renderer(task.model, *world_model.config.tokenizer.image_size, camera)
+    shown = _run(task, agent, recorder, renderer, seed, console)
+    renderer.close()
+    final, reached = float(shown.cost_m[-1]), bool(shown.cost_m[-1] <= task.tolerance_m)
+    verdict = f"Goal {'reached' if reached else 'missed'}: the episode ends {100 * final:.1f} cm from it (tolerance "
+    verdict += f"{100 * task.tolerance_m:g} cm, {100 * shown.cost_m[0]:.1f} cm at the start)."
+    median = bootstrap_quantile(shown.seconds, 0.5, seed=seed)
+    measures = {
+        "success": wilson(int(reached), 1),
+        "final_cost_m": estimate(final, None, 1),
+        "start_cost_m": estimate(float(shown.cost_m[0]), None, 1),
+        "seconds_per_decision": median,
+    }
+    settings = {"task": task.name, "planner": repr(planner), "objective": objective, "weights": repr(weights)}
+    report = write_report(
+        run_dir,
+        kind="planning",
+        run=run_record(
+            {**settings, "context": context},
+            seed,
+            device=next(world_model.parameters()).device,
+            dataset=world_model.card.get("fingerprint"),
+            checkpoint=world_model.fingerprint(),
+            wall_seconds=time.monotonic() - began,
+        ),
+        tasks={task.name: measures},
+        sections=_sections(task, shown),
+        headline=[
+            Headline(
+                label="distance to the goal at the end",
+                value=in_unit(measures["final_cost_m"], 100),
+                unit="cm",
+                better="lower",
+                target=100 * task.tolerance_m,
+            ),
+            Headline(label="one decision", value=in_unit(median, 1000), unit="ms", better="lower"),
+        ],
+        title=f"One episode of {task.name}, planned in imagination",
+        summary=verdict,
+    )
+    console.print(verdict, highlight=False)
+    console.print(f"wrote [cyan]{report.with_suffix('.html')}[/]", soft_wrap=True)
+    return report
+
+
+def _check_robot(world_model: WorldModel, task: Task) -> str:
+    """Return the simulator's name of the model's camera."""
+    robot = world_model.embodiment
+    if robot.action_size != task.action_size:
+        raise ValueError(
+            f"the model wants actions of size {robot.action_size} ({robot.robot}); {task.name} has {task.action_size}: "
+            f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
+        )
+    camera = robot.camera.removeprefix("observation.images.")
+    if camera not in task.cameras:
+        raise ValueError(
+            f"the model sees the camera {robot.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
+            "that was "
+            f"trained on {task.name}, or another task=."
+        )
+    return camera
+
+
+def _run(
+    task: Task, agent: ModelAgent, recorder: RecordingPlanner, renderer: Renderer, seed: int, console: Console
+) -> Shown:
+    """Run the episode, then decode what was imagined (afterwards, so that it costs no decision time)."""
+    start, goal, pair_seed = evaluation_pairs(task.name, 1, seed)[0]
+    goal_frame = renderer.render_states(goal[None])[0]
+    brancher = Brancher(task, num_threads=1)
+    agent.begin(goal_frame, goal, pair_seed)
+    states = [start]
+    with Track(f"plan {task.name}", task.episode_steps, unit="decisions", console=console) as track:
+        for _ in range(task.episode_steps):
+            action = agent.act(renderer.render_states(states[-1][None])[0], states[-1])
+            states.append(brancher(states[-1], np.asarray(action, np.float32)[None, None]).states[0, 0])
+            track.advance()
+    goal_quantities = task.state_quantities(goal)
+    model, generator = agent.model, torch.Generator().manual_seed(seed)
+    latents = torch.stack(
+        [
+            model.imagine(context, plan.actions[None], kind=agent.kind, generator=generator)[0]
+            for context, plan in zip(recorder.contexts, recorder.plans, strict=True)
+        ]
+    )
+    expected = None
+    if QUANTITIES in model.embodiment.readouts:
+        with torch.no_grad():
+            expected = task.cost(model.readout(QUANTITIES)(latents[:, -1]).double().cpu().numpy(), goal_quantities)
+    replayed = brancher(start, recorder.plans[0].actions.cpu().numpy()[None]).states[0]
+    brancher.close()
+    return Shown(
+        frames=renderer.render_states(np.stack(states)),
+        goal=goal_frame,
+        cost_m=task.cost(task.state_quantities(np.stack(states)), goal_quantities),
+        imagined=model.decode(latents).cpu().numpy(),
+        expected_cost_m=expected,
+        first_plan=renderer.render_states(replayed),
+        seconds=agent.seconds,
+    )
+
+
+def _sections(task: Task, shown: Shown) -> list[Section]:
+    horizon = shown.imagined.shape[1]
+    plan_labels = ["given, t", *(f"t+{step}" for step in range(1, horizon + 1))]
+    first = shown.frames[:1]
+    happened = episode_strip(
+        shown.frames,
+        shown.goal,
+        title="What happened",
+        caption="The episode in MuJoCo, thinned, beside the goal image.",
+    )
+    motion = looping(
+        shown.frames[1:],
+        shown.imagined[:, 0],
+        labels=[f"step {step}" for step in range(1, len(shown.frames))],
+        title="The episode in motion",
+        caption="Left what MuJoCo showed; in the middle what the model had expected of that action, one step earlier.",
+    )
+    plan = film_strip(
+        np.concatenate([first, shown.first_plan]),
+        np.concatenate([first, shown.imagined[0]]),
+        labels=plan_labels,
+        title="The first plan",
+        caption="The whole plan of the first decision: replayed in MuJoCo, and as the model imagined it when it had "
+        "seen one "
+        "frame. In the episode only its first action was carried out.",
+        num_context=1,
+        goal=shown.goal,
+    )
+    return [
+        Section(title="The episode", pictures=[happened, motion]),
+        Section(title="What the planner imagined", pictures=[plan, _intentions(shown)]),
+        Section(title="Distance to the goal", pictures=[_distance_chart(task, shown)]),
+    ]
+
+
+def _intentions(shown: Shown) -> Picture:
+    steps = thinned(shown.imagined)
+    return film_rows(
+        [("MuJoCo", [*shown.frames[steps], shown.goal]), ("End of the plan", [*shown.imagined[steps, -1], None])],
+        labels=[*(f"step {step}" for step in steps), "goal"],
+        title="Decision by decision",
+        caption="Below each real frame the frame that the plan chosen there was imagined to end in, "
+        f"{shown.imagined.shape[1]} "
+        "steps later.",
+    )
+
+
+def _distance_chart(task: Task, shown: Shown) -> Picture:
+    count = len(shown.cost_m)
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = {"in MuJoCo": (np.arange(count), 100 * shown.cost_m)}
+    words = "The episode succeeds if it ends within the tolerance."
+    if shown.expected_cost_m is not None:
+        series["expected at plan's end"] = (np.arange(count - 1), 100 * shown.expected_cost_m)
+        words += " The second line is how near the goal each plan was imagined to end."
+    series["tolerance"] = (np.array([0, count - 1]), np.full(2, 100 * task.tolerance_m))
+    return learning_curve(
+        series, title="Distance over time", ylabel="distance to the goal (cm)", caption=words, logarithmic=False
+    )

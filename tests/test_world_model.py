@@ -1,0 +1,151 @@
+"""A world model's promises: every kind of action steers it, seeds repeat it, planners use it, bad input is named."""
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from embodied_wm.evaluation.speed import imagination_pair
+from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from planners.base import Dynamics
+from planners.cem import CEM
+from planners.objectives import GoalDistance
+
+KINDS: tuple[ActionKind, ...] = ("real", "latent", "adapted")
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return tiny.make_model()
+
+
+def frames(count: int = 3, size: int = tiny.SIZE) -> Tensor:
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def actions(kind: ActionKind, seed: int = 1, candidates: int = 4, horizon: int = 5) -> Tensor:
+    size = 3 if kind == "latent" else 2
+    return torch.rand(candidates, horizon, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def imagine(model: WorldModel, kind: ActionKind, chosen: Tensor, *, seed: int = 2, num_steps: int = 1) -> Tensor:
+    past = torch.rand(2, 2, generator=torch.Generator().manual_seed(3))
+    context = model.prefill(frames(), past, kind=kind)
+    return model.imagine(context, chosen, kind=kind, num_steps=num_steps, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_of_every_kind_steer_what_is_imagined_from_their_step_on(model: WorldModel, kind: ActionKind) -> None:
+    chosen = actions(kind)
+    other = chosen.clone()
+    other[:, 2:] = actions(kind, seed=9)[:, 2:]
+    first, second = imagine(model, kind, chosen), imagine(model, kind, other)
+    assert first.shape == (4, 5, 1, 8)
+    assert torch.equal(first[:, :2], second[:, :2])  # row convention: action t leads to frame t + 1, no earlier one
+    changed = (first[:, 2:] - second[:, 2:]).abs().amax((1, 2, 3)) > 1e-4
+    assert changed.float().mean() >= (0.5 if kind == "adapted" else 1)  # two real actions can share a code
+
+
+def test_the_kinds_differ_and_absent_actions_are_a_kind_of_their_own(model: WorldModel) -> None:
+    real, adapted = imagine(model, "real", actions("real")), imagine(model, "adapted", actions("real"))
+    assert not torch.allclose(real, adapted)
+    past = actions("real")[0, :2]
+    contexts = [model.prefill(frames(), past, kind=kind) for kind in KINDS] + [model.prefill(frames(), None)]
+    imagined = [
+        model.imagine(context, actions("real"), generator=torch.Generator().manual_seed(0)) for context in contexts
+    ]
+    for index, first in enumerate(imagined):
+        assert all(not torch.allclose(first, second) for second in imagined[:index])
+
+
+def test_latent_actions_of_a_context_come_from_its_frames(model: WorldModel) -> None:
+    first, second = (model.prefill(frames(), past, kind="latent") for past in (None, actions("real")[0, :2]))
+    assert all(torch.equal(*pair) for pair in zip(first.keys, second.keys, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_the_same_seed_imagines_the_same_bits(model: WorldModel, kind: ActionKind, num_steps: int) -> None:
+    first = imagine(model, kind, actions(kind), num_steps=num_steps)
+    assert torch.equal(first, imagine(model, kind, actions(kind), num_steps=num_steps))
+    assert not torch.equal(first, imagine(model, kind, actions(kind), num_steps=num_steps, seed=7))
+
+
+def test_shared_noise_leaves_only_the_actions_to_tell_candidates_apart(model: WorldModel) -> None:
+    context = model.prefill(frames(), None)
+    chosen = actions("real")[:1].expand(3, -1, -1)
+    shared = model.imagine(context, chosen, generator=torch.Generator().manual_seed(0), shared_noise=True)
+    assert torch.allclose(shared[0], shared[1], atol=1e-6)
+    own = model.imagine(context, chosen, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(own[0], own[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["real", "adapted"])
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [(torch.zeros(2, 3, 5), r"size 5.*wants 2: a, b"), (torch.full((2, 3, 2), torch.nan), "NaN or infinity")],
+)
+def test_bad_actions_are_refused(model: WorldModel, kind: ActionKind, bad: Tensor, words: str) -> None:
+    context = model.prefill(frames(), None)
+    with pytest.raises(ValueError, match=words):
+        model.imagine(context, bad, kind=kind, generator=torch.Generator())
+    with pytest.raises(ValueError, match=words):
+        model.prefill(frames(), bad[0, :2], kind=kind)
+
+
+def test_bad_frames_steps_and_readouts_are_refused(model: WorldModel) -> None:
+    with pytest.raises(ValueError, match=r"\(3, 20, 20, 3\).*16x16x3"):
+        model.prefill(frames(size=20), None)
+    with pytest.raises(ValueError, match="context of 0 frames"):
+        model.prefill(frames(0), None)
+    with pytest.raises(ValueError, match=r"num_steps=3.*\[1, 2, 4\]"):
+        imagine(model, "real", actions("real"), num_steps=3)
+    with pytest.raises(ValueError, match=r"no readout of 'force'; it has: observation.state"):
+        model.readout("force")
+    with pytest.raises(ValueError, match="one or the other"):
+        model.action_inputs(actions("real"), codes=actions("latent"))
+    with pytest.raises(ValueError, match="neither actions nor codes"):
+        model.action_inputs(None)
+
+
+def test_frames_pass_through_tokens_and_actions_are_inferred(model: WorldModel) -> None:
+    latents = model.encode(frames())
+    decoded = model.decode(latents)
+    assert decoded.shape == frames().shape
+    assert decoded.dtype == torch.uint8
+    assert model.infer_actions(frames()).shape == (2, 2)
+
+
+def test_a_planner_plans_in_imagination_within_the_bounds_of_the_data() -> None:
+    model = tiny.make_model()
+    model.get_buffer("action_low").copy_(torch.tensor([-0.5, 0.1]))
+    model.get_buffer("action_high").copy_(torch.tensor([0.25, 0.9]))
+    context = model.prefill(frames(), None)
+    dynamics = ImaginedDynamics(model, seed=4)
+    assert isinstance(dynamics, Dynamics)
+    aim = torch.tensor([[0.2, 0.8]]).expand(1, 4, 2)  # actions that lead exactly to the goal
+    goal = dynamics.imagine(context, aim)[0, -1]
+    planner = CEM(horizon=4, num_candidates=32, num_iterations=4, num_elites=6)
+    plans = [
+        planner.plan(
+            ImaginedDynamics(model, seed=4),
+            context,
+            GoalDistance(goal=goal),
+            generator=torch.Generator().manual_seed(0),
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(plans[0].actions, plans[1].actions)
+    every = torch.cat([plans[0].actions[None], plans[0].candidates])
+    assert (every >= dynamics.action_low).all()
+    assert (every <= dynamics.action_high).all()
+    assert plans[0].iteration_best_costs[-1] < plans[0].iteration_mean_costs[0]
+    assert plans[0].num_imagined == 4 * 32
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("context", [1, 3])
+def test_the_pair_that_is_timed_imagines_the_same(model: WorldModel, context: int, num_steps: int) -> None:
+    cached, uncached = imagination_pair(model, num_candidates=5, context=context, horizon=5, num_steps=num_steps)
+    first, second = cached(), uncached()
+    assert (first - second).abs().max() <= 1e-4 * second.abs().max()
