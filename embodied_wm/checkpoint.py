@@ -189,5 +189,5 @@ def _rebuild(hint: Any, value: Any) -> Any:
         return _rebuild(next(arg for arg in args if arg is not type(None)), value)
     accepted = {int: int, float: int | float, bool: bool, str: str}
     if hint in accepted and (not isinstance(value, accepted[hint]) or (isinstance(value, bool) and hint is not bool)):
-        raise TypeError(f"a {hint.__name__} is needed")
+        raise TypeError(f"expected {accepted[hint]}")
     return value

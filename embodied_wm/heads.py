@@ -1,8 +1,8 @@
 """Small readouts of latents: physical quantities or proprioception, as a probe and as a planning objective.
 
-A readout is fitted on latents of real frames, slightly noised so that it also reads imagined ones, and saved with the model. Its
-targets come from the episodes themselves (`sim.quantities`, `observation.state`): supervision that the planner's
-goal-image objective does not need.
+A readout is fitted on latents of real frames, slightly noised so that it also reads imagined ones, and saved with the
+model. Its targets come from the episodes themselves (`sim.quantities`, `observation.state`): supervision that the
+planner's goal-image objective does not need.
 """
 
 import torch

@@ -14,7 +14,9 @@ LINE_EVERY_S = 15.0
 class Track:
     """Show how far a job is; use as a context manager and call `advance`."""
 
-    def __init__(self, what: str, total: int, *, unit: str = "steps", start: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, what: str, total: int, *, unit: str = "steps", start: int = 0, console: Console | None = None
+    ) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done, self._first = start, start
         self.console = console or Console(file=sys.stderr)
@@ -56,7 +58,9 @@ class Track:
                 highlight=False,
             )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop the bar and, when the job is whole, say how long it took."""
         if self._bar:
             self._bar.stop()

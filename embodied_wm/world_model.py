@@ -1,8 +1,8 @@
-"""WorldModel: frame tokenizer, latent actions, predictor and readouts behind one interface, saved as safetensors and JSON.
+"""WorldModel: frame tokenizer, latent actions, predictor and readouts behind one interface.
 
-    context = world_model.prefill(frames, actions)          # once per decision
-    latents = world_model.imagine(context, candidates)      # S futures from one cached context
-    frames  = world_model.decode(latents)
+Once per decision `context = world_model.prefill(frames, actions)`; then `world_model.imagine(context, candidates)`
+gives the latents of S futures from that one cached context, and `world_model.decode(latents)` their frames. A model
+is saved as safetensors and JSON.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ ActionKind = Literal["real", "latent", "adapted"]
 class WorldModelConfig:
     """Configure every part of a `WorldModel`."""
 
-    tokenizer: FrameTokenizerConfig = FrameTokenizerConfig()
-    latent_actions: LatentActionConfig = LatentActionConfig()
-    predictor: PredictorConfig = PredictorConfig()
+    tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
+    latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,10 @@ class WorldModel(nn.Module):
         return self.tokenizer.decode(latents)
 
     def action_inputs(
-        self, actions: Float[Tensor, "batch time action"] | None, *, codes: Float[Tensor, "batch time code"] | None = None
+        self,
+        actions: Float[Tensor, "batch time action"] | None,
+        *,
+        codes: Float[Tensor, "batch time code"] | None = None,
     ) -> ActionInputs:
         """Wrap real actions (in the robot's units), or codes, or neither, as what the predictor is conditioned on."""
         if actions is not None and codes is not None:
@@ -157,7 +160,9 @@ class WorldModel(nn.Module):
         if between < 1 or (actions is None and kind != "latent"):
             return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
         if kind == "latent":
-            return self.predictor.prefill(latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None])))
+            return self.predictor.prefill(
+                latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None]))
+            )
         actions = actions[:between]  # pyright: ignore[reportOptionalSubscript]
         if kind == "adapted":
             codes = self._adapt(latents[:between], actions)
@@ -203,9 +208,7 @@ class WorldModel(nn.Module):
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
         """
-        noise = sampler.draw_noise(
-            self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise
-        )
+        noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
         return sampler.imagine(self.predictor, context, self._led_by(actions, kind), noise, num_steps=num_steps)
 
     @torch.no_grad()
@@ -225,7 +228,9 @@ class WorldModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json into a folder, atomically, each file by rename."""
-        checkpoint.save_model(Path(folder), self.state_dict(), config=self.config, embodiment=self.embodiment, card=self.card)
+        checkpoint.save_model(
+            Path(folder), self.state_dict(), config=self.config, embodiment=self.embodiment, card=self.card
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
@@ -252,7 +257,13 @@ class ImaginedDynamics:
     """
 
     def __init__(
-        self, world_model: WorldModel, *, kind: ActionKind = "real", num_steps: int = 1, seed: int = 0, shared_noise: bool = True
+        self,
+        world_model: WorldModel,
+        *,
+        kind: ActionKind = "real",
+        num_steps: int = 1,
+        seed: int = 0,
+        shared_noise: bool = True,
     ) -> None:
         self.world_model, self.kind, self.num_steps, self.shared_noise = world_model, kind, num_steps, shared_noise
         self.generator = torch.Generator().manual_seed(seed)

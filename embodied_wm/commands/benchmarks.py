@@ -102,8 +102,13 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
     makers = dict(line_up(checkpoint, setup))
     if {"behaviour_cloning", "inverse_dynamics"} & set(wanted):
         makers |= train_baselines(checkpoint, training_latents(model, console), run_dir, seed=seed)
-    runs, seconds, measures = measure_planning(
-        model, setup, {name: makers[name] for name in wanted}, num_pairs=planning["num_pairs"], seed=seed, console=console
+    runs, measures = measure_planning(
+        model,
+        setup,
+        {name: makers[name] for name in wanted},
+        num_pairs=planning["num_pairs"],
+        seed=seed,
+        console=console,
     )
     task = get_task(setup.task)
     headline = [Headline(label="success", value=measures["success"], unit="%", target=0.9)] if "model" in wanted else []
@@ -111,7 +116,9 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
         headline.append(Headline(label="oracle minus model", value=measures["cpg"], unit="%", better="lower"))
     if "seconds_per_decision" in measures:
         headline.append(
-            Headline(label="one decision", value=scaled(measures["seconds_per_decision"], 1e3), unit="ms", better="lower")
+            Headline(
+                label="one decision", value=scaled(measures["seconds_per_decision"], 1e3), unit="ms", better="lower"
+            )
         )
     page = write_report(
         run_dir,
@@ -133,8 +140,8 @@ def measure_planning(
     num_pairs: int,
     seed: int,
     console: Console,
-) -> tuple[dict[str, Episodes], dict[str, Any], dict[str, Any]]:
-    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs, times and measures."""
+) -> tuple[dict[str, Episodes], dict[str, Any]]:
+    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs and measures."""
     task = get_task(setup.task)
     size, camera = model.config.tokenizer.image_size, camera_of(model)
     runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=size, camera=camera, console=console)
@@ -146,7 +153,7 @@ def measure_planning(
         for name in timed
     }
     measures = measure_agents(runs, seconds, planned_steps=planned_steps(setup.planner), seed=seed)
-    return runs, seconds, measures
+    return runs, measures
 
 
 def training_latents(model: WorldModel, console: Console) -> LatentEpisodes:
@@ -159,7 +166,12 @@ def training_latents(model: WorldModel, console: Console) -> LatentEpisodes:
     check_compatible(store, model)
     train, _ = split_episodes(store.num_episodes)
     return LatentEpisodes(
-        store, model.tokenizer, camera=model.embodiment.camera, episodes=train.tolist(), features=["action"], console=console
+        store,
+        model.tokenizer,
+        camera=model.embodiment.camera,
+        episodes=train.tolist(),
+        features=["action"],
+        console=console,
     )
 
 
@@ -231,7 +243,11 @@ def fingerprints(model: WorldModel) -> dict[str, Any]:
 def scaled(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Return an estimate in another unit."""
     ends = value["ci95"]
-    return {"value": value["value"] * factor, "ci95": None if ends is None else [end * factor for end in ends], "n": value["n"]}
+    return {
+        "value": value["value"] * factor,
+        "ci95": None if ends is None else [end * factor for end in ends],
+        "n": value["n"],
+    }
 
 
 __all__ = [

@@ -39,7 +39,9 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     task = get_task(config["task"]["name"])
     setup = benchmarks.setup_of(config)
     path = run_dir / "episodes.zarr"
-    collect_store(path, {**config["collect"], "task": config["task"], "episodes": config["episodes"], "seed": seed}, console)
+    collect_store(
+        path, {**config["collect"], "task": config["task"], "episodes": config["episodes"], "seed": seed}, console
+    )
     store = EpisodeStore.open(path)
     model = train_world_model(store, config["model"], config["trainer"], run_dir, seed=seed, console=console)
     few_dir = run_dir / "few_labels"
@@ -65,10 +67,8 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     )
     makers = dict(line_up(run_dir / "model", setup))
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
-    makers |= train_baselines(
-        run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed
-    )
-    runs, _, planned = benchmarks.measure_planning(
+    makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
+    runs, planned = benchmarks.measure_planning(
         model, setup, makers, num_pairs=config["planning"]["num_pairs"], seed=seed, console=console
     )
     codes = benchmarks.latent_action_measures(few, store, seed=seed)
@@ -94,7 +94,9 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         ],
         headline=[
             Headline(label="success at the end", value=planned["success"], unit="%", target=0.9),
-            Headline(label="through latent actions, 5% labels", value=planned["success.latent_actions"], unit="%", target=0.8),
+            Headline(
+                label="through latent actions, 5% labels", value=planned["success.latent_actions"], unit="%", target=0.8
+            ),
             Headline(label="rank correlation with physics", value=measures["spearman"], target=0.9),
             Headline(label=f"PSNR over copying, h = {last}", value=gain, unit="dB", target=5.0),
             Headline(
@@ -183,8 +185,14 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         sections=sections,
         headline=[
             Headline(label=f"PSNR at h = {step}", value=measures["psnr"]["by_horizon"][step], unit="dB"),
-            Headline(label=f"copying the last frame, h = {step}", value=measures["psnr_copy"]["by_horizon"][step], unit="dB"),
-            Headline(label=f"ceiling of the tokenizer, h = {step}", value=measures["psnr_ceiling"]["by_horizon"][step], unit="dB"),
+            Headline(
+                label=f"copying the last frame, h = {step}", value=measures["psnr_copy"]["by_horizon"][step], unit="dB"
+            ),
+            Headline(
+                label=f"ceiling of the tokenizer, h = {step}",
+                value=measures["psnr_ceiling"]["by_horizon"][step],
+                unit="dB",
+            ),
             Headline(label="actions read from codes (R2)", value=measures["r2"]),
             Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB"),
         ],
@@ -194,4 +202,3 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         console.print(f"  {key} at h = {step}: {measures[key]['by_horizon'][step]['value']:.3f}", highlight=False)
     console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; wrote [cyan]{page}[/]", soft_wrap=True)
     return page
-

@@ -1,6 +1,7 @@
 """Agents of the closed-loop benchmark: each sees what it may see and returns an action.
 
-The world model's planner, the oracle (the same planner on MuJoCo), random and zero actions, and goal policies without search.
+The world model's planner, the oracle (the same planner on MuJoCo), random and zero actions, and goal policies without
+search.
 """
 
 import time

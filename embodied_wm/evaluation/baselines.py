@@ -1,13 +1,14 @@
 """Policies that a planner must beat, trained on the same latents and actions: no search, one network pass per decision.
 
-- Goal-conditioned behaviour cloning: what action did the data take here, when it was at the goal any time later in the episode?
-- Inverse dynamics: what action led from here to the goal, when it was reached within a few steps? At a distance it is asked for
-  more than it was trained on; that is the honest amortised baseline.
+- Goal-conditioned behaviour cloning: what action did the data take here, when it was at the goal any time later in
+  the episode?
+- Inverse dynamics: what action led from here to the goal, when it was reached within a few steps? At a distance it is
+  asked for more than it was trained on; that is the honest amortised baseline.
 
 Both are one network on (latents now, latents of the goal); they differ in how far ahead the training goals lie.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class GoalPolicyConfig:
 
     max_ahead: int = 25
     width: int = 256
-    stage: StageConfig = StageConfig(num_steps=1500, batch_size=256)
+    stage: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
 
 
 class GoalPolicy(nn.Module):
@@ -92,5 +93,14 @@ def train_goal_policy(
         loss = F.mse_loss(policy(batch["now"], batch["goal"]), target)
         return loss, {"mse": float(loss.detach())}
 
-    fit(name, nn.ModuleDict({"policy": policy}), batch_of, loss_of, config.stage, run_dir=run_dir, seed=seed, console=console)
+    fit(
+        name,
+        nn.ModuleDict({"policy": policy}),
+        batch_of,
+        loss_of,
+        config.stage,
+        run_dir=run_dir,
+        seed=seed,
+        console=console,
+    )
     return policy

@@ -1,8 +1,9 @@
 """Branch points: held-out states, the candidate actions judged at each, and what MuJoCo says they lead to.
 
 At each of N states, from episodes that no training store holds, S candidates of H steps are replayed from the exact
-physics state: a third recorded (its own continuation first, then stretches of other held-out episodes), a third uniformly random, a
-third taken evenly from what the model's planner compared on its way to a goal drawn for this state.
+physics state: a third recorded (its own continuation first, then stretches of other held-out episodes), a third
+uniformly random, a third taken evenly from what the model's planner compared on its way to a goal drawn for this
+state.
 """
 
 from collections.abc import Sequence
@@ -186,7 +187,13 @@ def branch_points(
 
 
 def _planner_candidates(
-    world_model: WorldModel, planner: Planner, seen: tuple[np.ndarray, np.ndarray], objective: object, config: BranchConfig, *, seed: int
+    world_model: WorldModel,
+    planner: Planner,
+    seen: tuple[np.ndarray, np.ndarray],
+    objective: object,
+    config: BranchConfig,
+    *,
+    seed: int,
 ) -> tuple[np.ndarray, int]:
     """Plan once and return an even sample of what was compared, the chosen plan among it: ([S/3, H, A], its index)."""
     context = world_model.prefill(torch.from_numpy(seen[0]), torch.from_numpy(seen[1]))

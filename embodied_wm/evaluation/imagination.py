@@ -1,9 +1,9 @@
 """Imagination against physics: PROTOCOL section 1, measured on candidates that a planner really compares.
 
-Costs: the *imagined* cost of a candidate is what the planner's objective says of its imagined latents. The *physical* cost is the task's
-distance to the goal in metres along MuJoCo's states, weighted over the steps in the same way. Rank measures
-(`spearman`, `elite_regret`) compare the two. `optimism` needs one unit, so there the objective is applied to the encoded true frames and the imagined
-cost is taken from it: positive means that the future is worse than imagined.
+Costs: the *imagined* cost of a candidate is what the planner's objective says of its imagined latents. The *physical*
+cost is the task's distance to the goal in metres along MuJoCo's states, weighted over the steps in the same way. Rank
+measures (`spearman`, `elite_regret`) compare the two. `optimism` needs one unit, so there the objective is applied to
+the encoded true frames and the imagined cost is taken from it: positive means that the future is worse than imagined.
 """
 
 from dataclasses import dataclass, field
@@ -82,7 +82,14 @@ class ImaginationJudge:
     """Measure a world model on branch points of one task."""
 
     def __init__(
-        self, task: Task, world_model: WorldModel, *, objective: ObjectiveKind, weights: StepWeights, num_steps: int, seed: int
+        self,
+        task: Task,
+        world_model: WorldModel,
+        *,
+        objective: ObjectiveKind,
+        weights: StepWeights,
+        num_steps: int,
+        seed: int,
     ) -> None:
         self.task, self.model, self.objective, self.weights = task, world_model, objective, weights
         self.num_steps, self.seed = num_steps, seed
@@ -151,7 +158,9 @@ class ImaginationJudge:
                 if len(self.task.objects) == 1:
                     rows.curve("ghost_motion", ghost)
 
-    def _costs(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
+    def _costs(
+        self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows
+    ) -> tuple[np.ndarray, np.ndarray]:
         objective = model_objective(self.objective, self.model, self.task, point.goal_frame, self.weights)
         actions = torch.from_numpy(point.actions)
         with torch.no_grad():
@@ -210,9 +219,7 @@ def judge_imagination(
     points = branch_points(
         task, world_model, planner, config, objective=objective, weights=weights, seed=seed, console=console
     )
-    judge = ImaginationJudge(
-        task, world_model, objective=objective, weights=weights, num_steps=num_steps, seed=seed
-    )
+    judge = ImaginationJudge(task, world_model, objective=objective, weights=weights, num_steps=num_steps, seed=seed)
     rows, results = _Rows(), []
     with Track(f"imagine {task.name}", len(points), unit="states", console=console) as track:
         for point in points:

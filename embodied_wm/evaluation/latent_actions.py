@@ -1,9 +1,10 @@
 """Latent actions: PROTOCOL section 4, the measures that need no closed loop.
 
-`r2`: how much of the true actions' variance a ridge regression on (code, latents, and their products) explains on held-out
-episodes. `delta_psnr`: how much better imagination is with the code inferred from the true next frame than with a random code.
-The errors of imagination with the right code, with another transition's code and of copying stand side by side: a code that
-carried the next frame itself, and not what changed, would betray itself with another transition's code.
+`r2`: how much of the true actions' variance a ridge regression on (code, latents, and their products) explains on
+held-out episodes. `delta_psnr`: how much better imagination is with the code inferred from the true next frame than
+with a random code. The errors of imagination with the right code, with another transition's code and of copying stand
+side by side: a code that carried the next frame itself, and not what changed, would betray itself with another
+transition's code.
 """
 
 from typing import Any
@@ -29,9 +30,7 @@ def _features(latents: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([codes, flat, products, torch.ones_like(codes[..., :1])], dim=-1).double()
 
 
-def _transitions(
-    world_model: WorldModel, store: EpisodeStore, episode: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _transitions(world_model: WorldModel, store: EpisodeStore, episode: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode."""
     rows = store.episode(episode).features
     frames = torch.from_numpy(rows[world_model.embodiment.camera])
@@ -41,7 +40,9 @@ def _transitions(
     return frames, latents, codes, torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[:-1]
 
 
-def probe_r2(world_model: WorldModel, store: EpisodeStore, train: list[int], held_out: list[int], *, seed: int) -> dict[str, Any]:
+def probe_r2(
+    world_model: WorldModel, store: EpisodeStore, train: list[int], held_out: list[int], *, seed: int
+) -> dict[str, Any]:
     """Measure how well real actions are read from codes, on held-out episodes; the interval is over episodes."""
     parts = [_transitions(world_model, store, episode) for episode in train]
     inputs = torch.cat([_features(latents[:-1], codes) for _, latents, codes, _ in parts])
@@ -81,7 +82,9 @@ def controllability(
             now = int(torch.randint(context - 1, len(latents) - 1, (1,), generator=generator))
             past = latents[now - context + 1 : now + 1]
             known = world_model.prefill_latents(past, None, kind="latent")
-            random = torch.stack([torch.randint(n, (1,), generator=generator) * 2 / (n - 1) - 1 for n in levels], dim=-1)
+            random = torch.stack(
+                [torch.randint(n, (1,), generator=generator) * 2 / (n - 1) - 1 for n in levels], dim=-1
+            )
             other = codes[torch.randint(len(codes), (1,), generator=generator)]
             candidates = torch.cat([codes[now][None], random, other])[:, None]
             after = world_model.imagine(known, candidates, kind="latent", generator=generator, shared_noise=True)[:, 0]

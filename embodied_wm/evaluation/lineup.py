@@ -87,9 +87,7 @@ def train_baselines(
     world_model = WorldModel.load(checkpoint)
     makers: dict[str, Callable[[], Agent]] = {}
     for name, max_ahead in POLICIES.items():
-        policy = train_goal_policy(
-            name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed
-        )
+        policy = train_goal_policy(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
         path = run_dir / f"{name}.safetensors"
         write_tensors(path, policy.state_dict())
         makers[name] = partial(make_policy_agent, checkpoint, path, config.width)

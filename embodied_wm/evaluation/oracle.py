@@ -56,7 +56,8 @@ def model_objective(
     """Return the objective that a world model plans with, from a goal image alone.
 
     Args:
-        kind: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined latents and
+        kind: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined latents
+            and
             from the goal's latents, and takes their distance in metres.
         world_model: Encodes the goal.
         task: Says which quantities the goal is about.
@@ -75,4 +76,3 @@ def model_objective(
             goal_quantities = readout(goal)
         return StateCost(readout=readout, cost=task_cost(task, goal_quantities), weights=weights)
     raise ValueError(f"unknown objective {kind!r}; choose one of: latent, state")
-

@@ -1,7 +1,7 @@
 """Closed-loop planning: PROTOCOL section 2. Every agent meets the same frozen pairs of start and goal.
 
-Success is judged by the simulator's state at the *end* of the episode; `success_any` says whether the tolerance was met at any step.
-`cpg` is the oracle's success minus the model's: the part of failure that is the model's fault.
+Success is judged by the simulator's state at the *end* of the episode; `success_any` says whether the tolerance was
+met at any step. `cpg` is the oracle's success minus the model's: the part of failure that is the model's fault.
 """
 
 import multiprocessing
@@ -51,7 +51,7 @@ class Episodes:
 def run_pair(
     task: Task, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int], brancher: Brancher, renderer: Renderer | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Run one episode; return its costs [T + 1] in metres, its frames [T + 1, h, w, 3] and its goal image, if rendered."""
+    """Run one episode; return its costs [T + 1] in metres, its frames [T + 1, h, w, 3] and goal image, if rendered."""
     start, goal, pair_seed = pair
     goal_frame = renderer.render_states(goal[None])[0] if renderer else None
     agent.begin(goal_frame, goal, pair_seed)
@@ -151,7 +151,7 @@ def run_agents(
 def time_decisions(
     task: Task, agent: Agent, *, num_episodes: int, seed: int, image_size: tuple[int, int], camera: str
 ) -> np.ndarray:
-    """Return the seconds of every decision of an agent alone on this machine, the first episode's (warm-up) left out."""
+    """Return the seconds of every decision of an agent, alone on this machine, after one warm-up episode."""
     arena = Arena(task, image_size=image_size, camera=camera)
     for index, pair in enumerate(evaluation_pairs(task.name, num_episodes + 1, seed)):
         if index == 1:
@@ -204,5 +204,3 @@ def measure_agents(
         model, oracle = runs["model"].success, runs["oracle"].success
         found["cpg"] = agresti_caffo(int(oracle.sum()), len(oracle), int(model.sum()), len(model))
     return found
-
-

@@ -1,6 +1,7 @@
 """Speed of imagination and of a decision: PROTOCOL section 3, the parts `imagine` and `decide`.
 
-Medians over repeats, warm-up excluded, cached and uncached alternately in one run; random inputs, since the time does not depend on them.
+Medians over repeats, warm-up excluded, cached and uncached alternately in one run; random inputs, since the time does
+not depend on them.
 """
 
 import time
@@ -86,8 +87,8 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
     """Time imagination over all combinations that the model supports.
 
     Returns:
-        "matmul_flops", and "imagine": a list of rows {num_candidates, context, num_steps, cached_seconds, uncached_seconds,
-        candidate_steps_per_second, speed_up, relative_difference}.
+        "matmul_flops", and "imagine": a list of rows {num_candidates, context, num_steps, cached_seconds,
+        uncached_seconds, candidate_steps_per_second, speed_up, relative_difference}.
     """
     predictor = world_model.predictor.config
     steps = [count for count in config.denoising_steps if count <= predictor.max_steps]

@@ -1,11 +1,12 @@
 """Keys and values of the past: one context that every candidate reads, and each candidate's own suffix.
 
-The context of a decision is encoded once. Its keys and values have no candidate dimension: all S candidates attend to the same
-tensors through one matrix product (as in Hydragen, arXiv 2402.05099), never to S copies. Beside them each candidate
-appends its own imagined frames to a buffer allocated once. Softmax runs over both score blocks together, so the result is
-exactly that of ordinary attention over the concatenation.
+The context of a decision is encoded once. Its keys and values have no candidate dimension: all S candidates attend to
+the same tensors through one matrix product (as in Hydragen, arXiv 2402.05099), never to S copies. Beside them each
+candidate appends its own imagined frames to a buffer allocated once. Softmax runs over both score blocks together, so
+the result is exactly that of ordinary attention over the concatenation.
 
-Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, h heads, d head width.
+Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, h
+heads, d head width.
 """
 
 from dataclasses import dataclass
@@ -57,13 +58,15 @@ class CandidateCache:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def put(self, layer: int, k_ShNd: Tensor, v_ShNd: Tensor) -> None:
-        """Write new tokens behind the kept ones; they stay only if `keep` follows, else the next `put` overwrites them."""
+        """Write new tokens behind the kept ones; only `keep` makes them stay."""
         stop = self.num_tokens + k_ShNd.shape[2]
         self.keys[layer][:, :, self.num_tokens : stop] = k_ShNd
         self.values[layer][:, :, self.num_tokens : stop] = v_ShNd
 
-    def visible(self, layer: int, num_new: int, window_tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return views of the shared and own (keys, values) within the last `window_tokens` tokens, new ones included."""
+    def visible(
+        self, layer: int, num_new: int, window_tokens: int
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return views of the shared and own (keys, values) within the last `window_tokens` tokens."""
         prefix = self.context.keys[layer].shape[1]
         stop = self.num_tokens + num_new
         first = max(0, prefix + stop - window_tokens)

@@ -1,9 +1,10 @@
 """The mathematics of flow matching with x-prediction and of shortcut steps; no network in here.
 
 Noise level tau in [0, 1]: 0 is pure noise, 1 is clean data, x_tau = (1 - tau) * noise + tau * data. A network that
-predicts the clean data from x_tau gives the velocity (x_hat - x_tau) / (1 - tau), and sampling integrates it from
-tau = 0 to 1. Shortcut models (Frans et al., arXiv 2410.12557) also tell the network the step size and train a large step to
-equal two steps of half the size; Dreamer 4 (arXiv 2509.24527, section 3.2) does so with x-prediction, which is used here.
+predicts the clean data from x_tau gives the velocity (x_hat - x_tau) / (1 - tau), and sampling integrates it from tau
+= 0 to 1. Shortcut models (Frans et al., arXiv 2410.12557) also tell the network the step size and train a large step
+to equal two steps of half the size; Dreamer 4 (arXiv 2509.24527, section 3.2) does so with x-prediction, which is
+used here.
 """
 
 import torch

@@ -1,18 +1,19 @@
 """Latent predictor: diffusion forcing over blocks of [action token, K latent tokens].
 
-Block t holds the action that led to frame t (a_{t-1}, or "absent" for the first frame) and the noised latents of frame t.
-Every frame has its own noise level in training (Diffusion Forcing, arXiv 2407.01392), twice: as context for later frames, mostly
-nearly clean, and as a target of any level. Both streams go through in one pass, which is just what the cache does in
-imagination. (Tried first: one stream, in which a frame is context or target by chance. Most targets then stand behind
-noise, their large errors drown the small ones that matter, and after 1,500 steps one imagined frame of `reach` was
-off by 0.029 in latent units where copying the frame before is off by 0.034 and an MLP that is told the
-state by 0.0006.) The network predicts clean latents as a change of the frame before; large steps are taught by the shortcut loss
-(see `flow`), so the same weights sample in 1, 2 or 4 steps.
+Block t holds the action that led to frame t (a_{t-1}, or "absent" for the first frame) and the noised latents of
+frame t. Every frame has its own noise level in training (Diffusion Forcing, arXiv 2407.01392), twice: as context for
+later frames, mostly nearly clean, and as a target of any level. Both streams go through in one pass, which is just
+what the cache does in imagination. (Tried first: one stream, in which a frame is context or target by chance. Most
+targets then stand behind noise, their large errors drown the small ones that matter, and after 1,500 steps one
+imagined frame of `reach` was off by 0.029 in latent units where copying the frame before is off by 0.034 and an MLP
+that is told the state by 0.0006.) The network predicts clean latents as a change of the frame before; large steps are
+taught by the shortcut loss (see `flow`), so the same weights sample in 1, 2 or 4 steps.
 
-The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled video.
+The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled
+video.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +41,7 @@ class PredictorConfig:
         absent_fraction: Part of the sequences trained without actions.
     """
 
-    transformer: TransformerConfig = TransformerConfig()
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     window: int = 16
     max_steps: int = 4
     context_tau: float = 0.97
@@ -111,7 +112,9 @@ class LatentPredictor(nn.Module):
             tokens = tokens + self.code_in(actions.codes) * (actions.kind == LATENT)[..., None]
         return tokens
 
-    def modulation(self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 6 width"]:
+    def modulation(
+        self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch 6 width"]:
         """Return the shared modulation for noise levels and step sizes."""
         frequencies = torch.pi * 2.0 ** torch.arange(-1, 3, device=tau.device)
         phase = torch.stack([tau, step], dim=-1)[..., None] * frequencies
@@ -223,7 +226,9 @@ class LatentPredictor(nn.Module):
         step = torch.full_like(tau, 1 / self.config.max_steps)
         if jumps.any():
             some = jumps[:, 0]
-            exponents = torch.randint(0, self.config.max_steps.bit_length() - 1, (int(some.sum()), time), generator=generator)
+            exponents = torch.randint(
+                0, self.config.max_steps.bit_length() - 1, (int(some.sum()), time), generator=generator
+            )
             step[some] = 0.5 ** exponents.to(tau)
             tau[some] = (tau[some] / step[some]).floor() * step[some]
         x_tau = flow.interpolate(noise, latents, tau[..., None, None])
@@ -231,7 +236,9 @@ class LatentPredictor(nn.Module):
         if jumps.any():
             some = jumps[:, 0]
             target = latents.clone()
-            target[some] = self._shortcut_target(past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some])
+            target[some] = self._shortcut_target(
+                past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
+            )
         error = (self.predict_targets(past, past_tau, x_tau, tau, step, led_by) - target).square().mean((2, 3))
         weight = (1 - 0.9 * tau) * torch.where(past_tau.mean(1, keepdim=True) < 0.8, 0.1, 1.0)
         loss = (error * weight)[:, 1:].mean()
@@ -253,9 +260,7 @@ class LatentPredictor(nn.Module):
         return flow.two_half_steps_target(first, second, x_tau, x_middle, tau4, step4)
 
     @torch.no_grad()
-    def prefill(
-        self, latents: Float[Tensor, "frames tokens width"], actions: ActionInputs
-    ) -> Context:
+    def prefill(self, latents: Float[Tensor, "frames tokens width"], actions: ActionInputs) -> Context:
         """Encode a context once, for all candidates.
 
         Args:
@@ -279,7 +284,9 @@ class LatentPredictor(nn.Module):
         mask = block_causal_mask(keep, self.config.window, latents.device)
         positions = torch.arange(keep, device=latents.device)
         keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
-        return Context(keys, values, keep, keep, latents[-1], latents[-2] if keep > 1 else torch.zeros_like(latents[-1]))
+        return Context(
+            keys, values, keep, keep, latents[-1], latents[-2] if keep > 1 else torch.zeros_like(latents[-1])
+        )
 
 
 def _previous(values_BT: Tensor) -> Tensor:

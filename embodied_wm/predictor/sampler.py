@@ -1,8 +1,9 @@
 """Imagine: denoise frame after frame for many candidates that share one cached context.
 
-Writing frame t's keys and values and the first denoising step of frame t+1 are one pass through the network: the clean block
-of frame t and the noised block of frame t+1 go in together, and the last layer computes outputs for the noised latents
-only. `imagine_uncached` recomputes everything at every step; it is the reference that the cache is tested and timed against.
+Writing frame t's keys and values and the first denoising step of frame t+1 are one pass through the network: the
+clean block of frame t and the noised block of frame t+1 go in together, and the last layer computes outputs for the
+noised latents only. `imagine_uncached` recomputes everything at every step; it is the reference that the cache is
+tested and timed against.
 """
 
 from collections.abc import Callable

@@ -69,7 +69,9 @@ class Layer(nn.Module):
         """Return (shift, scale, gate) of attention and of the MLP, [..., F, 1, width], from [..., F, 6, width]."""
         return (modulation + self.modulation).unsqueeze(-3).unbind(-2)
 
-    def queries_keys_values(self, x_SFnW: Tensor, mod: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def queries_keys_values(
+        self, x_SFnW: Tensor, mod: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
         """Return q, k, v of shape [S, h, F * n, d], q and k normalised and rotated."""
         normed = torch.addcmul(mod[0], self.norm(x_SFnW), 1 + mod[1])
         q, k, v = self.qkv(normed).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -85,7 +87,7 @@ class Layer(nn.Module):
     def select(
         self, x_SFnW: Tensor, q_ShNd: Tensor, mod: tuple[Tensor, ...], num_frames: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Keep the latent tokens (all but the first, the action's) of the last frames: all that a last layer must output."""
+        """Keep the latent tokens (all but the first, the action's) of the last frames."""
         frames, block = x_SFnW.shape[1:3]
         q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, 1:].flatten(2, 3)
         return x_SFnW[:, -num_frames:, 1:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)

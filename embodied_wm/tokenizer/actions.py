@@ -1,13 +1,14 @@
 """Latent actions: what was done between two frames, inferred from their latents alone, and an adapter to real actions.
 
-An inverse model sees the latents before and after a transition and emits a small FSQ code; a forward model must predict
-the latents after it from those before it and the code (Genie 2402.15391, LAPO 2312.10812). The code holds a few bits
-(three channels of 9 levels: 9.5 bits), far less than a frame's latents, so it can carry what changed and not the next frame itself.
-No action label is used. `ActionAdapter` then maps an embodiment's real actions to and from codes, given the present
-latents, from a small labelled part.
+An inverse model sees the latents before and after a transition and emits a small FSQ code; a forward model must
+predict the latents after it from those before it and the code (Genie 2402.15391, LAPO 2312.10812). The code holds a
+few bits (three channels of 9 levels: 9.5 bits), far less than a frame's latents, so it can carry what changed and not
+the next frame itself. No action label is used. `ActionAdapter` then maps an embodiment's real actions to and from
+codes, given the present latents, from a small labelled part.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from embodied_wm.tokenizer.bottleneck import BottleneckConfig, Quantised
 def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
     """Build a SiLU network with a normalisation after every hidden layer."""
     layers: list[nn.Module] = []
-    for first, second in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for first, second in pairwise(sizes[:-1]):
         layers += [nn.Linear(first, second), nn.RMSNorm(second), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
@@ -83,9 +84,7 @@ class LatentActionTokenizer(nn.Module):
         change = self.forward_model(torch.cat([self._past(latents), codes], dim=-1))
         return latents + change.unflatten(-1, self.latent_shape)
 
-    def loss(
-        self, latents: Float[Tensor, "batch time tokens width"]
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss(self, latents: Float[Tensor, "batch time tokens width"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the forward model's squared error, and how much of the change it explains."""
         codes = self.encode(latents)
         target = latents[:, 1:]
@@ -127,4 +126,7 @@ class ActionAdapter(nn.Module):
         """Return the sum of both directions' squared errors on labelled transitions."""
         code_error = F.mse_loss(self.to_code(latents, actions), codes)
         action_error = F.mse_loss(self.to_action(latents, codes), actions)
-        return code_error + action_error, {"code_mse": float(code_error.detach()), "action_mse": float(action_error.detach())}
+        return code_error + action_error, {
+            "code_mse": float(code_error.detach()),
+            "action_mse": float(action_error.detach()),
+        }

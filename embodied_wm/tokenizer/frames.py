@@ -1,11 +1,12 @@
 """Frame tokenizer: an image to K compact latent tokens of D channels, and back.
 
-A strided convolutional pyramid ends in a small grid, which one more convolution turns into the grid of tokens (1x1 for one
-token a frame). Design choices, each switchable by configuration:
+A strided convolutional pyramid ends in a small grid, which one more convolution turns into the grid of tokens (1x1
+for one token a frame). Design choices, each switchable by configuration:
 
 - Reconstruction is weighted towards pixels that differ from the batch's mean image, so that small or rare objects
   are not averaged away.
-- The decoder adds to a learned background image, which starts as the mean frame: a still camera's scene costs no capacity.
+- The decoder adds to a learned background image, which starts as the mean frame: a still camera's scene costs no
+  capacity.
 - SIGReg keeps latents near N(0, I), which is what a flow model starts from.
 - Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
   time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
@@ -14,7 +15,7 @@ token a frame). Design choices, each switchable by configuration:
 Latents leave `encode` standardised per channel by statistics that are saved with the weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class FrameTokenizerConfig:
     image_size: tuple[int, int] = (64, 64)
     channels: tuple[int, ...] = (16, 32, 64, 128)
     token_grid: tuple[int, int] = (1, 1)
-    bottleneck: BottleneckConfig = BottleneckConfig()
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     rare_weight: float = 2.0
     straightness_weight: float = 0.1
 

@@ -57,7 +57,9 @@ class LatentEpisodes:
         stop = int(self.ends[episode])
         return slice(int(self.ends[episode - 1]) if episode else 0, stop)
 
-    def sampler(self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None) -> "LatentSampler":
+    def sampler(
+        self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None
+    ) -> "LatentSampler":
         """Return a sampler of random windows from some (all by default) of the held episodes."""
         chosen = list(range(self.num_episodes)) if members is None else list(members)
         return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen)

@@ -1,8 +1,8 @@
 """Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts.
 
-Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent actions never see an
-action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so `labelled_fraction=0.05`
-is an honest experiment with 5% of the labels (for the readouts' targets too).
+Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
+actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
+`labelled_fraction=0.05` is an honest experiment with 5% of the labels (for the readouts' targets too).
 """
 
 import time
@@ -45,7 +45,9 @@ class TrainConfig:
         code_fraction: Part of the labelled sequences that are conditioned on latent codes instead of real actions.
     """
 
-    tokenizer: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1200, batch_size=24, learning_rate=2e-3))
+    tokenizer: StageConfig = field(
+        default_factory=lambda: StageConfig(num_steps=1200, batch_size=24, learning_rate=2e-3)
+    )
     latent_actions: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=128))
     adapter: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     predictor: StageConfig = field(
@@ -110,7 +112,8 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
     if spec is None or spec.shape != (*size, 3):
         raise ValueError(
             f"{store.path}: the model wants {camera!r} of {size[0]}x{size[1]}x3; the store has "
-            f"{ {name: each.shape for name, each in store.features.items()} }. Import or collect with these cameras and this image_size."
+            f"{ {name: each.shape for name, each in store.features.items()} }. "
+            "Import or collect with these cameras and this image_size."
         )
     action = store.features.get("action")
     if action is None or action.shape != (model.embodiment.action_size,):
@@ -258,7 +261,9 @@ class Trainer:
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
         model, data = self.model, self.latents()
-        sampler = data.sampler(length=1, batch_size=self.config.readouts.batch_size, seed=self.seed, members=self.labelled)
+        sampler = data.sampler(
+            length=1, batch_size=self.config.readouts.batch_size, seed=self.seed, members=self.labelled
+        )
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])

@@ -1,5 +1,7 @@
 """The path, the sampler's order on a solved problem, and the shortcut target."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_sampler_converges_to_the_exact_flow_of_a_gaussian() -> None:
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
     errors = [float((sample(steps, noise) - (2 + 0.5 * noise)).abs().max()) for steps in (8, 16, 32, 64)]
     assert errors[-1] < 0.03
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 2.6
 
 

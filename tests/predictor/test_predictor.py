@@ -18,7 +18,9 @@ def make_predictor(num_tokens: int = 2, window: int = 16) -> LatentPredictor:
 
 
 def real_actions(*shape: int) -> ActionInputs:
-    return ActionInputs(torch.full(shape[:2], REAL), real=torch.randn(*shape, generator=torch.Generator().manual_seed(1)))
+    return ActionInputs(
+        torch.full(shape[:2], REAL), real=torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    )
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
@@ -121,7 +123,7 @@ def test_action_kinds_embed_differently() -> None:
 
 @pytest.mark.slow
 def test_diffusion_keeps_two_futures_apart_where_regression_would_blur() -> None:
-    """The next latent is +1 or -1 by a hidden coin. A regression says 0; samples of four coarse steps must be near both ends."""
+    """The next latent is +1 or -1 by a hidden coin. A regression says 0; four coarse steps must end near both."""
     torch.manual_seed(0)
     config = PredictorConfig(transformer=TransformerConfig(width=48, depth=2, num_heads=2, hidden=96), window=4)
     model = LatentPredictor(config, num_tokens=1, token_width=4, action_size=1, code_size=1)

@@ -6,7 +6,7 @@ from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, Lat
 
 
 def moving_latents(batch: int, time: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return latents [B, T, 1, 6] whose first two channels integrate hidden actions [B, T, 2]; the rest is a constant scene."""
+    """Return latents [B, T, 1, 6] whose first two channels integrate hidden actions [B, T, 2]; the rest is constant."""
     generator = torch.Generator().manual_seed(seed)
     actions = torch.rand(batch, time, 2, generator=generator) * 2 - 1
     scene = torch.randn(batch, 1, 4, generator=generator).expand(-1, time, -1)

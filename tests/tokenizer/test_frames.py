@@ -6,7 +6,9 @@ import torch
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck, sigreg
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, psnr, to_bytes, to_pixels
 
-SMALL = FrameTokenizerConfig(image_size=(16, 32), channels=(8, 16), token_grid=(2, 4), bottleneck=BottleneckConfig(width=8))
+SMALL = FrameTokenizerConfig(
+    image_size=(16, 32), channels=(8, 16), token_grid=(2, 4), bottleneck=BottleneckConfig(width=8)
+)
 
 
 def test_bytes_survive_the_round_trip_to_pixels() -> None:
@@ -22,7 +24,9 @@ def test_psnr_of_a_known_error() -> None:
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 4), (4, 8)])
 def test_shapes_of_tokens_and_frames(grid: tuple[int, int]) -> None:
-    config = FrameTokenizerConfig(image_size=(16, 32), channels=(8, 16), token_grid=grid, bottleneck=BottleneckConfig(width=8))
+    config = FrameTokenizerConfig(
+        image_size=(16, 32), channels=(8, 16), token_grid=grid, bottleneck=BottleneckConfig(width=8)
+    )
     tokenizer = FrameTokenizer(config).eval()
     frames = torch.randint(0, 256, (2, 3, 16, 32, 3), dtype=torch.uint8)
     latents = tokenizer.encode(frames)
