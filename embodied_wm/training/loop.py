@@ -7,10 +7,14 @@ resumes at step n does what an uninterrupted one would have done, bit for bit on
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 import torch
@@ -73,7 +77,7 @@ class _State:
         self.parameters: list[Tensor] = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         self.ema = [parameter.detach().clone() for parameter in self.parameters] if use_ema else []
         self.step = 0
-        self.is_whole = True  # False while an update is half done: Ctrl-C can come anywhere
+        self.is_whole = True  # False while an update is half done, which an error can leave it
 
     def tensors(self) -> dict[str, Tensor]:
         flat = {f"module.{name}": tensor for name, tensor in self.modules.state_dict().items()}
@@ -202,15 +206,33 @@ def _step(
             f"kept in {bad_batch} and the weights of the step before beside it. Lower learning_rate (now "
             f"{config.learning_rate}) or look for bad values in the batch."
         )
-    state.is_whole = False
-    state.optimiser.step()
-    if state.ema:
-        decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    state.step += 1
-    state.is_whole = True
+    with _undivided():
+        state.is_whole = False
+        state.optimiser.step()
+        if state.ema:
+            decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        state.step += 1
+        state.is_whole = True
     return {"loss": float(loss.detach()), **metrics}
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Let Ctrl-C wait until the body is done, so that what is saved then is a whole step."""
+    before = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        before(*pressed[0])
 
 
 class _Log:

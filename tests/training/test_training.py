@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,27 @@ def test_interrupted_and_resumed_is_bitwise_what_was_never_stopped(tmp_path: Pat
     assert (tmp_path / "parts/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
 
 
-def test_ctrl_c_amid_an_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_amid_an_update_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+    original = torch.optim.AdamW.step
+    count = 0
+
+    def pressed(self: torch.optim.AdamW) -> None:
+        nonlocal count
+        count += 1
+        if count == 9:
+            signal.raise_signal(signal.SIGINT)
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts")
+    assert int(load_file(tmp_path / "parts/stages/stage.safetensors")["step"]) == 9
+    assert same(run(tmp_path / "parts").state_dict(), whole.state_dict())
+
+
+def test_an_update_that_an_error_left_half_done_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     count = 0
