@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped b
 """
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ KINDS: Mapping[type, str] = {
     float: "a number",
     list: "a list such as [1,2]",
 }
+
+# Threads of torch that wait must sleep and not spin: on a busy machine spinning costs three times the speed.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

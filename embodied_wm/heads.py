@@ -16,6 +16,9 @@ from embodied_wm.tokenizer.actions import mlp
 class Readout(nn.Module):
     """Read named quantities, in their units, from the K latent tokens of one frame."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, latent_size: int, names: tuple[str, ...], units: tuple[str, ...], width: int = 128) -> None:
         super().__init__()
         self.names, self.units = names, units

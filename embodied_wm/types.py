@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Episode:
         info: JSON values that belong to the whole episode (seed, task text, ...).
     """
 
-    features: Mapping[str, np.ndarray]
-    info: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, NDArray[Any]]
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def num_rows(self) -> int:

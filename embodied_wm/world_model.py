@@ -59,6 +59,9 @@ class Embodiment:
 class WorldModel(nn.Module):
     """Encode, imagine, decode and infer actions; the parts are public attributes."""
 
+    action_low: Tensor
+    action_high: Tensor
+
     def __init__(self, config: WorldModelConfig, embodiment: Embodiment, *, card: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.config, self.embodiment = config, embodiment
@@ -242,7 +245,10 @@ class WorldModel(nn.Module):
         described = checkpoint.read_description(Path(folder))
         config = checkpoint.from_json(WorldModelConfig, described["config"])
         embodiment = checkpoint.from_json(Embodiment, described["embodiment"])
-        model = cls(config, embodiment, card=described["card"])
+        try:
+            model = cls(config, embodiment, card=described["card"])
+        except (ValueError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(f"{folder}/config.json describes no possible model: {error}") from error
         checkpoint.load_tensors(Path(folder), model)
         return model.to(device).eval()
 
@@ -265,7 +271,8 @@ class ImaginedDynamics:
         seed: int = 0,
         shared_noise: bool = True,
     ) -> None:
-        self.world_model, self.kind, self.num_steps, self.shared_noise = world_model, kind, num_steps, shared_noise
+        self.world_model, self.num_steps, self.shared_noise = world_model, num_steps, shared_noise
+        self.kind: ActionKind = kind
         self.generator = torch.Generator().manual_seed(seed)
         self.action_size = world_model.embodiment.action_size
         self.action_low: Tensor = world_model.action_low

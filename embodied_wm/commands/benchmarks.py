@@ -206,10 +206,11 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
     console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
 
 
-def benchmark_latent_actions(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+def benchmark_latent_actions(
+    model: WorldModel, store: EpisodeStore, run_dir: Path, console: Console, *, seed: int
+) -> None:
     """Measure what latent actions carry, on the held-out episodes of a store."""
-    began, seed = time.monotonic(), config["seed"]
-    store = EpisodeStore.open(config["data"]["path"])
+    began = time.monotonic()
     check_compatible(store, model)
     measures = latent_action_measures(model, store, seed=seed)
     page = write_report(

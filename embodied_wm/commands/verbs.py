@@ -144,8 +144,10 @@ def benchmark_speed(config: Config, run: Run) -> None:
 def benchmark_latent_actions(config: Config, run: Run) -> None:
     """Measure the latent actions."""
     from embodied_wm.commands import benchmarks
+    from embodied_wm.data.store import EpisodeStore
 
-    benchmarks.benchmark_latent_actions(load_world_model(config), config, run.folder, run.console)
+    store = EpisodeStore.open(_path(config["data"]["path"]))
+    benchmarks.benchmark_latent_actions(load_world_model(config), store, run.folder, run.console, seed=config["seed"])
 
 
 def demo(config: Config, run: Run) -> None:

@@ -26,8 +26,8 @@ from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.tasks.base import Task
 
-NUM_SAMPLES = 4
-SSIM_EVERY = 4
+NUM_SAMPLES = 3
+SSIM_EVERY = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ class ImaginationJudge:
         num_steps: int,
         seed: int,
     ) -> None:
-        self.task, self.model, self.objective, self.weights = task, world_model, objective, weights
+        self.task, self.model, self.weights = task, world_model, weights
+        self.objective: ObjectiveKind = objective
         self.num_steps, self.seed = num_steps, seed
         self.goal_index = list(task.goal_indices)
         self.generator = torch.Generator().manual_seed(seed)

@@ -128,6 +128,7 @@ def run_agents(
         console: Where progress is shown.
     """
     pairs = evaluation_pairs(task.name, num_episodes, seed)
+    Renderer(task.model, *image_size, camera).close()  # a machine that cannot render says so here, not in a worker
     found: dict[str, Episodes] = {}
     with ProcessPoolExecutor(
         num_workers,
@@ -166,7 +167,7 @@ def _summarise(task: Task, costs: np.ndarray, films: list[np.ndarray], goals: li
     never = task.episode_steps + 1
     return Episodes(
         success=within[:, -1],
-        success_any=within.any(1),
+        success_any=np.asarray(within.any(1)),
         steps_to_success=np.where(within.any(1), within.argmax(1) + 1, never),
         final_cost_m=costs[:, -1],
         films=np.stack(films) if films else np.zeros((0,)),

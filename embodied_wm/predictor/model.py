@@ -91,12 +91,13 @@ class LatentPredictor(nn.Module):
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.real_in = nn.Sequential(nn.Linear(action_size, width), nn.SiLU(), nn.Linear(width, width))
         self.code_in = nn.Sequential(nn.Linear(code_size, width), nn.SiLU(), nn.Linear(width, width))
-        self.level_in = nn.Sequential(nn.Linear(2 * 16, width), nn.SiLU(), nn.Linear(width, 6 * width))
+        last = nn.Linear(width, 6 * width)
+        nn.init.zeros_(last.weight)
+        self.level_in = nn.Sequential(nn.Linear(2 * 16, width), nn.SiLU(), last)
         self.norm = nn.RMSNorm(width)
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
-        nn.init.zeros_(self.level_in[2].weight)
 
     @property
     def block(self) -> int:

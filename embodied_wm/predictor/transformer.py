@@ -105,9 +105,14 @@ class BlockCausalTransformer(nn.Module):
             raise ValueError(f"width={config.width} must be an even multiple of num_heads={config.num_heads}")
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
-        for layer in self.layers:
+        for layer in self.stack:
             for linear in (layer.out, layer.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.depth) ** 0.5)
+
+    @property
+    def stack(self) -> tuple[Layer, ...]:
+        """Return the layers, in order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Layer))
 
     def rotary(self, positions_F: Int[Tensor, "frames"], block: int) -> tuple[Tensor, Tensor]:
         """Return rotary tables of all tokens of frames at these positions."""
@@ -134,10 +139,10 @@ class BlockCausalTransformer(nn.Module):
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
-        for layer in self.layers:
+        for layer in self.stack:
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
-            if layer is self.layers[-1]:
+            if layer is self.stack[-1]:
                 x, q, mod = layer.select(x, q, mod, num_frames)
                 mask_NN = mask_NN.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
             x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN), mod)
@@ -155,12 +160,12 @@ class BlockCausalTransformer(nn.Module):
         rotary = self.rotary(positions, block)
         mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
         keys, values = [], []
-        for layer in self.layers:
+        for layer in self.stack:
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
             keys.append(k[0].contiguous())
             values.append(v[0].contiguous())
-            if layer is not self.layers[-1]:
+            if layer is not self.stack[-1]:
                 x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN), mod)
         return tuple(keys), tuple(values)
 
@@ -189,7 +194,7 @@ class BlockCausalTransformer(nn.Module):
         if frames > 1:
             mask = torch.ones(frames * block, frames * block, dtype=torch.bool, device=x.device)
             mask[:block, block:] = False
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.stack):
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
             cache.put(index, k, v)

@@ -76,6 +76,9 @@ def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
 class FrameTokenizer(nn.Module):
     """Encode frames into K tokens of D channels and decode them back."""
 
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
         self.config = config

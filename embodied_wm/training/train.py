@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from embodied_wm.data.loader import WindowLoader, split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.data.windows import index_windows
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import Batch, Metrics, StageConfig, fit
@@ -46,12 +47,12 @@ class TrainConfig:
     """
 
     tokenizer: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=1200, batch_size=24, learning_rate=2e-3)
+        default_factory=lambda: StageConfig(num_steps=1000, batch_size=24, learning_rate=2e-3)
     )
     latent_actions: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=128))
     adapter: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     predictor: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=1800, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
+        default_factory=lambda: StageConfig(num_steps=1400, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     camera: str = ""
@@ -241,7 +242,7 @@ class Trainer:
         with torch.no_grad():
             codes = self.model.latent_actions.encode(batch["latents"])
         codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-        real = self.model.actions.normalize(batch["action"]) * (kind == REAL)[:, None, None]
+        real = torch.where((kind == REAL)[:, None, None], self.model.actions.normalize(batch["action"]), 0.0)
         return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
     def train_predictor(self) -> None:
@@ -325,7 +326,13 @@ def train_world_model(
         for name in ("tokenizer", "latent_actions"):
             if name not in stages:
                 getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
-    statistics = compute_statistics(store, "action", [trainer.train_episodes[index] for index in trainer.labelled])
+    # Episodes that are too short, and NaN: say so before training.
+    index_windows(store.episode_ends, trainer.train_episodes, config.sequence_length)
+    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
+    index_windows(store.episode_ends, labelled, model_config.latent_actions.history + 1)
+    for name in model.embodiment.readouts:
+        compute_statistics(store, name, labelled)
+    statistics = compute_statistics(store, "action", labelled)
     model.actions.mean.copy_(torch.from_numpy(statistics.mean))
     model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
     model.action_low.copy_(torch.from_numpy(statistics.minimum))

@@ -56,11 +56,13 @@ def test_the_action_that_leads_to_a_frame_changes_it() -> None:
     model = make_predictor()
     x, tau = torch.randn(1, 5, 2, 8), torch.rand(1, 5)
     actions = real_actions(1, 5, 3)
-    other = ActionInputs(actions.kind, real=actions.real.clone())
-    other.real[:, 2] += 1.0
+    assert actions.real is not None
+    changed = actions.real.clone()
+    changed[:, 2] += 1.0
+    other = ActionInputs(actions.kind, real=changed)
     first, second = (model(x, tau, tau, model.shift(model.embed_actions(each))) for each in (actions, other))
-    changed = (first - second).abs().amax(dim=(0, 2, 3)) > 0
-    assert changed.tolist() == [False, False, False, True, True]
+    differs = (first - second).abs().amax(dim=(0, 2, 3)) > 0
+    assert differs.tolist() == [False, False, False, True, True]
 
 
 def test_window_bounds_what_attention_reaches() -> None:
