@@ -75,7 +75,7 @@ def benchmark_imagination(model: WorldModel, config: Mapping[str, Any], run_dir:
         headline=imagination_headline(judged),
         title=f"Imagination against physics: {task.name}",
     )
-    console.print(f"wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def imagination_headline(judged: Judged) -> list[Headline]:
@@ -129,7 +129,7 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
         headline=headline,
         title=f"Closed-loop planning: {task.name}",
     )
-    console.print(f"wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def measure_planning(
@@ -203,7 +203,7 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
         headline=[Headline(label="decisions per second", value=measures["decisions_per_second"])],
         title="Speed",
     )
-    console.print(f"wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def benchmark_latent_actions(
@@ -225,7 +225,7 @@ def benchmark_latent_actions(
         ],
         title="Latent actions",
     )
-    console.print(f"wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def latent_action_measures(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[str, Any]:

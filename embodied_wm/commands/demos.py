@@ -132,7 +132,7 @@ def _closing(console: Console, measures: Mapping[str, Any], page: Path, seconds:
             ends = measures[key]["ci95"]
             interval = f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
             console.print(f"  {label:<52} {measures[key]['value']:.3f}{interval}", highlight=False)
-    console.print(f"{seconds / 60:.1f} minutes; wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    console.print(f"{seconds / 60:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
@@ -200,5 +200,6 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
     )
     for key in ("psnr", "psnr_copy", "psnr_ceiling", "ssim", "ssim_copy"):
         console.print(f"  {key} at h = {step}: {measures[key]['by_horizon'][step]['value']:.3f}", highlight=False)
-    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; wrote [cyan]{page.with_name("report.html")}[/]", soft_wrap=True)
+    minutes = (time.monotonic() - began) / 60
+    console.print(f"{minutes:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
     return page
