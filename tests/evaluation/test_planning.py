@@ -1,0 +1,98 @@
+"""The judge of planning: the oracle reaches, doing nothing does not, and the model's agent acts within bounds."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation.baselines import GoalPolicyConfig
+from embodied_wm.evaluation.lineup import PlanningSetup, line_up, train_baselines
+from embodied_wm.evaluation.oracle import OracleDynamics, task_cost
+from embodied_wm.evaluation.planning import Arena, measure_agents, run_agents, time_decisions
+from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
+from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.loop import StageConfig
+from embodied_wm.world_model import WorldModel
+from planners.cem import CEM
+from planners.objectives import StepWeights
+from sim.manifest import evaluation_pairs
+from sim.tasks import get_task
+
+PLANNER = CEM(horizon=6, num_candidates=48, num_iterations=3, num_elites=8)
+SETUP = PlanningSetup(task="reach", planner=PLANNER, objective="latent", weights=StepWeights())
+
+
+@pytest.mark.render
+def test_oracle_reaches_and_zero_does_not(tiny_checkpoint: Path) -> None:
+    makers = line_up(tiny_checkpoint, SETUP)
+    wanted = {name: makers[name] for name in ("oracle", "random", "zero")}
+    runs = run_agents(
+        get_task("reach"), wanted, num_episodes=4, seed=0, image_size=(64, 64), camera="top", num_workers=1
+    )
+    assert runs["oracle"].success.all()
+    assert not runs["zero"].success_any.any()
+    assert runs["oracle"].final_cost_m.max() < 0.02 < runs["zero"].final_cost_m.min()
+    measures = measure_agents({**runs, "model": runs["zero"]}, {}, planned_steps=864, seed=0)
+    assert measures["cpg"]["value"] == 1.0
+    assert measures["success.oracle"]["n"] == 4
+
+
+@pytest.mark.render
+def test_model_agent_is_repeatable_and_within_bounds(tiny_checkpoint: Path) -> None:
+    model = WorldModel.load(tiny_checkpoint)
+    size = model.config.tokenizer.image_size
+    planner = CEM(horizon=2, num_candidates=8, num_iterations=1, num_elites=2, num_kept=1)
+    setup = PlanningSetup(task="reach", planner=planner, objective="latent", weights=StepWeights(), context=2)
+    costs = []
+    for _ in range(2):
+        arena = Arena(get_task("reach"), image_size=size, camera="top")
+        costs.append(arena.run(line_up(tiny_checkpoint, setup)["model"](), evaluation_pairs("reach", 1, 0)[0])[0])
+        arena.close()
+    assert np.array_equal(costs[0], costs[1])
+    agent = line_up(tiny_checkpoint, setup)["model"]()
+    seconds = time_decisions(get_task("reach"), agent, num_episodes=1, seed=0, image_size=size, camera="top")
+    assert len(seconds) == get_task("reach").episode_steps
+    assert (seconds > 0).all()
+
+
+@pytest.mark.render
+def test_baselines_train_and_act(tiny_checkpoint: Path, tiny_store: Path, tmp_path: Path) -> None:
+    model = WorldModel.load(tiny_checkpoint)
+    store = EpisodeStore.open(tiny_store)
+    data = LatentEpisodes(store, model.tokenizer, camera=model.embodiment.camera, episodes=[0, 1], features=["action"])
+    config = GoalPolicyConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
+    makers = train_baselines(tiny_checkpoint, data, tmp_path, seed=0, config=config)
+    assert set(makers) == {"behaviour_cloning", "inverse_dynamics"}
+    size = model.config.tokenizer.image_size
+    agent = makers["inverse_dynamics"]()
+    agent.begin(np.zeros((*size, 3), np.uint8), np.zeros(5), 0)
+    action = agent.act(np.full((*size, 3), 200, np.uint8), np.zeros(5))
+    assert (action >= model.action_low.numpy()).all()
+    assert (action <= model.action_high.numpy()).all()
+
+
+def test_oracle_dynamics_agree_with_the_simulator_and_its_cost_with_the_tasks() -> None:
+    task = get_task("push")
+    start, goal, _ = evaluation_pairs("push", 1, 0)[0]
+    actions = torch.rand(3, 4, task.action_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    quantities = OracleDynamics(task).imagine(start, actions)
+    assert quantities.shape == (3, 4, len(task.quantities))
+    goal_quantities = task.state_quantities(goal)
+    expected = task.planning_cost(quantities.numpy(), goal_quantities)
+    assert np.array_equal(task_cost(task, goal_quantities)(quantities).numpy(), expected)
+
+
+def test_speed_rows_say_that_cached_equals_uncached(tiny_checkpoint: Path) -> None:
+    model = WorldModel.load(tiny_checkpoint)
+    config = SpeedConfig(num_candidates=[4], context_frames=[1, 2], denoising_steps=[1], horizon=2, repeats=1)
+    speed = measure_speed(model, config)
+    assert speed["imagine"]
+    assert all(row["relative_difference"] < 1e-4 for row in speed["imagine"])
+    assert speed["matmul_flops"] > 0
+
+
+def test_makers_can_travel_to_other_processes(tiny_checkpoint: Path) -> None:
+    assert all(isinstance(make, partial) for make in line_up(tiny_checkpoint, SETUP).values())
