@@ -56,6 +56,7 @@ class Track:
                 f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
                 f"{left:,.0f} s left {self._note}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def __exit__(
@@ -68,4 +69,5 @@ class Track:
             self.console.print(
                 f"{self.what}: {self.done:,} {self.unit} in {time.monotonic() - self._began:,.1f} s {self._note}",
                 highlight=False,
+                soft_wrap=True,
             )

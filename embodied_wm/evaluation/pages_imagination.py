@@ -90,7 +90,7 @@ def in_unit(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 def step_labels(num_context: int, num_imagined: int) -> list[str]:
     """Return labels of given frames, up to "t", and of imagined ones, from "t+1"."""
-    given = [f"given, t−{back}" if back else "given, t" for back in reversed(range(num_context))]  # noqa: RUF001
+    given = [f"given, t-{back}" if back else "given, t" for back in reversed(range(num_context))]
     return [*given, *(f"t+{step}" for step in range(1, num_imagined + 1))]
 
 
