@@ -307,4 +307,4 @@ def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) ->
 
 
 def test_labels_count_from_the_last_given_frame() -> None:
-    assert step_labels(2, 2) == ["given, t\N{MINUS SIGN}1", "given, t", "t+1", "t+2"]
+    assert step_labels(2, 2) == ["given, t-1", "given, t", "t+1", "t+2"]
