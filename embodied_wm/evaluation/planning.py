@@ -195,9 +195,10 @@ def measure_agents(
         found[f"final_cost_m{end}"] = bootstrap_mean(run.final_cost_m, seed=seed)
         if run.success_any.any():
             found[f"steps_to_success{end}"] = bootstrap_mean(run.steps_to_success[run.success_any], seed=seed)
-        if name in seconds:
-            found[f"seconds_per_decision{end}"] = bootstrap_quantile(seconds[name], 0.5, seed=seed)
-            found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(seconds[name], 0.95, seed=seed)
+    for name, times in seconds.items():
+        end = "" if name == "model" else f".{name}"
+        found[f"seconds_per_decision{end}"] = bootstrap_quantile(times, 0.5, seed=seed)
+        found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(times, 0.95, seed=seed)
     if "model" in seconds:
         found["decisions_per_second"] = estimate(1 / float(np.median(seconds["model"])), None, len(seconds["model"]))
         found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
