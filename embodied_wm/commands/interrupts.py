@@ -37,8 +37,9 @@ def one_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        if not pressed_s:  # otherwise the process is about to end, and a second press must not break that either
-            signal.signal(signal.SIGINT, before)
+        # After a press the process is about to end, and a second one must not break that either. Python's own shutdown
+        # puts every handler but "ignore" back to the default, which kills.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if pressed_s else before)
 
 
 @contextmanager
