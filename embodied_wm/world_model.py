@@ -102,9 +102,13 @@ class WorldModel(nn.Module):
         """Encode uint8 frames into standardised latents."""
         return self.tokenizer.encode(frames)
 
-    def decode(self, latents: Float[Tensor, "*batch tokens channels"]) -> UInt8[Tensor, "*batch height width 3"]:
-        """Decode latents into uint8 frames."""
-        return self.tokenizer.decode(latents)
+    def decode(
+        self,
+        latents: Float[Tensor, "*batch tokens channels"],
+        seen: UInt8[Tensor, "height width 3"] | None = None,
+    ) -> UInt8[Tensor, "*batch height width 3"]:
+        """Decode latents into uint8 frames, with the detail of a frame `seen` before where nothing has changed."""
+        return self.tokenizer.decode(latents, seen)
 
     def action_inputs(
         self,

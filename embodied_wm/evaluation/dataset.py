@@ -34,7 +34,7 @@ class DatasetJudged:
 
     Attributes:
         measures: psnr, ssim (also with _copy: the last context frame; with _ceiling: the true frame encoded and
-            decoded) and latent_mse, each {"by_horizon"}; intervals are bootstrapped over episodes.
+            decoded like an imagined one) and latent_mse, each {"by_horizon"}; intervals are bootstrapped over episodes.
         films: The starts with the largest real motion, one per episode before a second one of any.
         skipped: Episodes that are too short to judge.
     """
@@ -79,11 +79,11 @@ def imagine_window(
     latents = world_model.imagine(known, future, num_steps=num_steps, generator=generator)[0]
     true = real[context:]
     true_latents = world_model.encode(true)
-    imagined = world_model.decode(latents)
+    imagined = world_model.decode(latents, seen=real[context - 1])
     versions = {
         "": imagined,
         "_copy": real[context - 1].expand_as(true),
-        "_ceiling": world_model.decode(true_latents),
+        "_ceiling": world_model.decode(true_latents, seen=real[context - 1]),
     }
     curves = {f"psnr{ending}": psnr(shown, true) for ending, shown in versions.items()}
     curves |= {f"ssim{ending}": ssim(shown, true) for ending, shown in versions.items()}

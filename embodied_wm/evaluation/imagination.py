@@ -114,7 +114,7 @@ class ImaginationJudge:
         true_latents = self.model.encode(true_frames)
         samples = torch.stack([self._imagine(point, point.actions) for _ in range(NUM_SAMPLES)])
         imagined = samples[0]
-        decoded = self.model.decode(imagined)
+        decoded = self.model.decode(imagined, seen=torch.from_numpy(point.frames[-1]))
         self._images(point, true_frames, true_latents, decoded, rows)
         latent_error = (imagined - true_latents).square().mean((2, 3))
         rows.curve("latent_mse", latent_error)
@@ -127,10 +127,10 @@ class ImaginationJudge:
         return *costs, decoded[0].numpy()
 
     def _images(self, point: BranchPoint, true: Tensor, true_latents: Tensor, decoded: Tensor, rows: _Rows) -> None:
-        last = torch.from_numpy(point.frames[-1]).expand_as(true)
-        ceiling = self.model.decode(true_latents)
+        last = torch.from_numpy(point.frames[-1])
+        ceiling = self.model.decode(true_latents, seen=last)
         few = slice(None, None, SSIM_EVERY)
-        for suffix, frames in (("", decoded), ("_copy", last), ("_ceiling", ceiling)):
+        for suffix, frames in (("", decoded), ("_copy", last.expand_as(true)), ("_ceiling", ceiling)):
             rows.curve(f"psnr{suffix}", psnr(frames, true))
             similar = ssim(frames[few].flatten(0, 1), true[few].flatten(0, 1))
             rows.curve(f"ssim{suffix}", similar.view(-1, true.shape[1]))

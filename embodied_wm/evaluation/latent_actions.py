@@ -88,7 +88,7 @@ def controllability(
             other = codes[torch.randint(len(codes), (1,), generator=generator)]
             candidates = torch.cat([codes[now][None], random, other])[:, None]
             after = world_model.imagine(known, candidates, kind="latent", generator=generator, shared_noise=True)[:, 0]
-            quality = psnr(world_model.decode(after), frames[now + 1].expand(3, -1, -1, -1))
+            quality = psnr(world_model.decode(after, seen=frames[now]), frames[now + 1].expand(3, -1, -1, -1))
             gains.append(float(quality[0] - quality[1]))
             error = (after - latents[now + 1]).square().mean((1, 2))
             right_errors.append(float(error[0]))

@@ -205,11 +205,13 @@ def _run(
             expected = task.cost(model.readout(QUANTITIES)(latents[:, -1]).double().cpu().numpy(), goal_quantities)
     replayed = brancher(start, recorder.plans[0].actions.cpu().numpy()[None]).states[0]
     brancher.close()
+    frames = renderer.render_states(np.stack(states))
+    pairs = zip(latents, torch.from_numpy(frames), strict=False)  # the last frame is followed by no decision
     return Shown(
-        frames=renderer.render_states(np.stack(states)),
+        frames=frames,
         goal=goal_frame,
         cost_m=task.cost(task.state_quantities(np.stack(states)), goal_quantities),
-        imagined=model.decode(latents).cpu().numpy(),
+        imagined=torch.stack([model.decode(plan, seen=frame) for plan, frame in pairs]).cpu().numpy(),
         expected_cost_m=expected,
         first_plan=renderer.render_states(replayed),
         seconds=agent.seconds,

@@ -25,7 +25,7 @@ class Context:
         num_frames: Frames in the context (P = num_frames * tokens per block).
         next_position: Rotary position of the frame that follows the context.
         last_latents: [K, D], latents of the last context frame.
-        before_last: [K, D], latents of the frame before it; zeros where there is none.
+        before_last: [K, D], latents of the frame before it; the same where there is none.
     """
 
     keys: tuple[Tensor, ...]

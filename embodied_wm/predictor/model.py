@@ -9,6 +9,11 @@ imagined frame of `reach` was off by 0.029 in latent units where copying the fra
 that is told the state by 0.0006.) The network predicts clean latents as a change of the frame before; large steps are
 taught by the shortcut loss (see `flow`), so the same weights sample in 1, 2 or 4 steps.
 
+A latent token is told its place one frame earlier and how that place was changing, in units of the usual change:
+between frames latents move by a tenth of their spread, which a network finds slowly in the difference of two inputs.
+(On CR5 video, 200 steps of the same network: one imagined frame off by 0.0072 told the change, 0.0116 not told,
+copying 0.0152; a linear map of the change alone reaches two thirds of copying.)
+
 The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled
 video.
 """
@@ -76,6 +81,8 @@ def block_causal_mask(num_frames: int, window: int, device: torch.device) -> Ten
 class LatentPredictor(nn.Module):
     """Predict clean latents from noised ones, past frames and actions."""
 
+    change_std: Tensor
+
     def __init__(
         self, config: PredictorConfig, *, num_tokens: int, token_width: int, action_size: int, code_size: int
     ) -> None:
@@ -86,7 +93,8 @@ class LatentPredictor(nn.Module):
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
         self.transformer = BlockCausalTransformer(config.transformer)
-        self.latent_in = nn.Linear(2 * token_width, width)
+        self.latent_in = nn.Linear(3 * token_width, width)
+        self.register_buffer("change_std", torch.ones(()))
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.real_in = nn.Sequential(nn.Linear(action_size, width), nn.SiLU(), nn.Linear(width, width))
@@ -123,12 +131,21 @@ class LatentPredictor(nn.Module):
         features = torch.cat([features, features.square()], dim=-1)
         return self.level_in(features).unflatten(-1, (6, -1))
 
-    def blocks(self, action_tokens_BTW: Tensor, latents_BTKD: Tensor, before_BTKD: Tensor) -> Tensor:
+    @torch.no_grad()
+    def fit_change(self, latents: Float[Tensor, "batch time tokens width"]) -> None:
+        """Set the unit in which the network is told how latents change from frame to frame."""
+        self.change_std.copy_(latents.diff(dim=1).std().clamp_min(1e-3))
+
+    def blocks(
+        self, action_tokens_BTW: Tensor, latents_BTKD: Tensor, before_BTKD: Tensor, change_BTKD: Tensor
+    ) -> Tensor:
         """Interleave the token that led to each frame with its latents: [B, T, 1 + K, width].
 
-        A latent token also sees the latents of its place one frame before, at that frame's own noise level.
+        A latent token also sees its place one frame before, at that frame's own noise level, and the change that had
+        led to it.
         """
-        tokens = self.latent_in(torch.cat([latents_BTKD, before_BTKD], dim=-1)) + self.slots
+        inputs = torch.cat([latents_BTKD, before_BTKD, change_BTKD / self.change_std], dim=-1)
+        tokens = self.latent_in(inputs) + self.slots
         return torch.cat([action_tokens_BTW[:, :, None], tokens], dim=2)
 
     def shift(self, action_tokens_BTW: Tensor) -> Tensor:
@@ -159,7 +176,8 @@ class LatentPredictor(nn.Module):
         before, tau_before = _previous(x_tau), _previous(tau)
         positions = torch.arange(time, device=x_tau.device)
         mask = block_causal_mask(time, self.config.window, x_tau.device)
-        out = self.transformer(self.blocks(led_by, x_tau, before), self.modulation(tau, step), positions, mask, time)
+        tokens = self.blocks(led_by, x_tau, before, _previous_change(x_tau))
+        out = self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
         return self.read(out, before, tau_before[..., None, None])
 
     def predict_targets(
@@ -185,8 +203,8 @@ class LatentPredictor(nn.Module):
             led_by: Embedded action that led to each frame.
         """
         time = x_tau.shape[1]
-        before, tau_before = _previous(past), _previous(past_tau)
-        tokens = torch.cat([self.blocks(led_by, latents, before) for latents in (past, x_tau)], dim=1)
+        before, tau_before, change = _previous(past), _previous(past_tau), _previous_change(past)
+        tokens = torch.cat([self.blocks(led_by, latents, before, change) for latents in (past, x_tau)], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
         levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1))
         frame = torch.arange(time, device=tau.device)
@@ -279,17 +297,21 @@ class LatentPredictor(nn.Module):
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         keep = min(len(latents), self.config.window - 1)
         latents, led_by = latents[-keep:], led_by[:, -keep:]
-        tokens = self.blocks(led_by, latents[None], _previous(latents[None]))
+        tokens = self.blocks(led_by, latents[None], _previous(latents[None]), _previous_change(latents[None]))
         clean = torch.ones(keep, device=latents.device)
         modulation = self.modulation(clean, clean / self.config.max_steps)
         mask = block_causal_mask(keep, self.config.window, latents.device)
         positions = torch.arange(keep, device=latents.device)
         keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
-        return Context(
-            keys, values, keep, keep, latents[-1], latents[-2] if keep > 1 else torch.zeros_like(latents[-1])
-        )
+        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0])
 
 
 def _previous(values_BT: Tensor) -> Tensor:
     """Return what stood one frame earlier, zeros before the first."""
     return torch.cat([torch.zeros_like(values_BT[:, :1]), values_BT[:, :-1]], dim=1)
+
+
+def _previous_change(values_BT: Tensor) -> Tensor:
+    """Return how the frame before differed from the one before that; zeros where there are not two."""
+    change = torch.cat([torch.zeros_like(values_BT[:, :1]), values_BT.diff(dim=1)], dim=1)
+    return _previous(change)

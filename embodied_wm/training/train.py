@@ -27,6 +27,7 @@ from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 
 READOUT_FEATURES = ("sim.quantities", "observation.state")
 TOKENIZER_WINDOW = 3
+CHANGE_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +252,7 @@ class Trainer:
         sampler = self.latents().sampler(
             length=self.config.sequence_length, batch_size=config.batch_size, seed=self.seed
         )
+        predictor.fit_change(torch.cat([sampler.batch(step)["latents"] for step in range(CHANGE_BATCHES)]))
         self.fit(
             "predictor",
             {"predictor": predictor},

@@ -69,12 +69,30 @@ def test_window_bounds_what_attention_reaches() -> None:
     model = make_predictor(window=3)
     x, tau = torch.randn(1, 6, 2, 8), torch.rand(1, 6)
     led_by = model.embed_actions(real_actions(1, 6, 3))
-    model.transformer.layers = model.transformer.layers[:1]  # one layer: three frames, each seeing the one before it
+    model.transformer.layers = model.transformer.layers[:1]  # one layer: three frames, each told of the two before it
     before = model(x, tau, tau, led_by)
     x[:, 0] += 1.0
     after = model(x, tau, tau, led_by)
-    assert torch.equal(before[:, 4:], after[:, 4:])
-    assert not torch.allclose(before[:, 3], after[:, 3])
+    assert torch.equal(before[:, 5:], after[:, 5:])
+    assert not torch.allclose(before[:, 4], after[:, 4])
+
+
+def test_the_change_so_far_is_told_in_its_own_unit() -> None:
+    """Latents that all change twice as much, with the unit fitted anew, give the same inputs of change."""
+    model = make_predictor()
+    latents = torch.randn(4, 6, 2, 8).cumsum(1)
+    model.fit_change(latents)
+    first = float(model.change_std)
+    model.fit_change(2 * latents)
+    assert float(model.change_std) == pytest.approx(2 * first)
+    assert first == pytest.approx(1.0, abs=0.2)
+    x, tau = latents[:1], torch.ones(1, 6)
+    led_by = model.embed_actions(real_actions(1, 6, 3))
+    before = model(x, tau, tau, led_by)
+    model.change_std.fill_(1e9)  # as good as not told
+    after = model(x, tau, tau, led_by)
+    assert torch.allclose(before[:, :2], after[:, :2])  # two frames are needed for a change
+    assert not torch.allclose(before[:, 2], after[:, 2])
 
 
 def test_candidates_do_not_influence_each_other() -> None:

@@ -1,5 +1,7 @@
 """Sizes, statistics and learning of the frame tokenizer; the bottlenecks behind it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,6 +36,25 @@ def test_shapes_of_tokens_and_frames(grid: tuple[int, int]) -> None:
     assert tokenizer.decode(latents).shape == frames.shape
 
 
+def test_a_token_concatenates_its_own_block_of_cells() -> None:
+    few = FrameTokenizerConfig(
+        image_size=(16, 32),
+        channels=(8, 16),
+        token_grid=(2, 2),
+        cells_per_token=(1, 4),
+        bottleneck=BottleneckConfig(width=8),
+    )
+    many = replace(few, token_grid=(2, 8), cells_per_token=(1, 1))
+    assert (few.num_tokens, few.token_width, few.cell_grid) == (4, 32, (2, 8))
+    grouped, single = FrameTokenizer(few).eval(), FrameTokenizer(many).eval()
+    for name in ("encoder", "decoder"):
+        getattr(grouped, name).load_state_dict(getattr(single, name).state_dict())
+    frames = torch.randint(0, 256, (3, 16, 32, 3), dtype=torch.uint8)
+    cells, tokens = single.encode(frames), grouped.encode(frames)
+    assert torch.equal(tokens[:, 1], cells[:, 4:8].flatten(1))  # the right half of the upper row
+    assert torch.equal(grouped.decode(tokens), single.decode(cells))
+
+
 def test_latents_are_standardised_after_fitting_statistics() -> None:
     torch.manual_seed(0)
     tokenizer = FrameTokenizer(SMALL).eval()
@@ -57,6 +78,20 @@ def test_one_batch_overfits() -> None:
         loss.backward()
         optimiser.step()
     assert metrics["psnr"] > 25
+
+
+def test_detail_of_a_seen_frame_is_carried_over_where_nothing_changed() -> None:
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(SMALL).eval()
+    seen = torch.randint(0, 256, (16, 32, 3), dtype=torch.uint8)
+    latents = tokenizer.encode(seen)
+    assert float(psnr(tokenizer.decode(latents), seen)) < 15  # untrained: the latents alone say nothing
+    assert torch.equal(tokenizer.decode(latents, seen), seen)
+    tokenizer.decoder[-1].weight.data *= 100  # what latents change is now plain to see
+    moved = torch.stack([latents, latents.flip(0)])
+    alone, carried = tokenizer.decode(moved), tokenizer.decode(moved, seen)
+    assert torch.equal(carried[0], seen)
+    assert float(psnr(carried[1], alone[1])) > float(psnr(carried[1], seen)) + 10
 
 
 def test_frames_of_another_size_are_refused_with_the_wanted_size() -> None:
