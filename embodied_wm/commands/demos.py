@@ -16,8 +16,8 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.dataset import judge_dataset
-from embodied_wm.evaluation.imagination import judge_imagination
 from embodied_wm.evaluation.lineup import line_up, make_model_agent, train_baselines
+from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
 from embodied_wm.progress import Track
@@ -25,12 +25,6 @@ from embodied_wm.training.train import train_world_model
 from sim.tasks import get_task
 
 FEW_LABELS = 0.05
-
-
-def difference(first: Mapping[str, Any], second: Mapping[str, Any], step: str) -> dict[str, Any]:
-    """Return the difference of two measures at one horizon step; its interval is not known, since they are paired."""
-    values = [measure["by_horizon"][step] for measure in (first, second)]
-    return {"value": values[0]["value"] - values[1]["value"], "ci95": None, "n": values[0]["n"]}
 
 
 def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
@@ -55,16 +49,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         start_from=model,
         console=console,
     )
-    judged = judge_imagination(
-        task,
-        model,
-        setup.planner,
-        config["imagination"],
-        objective=setup.objective,
-        weights=setup.weights,
-        seed=seed,
-        console=console,
-    )
+    judged = benchmarks.judge_task(model, setup, config, console)
     makers = dict(line_up(run_dir / "model", setup))
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
     makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
@@ -74,9 +59,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     codes = benchmarks.latent_action_measures(few, store, seed=seed)
     speed = measure_speed(model, config["speed"], console=console)
     measures = {**judged.measures, **planned, **codes}
-    last = str(config["imagination"].horizon)
-    gain = difference(measures["psnr"], measures["psnr_copy"], last)
-    measures["psnr_over_copy"] = gain
+    last, gain = last_step(measures["psnr_over_copy"])
     page = write_report(
         run_dir,
         kind="demo",
@@ -129,10 +112,16 @@ def _closing(console: Console, measures: Mapping[str, Any], page: Path, seconds:
     }
     for label, key in shown.items():
         if key in measures:
-            ends = measures[key]["ci95"]
-            interval = f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
-            console.print(f"  {label:<52} {measures[key]['value']:.3f}{interval}", highlight=False)
+            measure = measures[key]
+            _say(console, label, last_step(measure)[1] if "by_horizon" in measure else measure)
     console.print(f"{seconds / 60:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
+
+
+def _say(console: Console, label: str, measure: Mapping[str, Any]) -> None:
+    """Print one estimate with its interval."""
+    ends = measure["ci95"]
+    interval = f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    console.print(f"  {label:<52} {measure['value']:.3f}{interval}", highlight=False)
 
 
 def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
@@ -186,7 +175,10 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         headline=[
             Headline(label=f"PSNR at h = {step}", value=measures["psnr"]["by_horizon"][step], unit="dB"),
             Headline(
-                label=f"copying the last frame, h = {step}", value=measures["psnr_copy"]["by_horizon"][step], unit="dB"
+                label=f"PSNR over copying, h = {step}",
+                value=measures["psnr_over_copy"]["by_horizon"][step],
+                unit="dB",
+                target=0.0,
             ),
             Headline(
                 label=f"ceiling of the tokenizer, h = {step}",
@@ -198,8 +190,8 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         ],
         title=f"{model.embodiment.robot}: held-out episodes, imagined from {config['context_frames']} frames",
     )
-    for key in ("psnr", "psnr_copy", "psnr_ceiling", "ssim", "ssim_copy"):
-        console.print(f"  {key} at h = {step}: {measures[key]['by_horizon'][step]['value']:.3f}", highlight=False)
+    for key in ("psnr", "psnr_copy", "psnr_over_copy", "psnr_ceiling", "ssim", "ssim_copy"):
+        _say(console, f"{key} at h = {step}", measures[key]["by_horizon"][step])
     minutes = (time.monotonic() - began) / 60
     console.print(f"{minutes:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
     return page

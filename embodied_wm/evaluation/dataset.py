@@ -34,7 +34,8 @@ class DatasetJudged:
 
     Attributes:
         measures: psnr, ssim (also with _copy: the last context frame; with _ceiling: the true frame encoded and
-            decoded like an imagined one) and latent_mse, each {"by_horizon"}; intervals are bootstrapped over episodes.
+            decoded like an imagined one), psnr_over_copy (their paired difference) and latent_mse, each
+            {"by_horizon"}; intervals are bootstrapped over episodes.
         films: The starts with the largest real motion, one per episode before a second one of any.
         skipped: Episodes that are too short to judge.
     """
@@ -86,6 +87,7 @@ def imagine_window(
         "_ceiling": world_model.decode(true_latents, seen=real[context - 1]),
     }
     curves = {f"psnr{ending}": psnr(shown, true) for ending, shown in versions.items()}
+    curves["psnr_over_copy"] = curves["psnr"] - curves["psnr_copy"]
     curves |= {f"ssim{ending}": ssim(shown, true) for ending, shown in versions.items()}
     curves["latent_mse"] = (latents - true_latents).square().mean((1, 2))
     return ImaginedWindow(

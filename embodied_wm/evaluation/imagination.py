@@ -129,6 +129,7 @@ class ImaginationJudge:
     def _images(self, point: BranchPoint, true: Tensor, true_latents: Tensor, decoded: Tensor, rows: _Rows) -> None:
         last = torch.from_numpy(point.frames[-1])
         ceiling = self.model.decode(true_latents, seen=last)
+        rows.curve("psnr_over_copy", psnr(decoded, true) - psnr(last.expand_as(true), true))
         few = slice(None, None, SSIM_EVERY)
         for suffix, frames in (("", decoded), ("_copy", last.expand_as(true)), ("_ceiling", ceiling)):
             rows.curve(f"psnr{suffix}", psnr(frames, true))

@@ -23,6 +23,7 @@ MEANINGS = {
     "psnr": "decoded imagined frame against the true frame, dB; higher is better",
     "ssim": "structural similarity of the same; higher is better",
     "psnr_copy": "the same for repeating the last context frame (baseline)",
+    "psnr_over_copy": "paired difference of the two, dB; above 0 beats copying",
     "ssim_copy": "the same for repeating the last context frame (baseline)",
     "psnr_ceiling": "the same for encoding and decoding the true frame (the tokenizer's ceiling)",
     "ssim_ceiling": "the same for encoding and decoding the true frame (the tokenizer's ceiling)",

@@ -277,6 +277,7 @@ def _dataset_table(measures: Mapping[str, Any]) -> Table:
     names = {
         "psnr": "PSNR (dB)",
         "psnr_copy": f"PSNR (dB), {COPY}",
+        "psnr_over_copy": "PSNR over copying (dB), paired",
         "psnr_ceiling": f"PSNR (dB), {CEILING}",
         "ssim": "SSIM",
         "ssim_copy": f"SSIM, {COPY}",
