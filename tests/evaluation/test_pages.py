@@ -224,8 +224,14 @@ def test_dataset_is_judged_against_copy_and_ceiling(
 ) -> None:
     assert set(dataset_judged.measures) == {
         *(f"{key}{ending}" for key in ("psnr", "ssim") for ending in ("", "_copy", "_ceiling")),
+        "psnr_over_copy",
         "latent_mse",
     }
+    gain, imagined, copied = (
+        dataset_judged.measures[key]["by_horizon"]["3"] for key in ("psnr_over_copy", "psnr", "psnr_copy")
+    )
+    assert gain["value"] == pytest.approx(imagined["value"] - copied["value"])
+    assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
     assert list(dataset_judged.measures["psnr"]["by_horizon"]) == ["1", "2", "3"]
     assert dataset_judged.measures["psnr"]["by_horizon"]["1"]["n"] == 6
     again = judge_dataset(
