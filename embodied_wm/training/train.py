@@ -53,7 +53,7 @@ class TrainConfig:
     latent_actions: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=128))
     adapter: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     predictor: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=1400, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
+        default_factory=lambda: StageConfig(num_steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     camera: str = ""
