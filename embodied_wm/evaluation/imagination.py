@@ -27,7 +27,8 @@ from sim.branch import Brancher
 from sim.tasks.base import Task
 
 NUM_SAMPLES = 3
-SSIM_EVERY = 8
+IMAGES_EVERY = 6
+"""Of the candidates of a branch point, every sixth is decoded and compared in pixels; all are in latents and state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +111,10 @@ class ImaginationJudge:
 
     def judge(self, point: BranchPoint, rows: _Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Add one branch point's measures; return its imagined costs, physical costs and decoded recorded future."""
-        true_frames = torch.from_numpy(point.true_frames)
-        true_latents = self.model.encode(true_frames)
+        true_latents = self.model.encode(torch.from_numpy(point.true_frames))
         samples = torch.stack([self._imagine(point, point.actions) for _ in range(NUM_SAMPLES)])
         imagined = samples[0]
-        decoded = self.model.decode(imagined, seen=torch.from_numpy(point.frames[-1]))
-        self._images(point, true_frames, true_latents, decoded, rows)
+        recorded = self._images(point, imagined, true_latents, rows)
         latent_error = (imagined - true_latents).square().mean((2, 3))
         rows.curve("latent_mse", latent_error)
         self._states(point, imagined, true_latents, rows)
@@ -124,17 +123,20 @@ class ImaginationJudge:
         costs = self._costs(point, imagined, true_latents, rows)
         if self.task.reversible:
             self._stability(point, rows)
-        return *costs, decoded[0].numpy()
+        return *costs, recorded
 
-    def _images(self, point: BranchPoint, true: Tensor, true_latents: Tensor, decoded: Tensor, rows: _Rows) -> None:
-        last = torch.from_numpy(point.frames[-1])
-        ceiling = self.model.decode(true_latents, seen=last)
+    def _images(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> np.ndarray:
+        """Compare some futures in pixels; return the decoded future of the first candidate, a recorded one."""
+        few = slice(None, None, IMAGES_EVERY)
+        last, true = torch.from_numpy(point.frames[-1]), torch.from_numpy(point.true_frames[few])
+        decoded = self.model.decode(imagined[few], seen=last)
+        ceiling = self.model.decode(true_latents[few], seen=last)
         rows.curve("psnr_over_copy", psnr(decoded, true) - psnr(last.expand_as(true), true))
-        few = slice(None, None, SSIM_EVERY)
         for suffix, frames in (("", decoded), ("_copy", last.expand_as(true)), ("_ceiling", ceiling)):
             rows.curve(f"psnr{suffix}", psnr(frames, true))
-            similar = ssim(frames[few].flatten(0, 1), true[few].flatten(0, 1))
-            rows.curve(f"ssim{suffix}", similar.view(-1, true.shape[1]))
+            similar = ssim(frames.flatten(0, 1), true.flatten(0, 1))
+            rows.curve(f"ssim{suffix}", similar.view(true.shape[:2]))
+        return decoded[0].numpy()
 
     def _states(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> None:
         truth, read = point.true_quantities, self._read(imagined)
