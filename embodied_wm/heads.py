@@ -19,7 +19,7 @@ class Readout(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, latent_size: int, names: tuple[str, ...], units: tuple[str, ...], width: int = 128) -> None:
+    def __init__(self, *, latent_size: int, names: tuple[str, ...], units: tuple[str, ...], width: int = 256) -> None:
         super().__init__()
         self.names, self.units = names, units
         self.network = mlp((latent_size, width, width, len(names)))
