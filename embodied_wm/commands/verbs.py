@@ -56,6 +56,33 @@ def import_dataset(config: Config, run: Run) -> None:
     (run.folder / "import.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
 
 
+def export(config: Config, run: Run) -> None:
+    """Export a store as a LeRobot dataset."""
+    from embodied_wm.data.lerobot import export_lerobot
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.progress import Track
+
+    store, out, episodes = EpisodeStore.open(_path(config["source"])), _path(config["out"]), config["episodes"]
+    total = store.num_episodes if episodes is None else len(episodes)
+    with Track("export", total, unit="episodes", console=run.console) as track:
+        report = export_lerobot(
+            store,
+            out,
+            frames=config["frames"],
+            crf=config["crf"],
+            episodes=episodes,
+            task=config["task"],
+            progress=lambda done, _: track.advance(done - track.done),
+        )
+    cameras = ", ".join(report.cameras) or "none"
+    run.console.print(
+        f"{out}: {report.episodes:,} episodes, {report.frames:,} frames, cameras: {cameras}", soft_wrap=True
+    )
+    for note in report.notes:
+        run.console.print(f"note: {note}", markup=False, soft_wrap=True)
+    (run.folder / "export.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+
+
 def train(config: Config, run: Run) -> None:
     """Train a world model."""
     from embodied_wm.data.store import EpisodeStore
@@ -251,6 +278,7 @@ def _path(text: str) -> Path:
 RUN: Mapping[str, Callable[[Config, Run], None]] = {
     "collect": collect,
     "import": import_dataset,
+    "export": export,
     "train": train,
     "imagine": imagine,
     "plan": plan,
