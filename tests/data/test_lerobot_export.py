@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(np.square(one.astype(float) - other).mean(axis=(1, 2, 3)), 1e-9))
 
 
-def official(folder: Path):
+def official(folder: Path) -> Any:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     return LeRobotDataset("local/test", root=folder, video_backend="pyav")
@@ -79,7 +80,7 @@ def official(folder: Path):
 
 @pytest.mark.parametrize("frames", ["video", "images"])
 def test_the_official_reader_loads_it_and_a_round_trip_loses_nothing(
-    store: EpisodeStore, tmp_path: Path, frames, monkeypatch: pytest.MonkeyPatch
+    store: EpisodeStore, tmp_path: Path, frames: Literal["video", "images"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     seen = []
@@ -90,7 +91,7 @@ def test_the_official_reader_loads_it_and_a_round_trip_loses_nothing(
 
     dataset = official(tmp_path / "out")
     assert (dataset.num_episodes, len(dataset), dataset.fps, dataset.meta.robot_type) == (4, 26, 30, "arm")
-    for index, item in enumerate(dataset):  # type: ignore[arg-type]
+    for index, item in enumerate(dataset):
         episode, row = int(item["episode_index"]), int(item["frame_index"])
         assert index == int(store.episode_ends[episode] - store.episode_lengths[episode]) + row
         assert item["task"] == TEXTS[episode]
@@ -201,6 +202,7 @@ def test_an_interrupted_export_leaves_nothing(store: EpisodeStore, tmp_path: Pat
 KILLED = """
 import sys
 from pathlib import Path
+from typing import Any, Literal
 from embodied_wm.data.lerobot import export_lerobot
 from embodied_wm.data.store import EpisodeStore
 def say(done, total):
