@@ -28,10 +28,14 @@ def collect(config: Config, run: Run) -> None:
 
 
 def import_dataset(config: Config, run: Run) -> None:
-    """Import a LeRobot folder."""
+    """Import a LeRobot folder, or an HDF5 file."""
+    from embodied_wm.data.hdf5 import import_hdf5
     from embodied_wm.data.lerobot import import_lerobot
     from embodied_wm.progress import Track
 
+    source, out = _path(config["source"]), _path(config["out"])
+    if config["fps"] is not None and not source.is_file():
+        raise UsageError("fps= is for HDF5 files; a LeRobot dataset says its own")
     with ExitStack() as stack:
         tracks: list[Track] = []
 
@@ -42,16 +46,17 @@ def import_dataset(config: Config, run: Run) -> None:
                 tracks.append(stack.enter_context(Track("import", total, unit="frames", console=run.console)))
             tracks[0].advance(done - tracks[0].done)
 
-        report = import_lerobot(
-            _path(config["source"]),
-            _path(config["out"]),
-            cameras=config["cameras"],
-            image_size=tuple(config["image_size"]),
-            episodes=config["episodes"],
-            num_workers=config["workers"],
-            progress=advance,
-            strict=config["strict"],
-        )
+        common = {
+            "cameras": config["cameras"],
+            "image_size": tuple(config["image_size"]),
+            "episodes": config["episodes"],
+            "progress": advance,
+            "strict": config["strict"],
+        }
+        if source.is_file():
+            report = import_hdf5(source, out, fps=config["fps"], **common)
+        else:
+            report = import_lerobot(source, out, num_workers=config["workers"], **common)
     show_import(report, run.console)
     (run.folder / "import.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
 
