@@ -1,7 +1,7 @@
 """Import of HDF5 files in the layout of robomimic, which LIBERO, MimicGen and robosuite write too.
 
-A file holds `data/demo_N/{actions, states, rewards, dones, obs/KEY, next_obs/KEY}`, one row per step: obs[t] is what was
-seen when actions[t] was chosen, and actions[t] leads to obs[t + 1], so rows are taken as they stand; rewards[t] and
+A file holds `data/demo_N/{actions, states, rewards, dones, obs/KEY, next_obs/KEY}`, one row per step: obs[t] is what
+was seen when actions[t] was chosen, and actions[t] leads to obs[t + 1], so rows are taken as they stand; rewards[t] and
 dones[t] are what that action led to, hence `next.reward` and `next.done`.
 """
 
@@ -77,9 +77,9 @@ def import_hdf5(
     """Import a robomimic HDF5 file into a new episode store at `out`.
 
     `actions` becomes `action`, `obs/KEY` becomes `observation.KEY` or, for colour images, `observation.images.KEY`,
-    `states` becomes `sim.states`; every other numeric array with a row per step keeps its name, but `next_obs`, which is
-    `obs` one step later, is not taken. Values and dtypes stay as they are, images are resized to `image_size` (height,
-    width). Links are not followed.
+    `states` becomes `sim.states`; every other numeric array with a row per step keeps its name, but `next_obs`, which
+    is `obs` one step later, is not taken. Values and dtypes stay as they are, images are resized to `image_size`
+    (height, width). Links are not followed.
 
     Args:
         source: The file.
@@ -92,8 +92,8 @@ def import_hdf5(
         strict: Raise where otherwise something would be left out.
 
     Raises:
-        Hdf5Error: h5py is not installed, the file cannot be read or is of another layout, a camera or demonstration does
-            not exist, the frame rate is unknown, or `strict` is set and something had to be left out.
+        Hdf5Error: h5py is not installed, the file cannot be read or is of another layout, a camera or demonstration
+            does not exist, the frame rate is unknown, or `strict` is set and something had to be left out.
         StoreError: `out` exists already, is being written, or cannot be written.
     """
     started_s = time.monotonic()
@@ -160,7 +160,8 @@ def _make_plan(
         unknown = [number for number in episodes if number not in demos]
         if unknown or not episodes:
             raise Hdf5Error(
-                f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to demo_{max(demos)}."
+                f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to "
+                f"demo_{max(demos)}."
             )
         demos = {number: demos[number] for number in sorted(set(episodes))}
     first = next((demo for demo in demos.values() if _length(demo)), None)
@@ -191,8 +192,8 @@ def _demos(file: "h5py.File", source: Path) -> dict[int, "h5py.Group"]:
             demos[int(found.group(1))] = member
     if not demos:
         raise Hdf5Error(
-            f"{source} is not in robomimic's layout: expected groups data/demo_0, data/demo_1, ... with actions and obs, "
-            f"found {sorted(members)[:8]} at the top."
+            f"{source} is not in robomimic's layout: expected groups data/demo_0, data/demo_1, ... with actions and "
+            f"obs, found {sorted(members)[:8]} at the top."
         )
     return dict(sorted(demos.items()))
 
@@ -312,7 +313,9 @@ def _read(plan: _Plan, demo: "h5py.Group") -> dict[str, np.ndarray]:
         try:
             features[name] = _frames(array, spec.shape[:2]) if spec.is_image else array[()].astype(spec.dtype)
         except (OSError, RuntimeError) as error:
-            raise Hdf5Error(f"{path!r} cannot be read: the file is damaged, or a filter is missing ({error})") from error
+            raise Hdf5Error(
+                f"{path!r} cannot be read: the file is damaged, or a filter is missing ({error})"
+            ) from error
         if spec.dtype[:5] == "float" and not np.isfinite(features[name]).all():
             row = int(np.argwhere(~np.isfinite(features[name]))[0][0])
             raise Hdf5Error(f"{path!r} is not finite in row {row}")
@@ -330,8 +333,8 @@ def _frame_rate(source: Path, environment: Mapping[str, Any], fps: float | None)
     rate = fps if fps is not None else told.get("control_freq") if isinstance(told, dict) else None
     if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
         raise Hdf5Error(
-            f"{source} does not say how many steps a second has (env_args.env_kwargs.control_freq is {rate!r}). Give it "
-            "with fps=20, for example."
+            f"{source} does not say how many steps a second has (env_args.env_kwargs.control_freq is {rate!r}). Give "
+            "it with fps=20, for example."
         )
     return float(rate)
 

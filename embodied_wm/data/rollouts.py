@@ -6,6 +6,7 @@ beside it is what the policy would have done, and was not applied.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -74,27 +75,33 @@ def record_rollouts(
     if not rate:
         raise StoreError(f"{env} does not say how many steps a second has (metadata['render_fps']); give fps=...")
     source = {"kind": "rollouts", "environment": recorder.name, "seed": seed, "max_steps": max_steps}
-    with _store(out, recorder.features, float(rate), source) as store:
-        numbers = range(store.num_episodes, num_episodes)
-        for group in batched(numbers, GROUP_EPISODES):
+    with ExitStack() as stack:
+        store = None
+        if Path(out).exists():
+            store = stack.enter_context(_earlier(out, recorder.features, float(rate), source))
+        for group in batched(range(store.num_episodes if store else 0, num_episodes), GROUP_EPISODES):
             episodes = []
             for number in group:
                 episodes.append(recorder.episode(number, task or recorder.name))
                 if progress is not None:
                     progress(number + 1, num_episodes)
+            # Made only now: what cannot be recorded leaves no empty store.
+            store = store or stack.enter_context(
+                EpisodeStore.create(
+                    out,
+                    features=recorder.features,
+                    fps=float(rate),
+                    metadata={"source": source, "robot": recorder.name},
+                )
+            )
             store.append(episodes)
 
 
-def _store(out: str | Path, features: Mapping[str, FeatureSpec], fps: float, source: dict[str, Any]) -> EpisodeStore:
-    """Create a store, or open the one that an earlier recording of the same kind left."""
-    if not Path(out).exists():
-        return EpisodeStore.create(
-            out, features=features, fps=fps, metadata={"source": source, "robot": source["environment"]}
-        )
+def _earlier(out: str | Path, features: Mapping[str, FeatureSpec], fps: float, source: dict[str, Any]) -> EpisodeStore:
+    """Open the store that an earlier recording of the same kind left."""
     store = EpisodeStore.open(out, mode="a")
-    same = (store.metadata.get("source"), store.features, store.fps) == (source, features, fps)
-    if not same:
-        held = store.metadata.get("source")
+    held = store.metadata.get("source")
+    if (held, store.features, store.fps) != (source, features, fps):
         store.close()
         raise StoreError(
             f"{out} holds other episodes ({held}) than those to be recorded ({source}), or other features. Choose "
@@ -139,6 +146,7 @@ class _Recorder:
     def episode(self, number: int, task: str) -> Episode:
         """Play episode `number`."""
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._where = f"{self.name}, episode {number} (seed {seed}), row 0"
         self._env.action_space.seed(seed)
         observation, _ = self._env.reset(seed=seed)
         rows = [self._look(observation)]
@@ -147,9 +155,10 @@ class _Recorder:
             action = self._act(observation)
             rows[-1]["action"] = action
             observation, reward, terminated, truncated, info = self._env.step(self._as_chosen(action))
+            self._where = f"{self.name}, episode {number} (seed {seed}), row {step}"
             rows.append(self._look(observation))
             truncated = bool(truncated) or (step == self._max_steps and not terminated)
-            outcomes.append((float(reward), bool(terminated), truncated))
+            outcomes.append((_finite(float(reward), f"{self._where}: reward"), bool(terminated), truncated))
             if terminated or truncated:
                 break
         rows[-1]["action"] = self._act(observation)
@@ -157,10 +166,6 @@ class _Recorder:
         features = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for place, (name, spec) in enumerate(OUTCOMES.items()):
             features[name] = np.array([outcome[place] for outcome in outcomes], dtype=spec.dtype)
-        for name, values in features.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                row = int(np.argwhere(~np.isfinite(values))[0][0])
-                raise StoreError(f"{self.name}: {name!r} is not finite in episode {number} (seed {seed}), row {row}.")
         told = {"task": task, "seed": seed, "episode": number, "return": float(features["next.reward"].sum())}
         return Episode(features=features, info=told | _success(info))
 
@@ -171,7 +176,7 @@ class _Recorder:
             spec = self._spaces.get(name)
             if spec is None:
                 raise StoreError(f"{self.name} observes {name!r}, which its space does not have: {list(self._spaces)}.")
-            array = _checked(value, spec, f"{self.name}: observation {name!r}")
+            array = _checked(value, spec, f"{self._where}: observation {name!r}")
             row[_feature_name(name, spec)] = self._resized(array) if _is_picture(spec) else array
         if self._camera:
             frame = np.asarray(self._env.render())
@@ -183,7 +188,7 @@ class _Recorder:
         return row
 
     def _act(self, observation: Any) -> np.ndarray:
-        return _checked(self._policy(observation), self._action, f"{self.name}: action")
+        return _checked(self._policy(observation), self._action, f"{self._where}: action")
 
     def _as_chosen(self, action: np.ndarray) -> Any:
         """Return an action as the environment wants it: discrete ones are plain numbers."""
@@ -214,7 +219,9 @@ def _spec(space: Any, name: str) -> FeatureSpec:
     """Return the form of a space's values."""
     dtype, shape = getattr(space, "dtype", None), getattr(space, "shape", None)
     if dtype is None or shape is None or np.dtype(dtype).kind not in "biuf":
-        raise StoreError(f"The space {name or 'of observations'!r} is {space}; only numbers of a fixed shape can be kept.")
+        raise StoreError(
+            f"The space {name or 'of observations'!r} is {space}; only numbers of a fixed shape can be kept."
+        )
     return FeatureSpec(dtype=np.dtype(dtype).name, shape=tuple(map(int, shape)))
 
 
@@ -240,7 +247,13 @@ def _checked(value: Any, spec: FeatureSpec, what: str) -> np.ndarray:
     array = np.array(value)
     if array.size != np.prod(spec.shape, dtype=int) or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise StoreError(f"{what} is {array.dtype} of shape {array.shape}; its space says {spec.dtype} {spec.shape}.")
-    return array.astype(spec.dtype).reshape(spec.shape)
+    return _finite(array, what).astype(spec.dtype).reshape(spec.shape)
+
+
+def _finite[V: (float, np.ndarray)](value: V, what: str) -> V:
+    if not np.isfinite(value).all():
+        raise StoreError(f"{what} is not finite: {value}.")
+    return value
 
 
 def _success(info: Mapping[str, Any]) -> dict[str, bool]:

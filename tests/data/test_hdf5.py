@@ -18,7 +18,7 @@ def write_demo(data, number: int, rows: int) -> None:
     rng = np.random.default_rng(number)
     demo = data.create_group(f"demo_{number}")
     actions = rng.integers(-9, 9, (rows, 2)).astype(np.float64)
-    states = np.concatenate([[[number, 0.0]], np.cumsum(actions, axis=0) + [number, 0.0]])
+    states = np.array([number, 0.0]) + np.concatenate([np.zeros((1, 2)), np.cumsum(actions, axis=0)])
     frames = np.full((rows, 84, 84, 3), 100, np.uint8)
     frames[..., 0] = np.arange(rows)[:, None, None]
     frames[..., 1] = number
