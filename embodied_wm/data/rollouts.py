@@ -20,6 +20,8 @@ from embodied_wm.types import Episode, FeatureSpec
 # Episodes of one commit; the most work that stopping loses.
 GROUP_EPISODES = 20
 IMAGES = "observation.images."
+# Of a plain vector (which has no name), and in the dicts of Gymnasium-Robotics, of LeRobot's environments and of ours.
+STATE_NAMES = ("", "state", "observation", "agent_pos", "proprioception")
 OUTCOMES = {
     "next.reward": FeatureSpec(dtype="float64", shape=()),
     "next.terminated": FeatureSpec(dtype="bool", shape=()),
@@ -43,11 +45,12 @@ def record_rollouts(
 ) -> None:
     """Record episodes until the store at `out` holds `num_episodes`, making it or continuing it.
 
-    Observations become `observation.state` (a plain vector), `observation.KEY` (a dict's), or
-    `observation.images.KEY` (images); the rendered frames become `observation.images.<camera>`. Frames and images are
-    resized to `image_size`. `next.reward`, `next.terminated` and `next.truncated` of a row are what its action led
-    to; the last row, whose action was not applied, has reward 0 and repeats the flags. Episode i is reset with a seed
-    drawn from (seed, i), kept in its info, so that it can be replayed, and a recording that was stopped continued.
+    Observations become `observation.state` (a plain vector, or what a dict calls state, observation, agent_pos or
+    proprioception), `observation.KEY` (else), or `observation.images.KEY` (images); the rendered frames become
+    `observation.images.<camera>`. Frames and images are resized to `image_size`. `next.reward`, `next.terminated` and
+    `next.truncated` of a row are what its action led to; the last row, whose action was not applied, has reward 0 and
+    repeats the flags. Episode i is reset with a seed drawn from (seed, i) and kept in its info, so that it can be
+    replayed, and a recording that was stopped continued.
 
     Args:
         env: A `gymnasium.Env` (not a vector one), made with `render_mode="rgb_array"` unless it observes images.
@@ -129,8 +132,9 @@ class _Recorder:
         spec = getattr(env, "spec", None)
         self.name = spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__
         self._spaces = {name: _spec(space, name) for name, space in _leaves(env.observation_space)}
+        self._names = _feature_names(self._spaces)
         self._action = _action_spec(env.action_space)
-        features = {_feature_name(name, spec): self._stored(spec) for name, spec in self._spaces.items()}
+        features = {self._names[name]: self._stored(spec) for name, spec in self._spaces.items()}
         self._camera = IMAGES + camera if getattr(env, "render_mode", None) == "rgb_array" else None
         if self._camera in features:
             raise StoreError(f"The environment observes an image {camera!r} itself; choose another name: camera=...")
@@ -177,7 +181,7 @@ class _Recorder:
             if spec is None:
                 raise StoreError(f"{self.name} observes {name!r}, which its space does not have: {list(self._spaces)}.")
             array = _checked(value, spec, f"{self._where}: observation {name!r}")
-            row[_feature_name(name, spec)] = self._resized(array) if _is_picture(spec) else array
+            row[self._names[name]] = self._resized(array) if _is_picture(spec) else array
         if self._camera:
             frame = np.asarray(self._env.render())
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -232,10 +236,15 @@ def _action_spec(space: Any) -> FeatureSpec:
     return FeatureSpec(dtype=spec.dtype, shape=spec.shape or (1,))
 
 
-def _feature_name(name: str, spec: FeatureSpec) -> str:
-    if _is_picture(spec):
-        return IMAGES + (name or "pixels")
-    return f"observation.{name or 'state'}"
+def _feature_names(spaces: Mapping[str, FeatureSpec]) -> dict[str, str]:
+    """Return observation to feature; the first under a usual name of the robot's state becomes observation.state."""
+    vectors = {name: f"observation.{name}" for name, spec in spaces.items() if not _is_picture(spec)}
+    state = next((name for name in STATE_NAMES if name in vectors), None)
+    if state is not None:
+        vectors[state] = "observation.state"
+    return vectors | {
+        name: IMAGES + (name.removeprefix("pixels.") or "pixels") for name in spaces if name not in vectors
+    }
 
 
 def _is_picture(spec: FeatureSpec) -> bool:

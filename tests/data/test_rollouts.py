@@ -96,14 +96,14 @@ def test_observations_in_dicts_and_discrete_actions(tmp_path: Path) -> None:
             self.observation_space = spaces.Dict(
                 {
                     "arm/pose": spaces.Box(-np.inf, np.inf, (2,), np.float64),
-                    "eye": spaces.Box(0, 255, (12, 20, 3), np.uint8),
+                    "pixels": spaces.Dict({"eye": spaces.Box(0, 255, (12, 20, 3), np.uint8)}),
                     "pair": spaces.Tuple([spaces.Discrete(9), spaces.MultiBinary(2)]),
                 }
             )
 
         def observation(self, observation: np.ndarray) -> dict[str, Any]:
             eye = self.env.unwrapped.render()
-            return {"arm/pose": observation, "eye": eye, "pair": (4, np.array([1, 0], np.int8))}
+            return {"arm/pose": observation, "pixels": {"eye": eye}, "pair": (4, np.array([1, 0], np.int8))}
 
     record_rollouts(Nested(), lambda observation: 1, tmp_path / "s.zarr", num_episodes=1, image_size=(6, 10), task="go")
     store = EpisodeStore.open(tmp_path / "s.zarr")
@@ -158,9 +158,7 @@ def test_replaying_the_stored_actions_gives_the_stored_frames(tmp_path: Path) ->
         observation, _ = env.reset(seed=episode.info["seed"])
         for row in range(episode.num_rows):
             np.testing.assert_array_equal(env.render(), episode.features[RENDER][row])
-            np.testing.assert_array_equal(
-                observation["proprioception"], episode.features["observation.proprioception"][row]
-            )
+            np.testing.assert_array_equal(observation["proprioception"], episode.features["observation.state"][row])
             observation, reward, *_ = env.step(episode.features["action"][row])
             if row + 1 < episode.num_rows:
                 assert reward == episode.features["next.reward"][row]
