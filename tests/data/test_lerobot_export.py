@@ -32,12 +32,14 @@ TEXTS = ("lift", "put it on the “plate”", "lift", "")
 
 
 def picture(episode: int, row: int, height: int, width: int) -> np.ndarray:
-    """Return a frame of saturated colours whose place says which row it is of."""
+    """Return a frame of saturated colours and hard edges; places and black and white bars say which row it is of."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 2] = np.linspace(40, 200, width).astype(np.uint8)
     left = (5 * row + 3 * episode) % (width - 8)
     image[8:16, left : left + 8] = (230, 20, 30)
     image[20 + episode : 24 + episode, ::-1][:, left : left + 5] = (20, 220, 40)
+    for bit in range(8):
+        image[height - 16 :, 5 * bit : 5 * bit + 5] = 255 * ((row + 50 * episode) >> bit & 1)
     return image
 
 
