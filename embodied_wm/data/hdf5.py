@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +100,9 @@ def import_hdf5(
     started_s = time.monotonic()
     source, faults = Path(source), _Faults()
     with _open(source) as file:
-        plan = _make_plan(file, source, cameras, image_size, episodes)
-        environment = _json_attribute(file["data"], "env_args")
+        with _damage_said(str(source)):
+            plan = _make_plan(file, source, cameras, image_size, episodes)
+            environment = _json_attribute(file["data"], "env_args")
         rate = _frame_rate(source, environment, fps)
         if strict and plan.notes:
             raise Hdf5Error(f"{source}: strict import refused: {'; '.join(plan.notes)}.")
@@ -148,6 +150,15 @@ def _open(source: Path) -> "h5py.File":
         ) from error
 
 
+@contextmanager
+def _damage_said(what: str) -> Iterator[None]:
+    """Turn what h5py raises about a damaged file into an error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, UnicodeError) as error:
+        raise Hdf5Error(f"{what}: the file is damaged, or a compression filter is missing ({error})") from error
+
+
 def _make_plan(
     file: "h5py.File",
     source: Path,
@@ -164,7 +175,7 @@ def _make_plan(
                 f"demo_{max(demos)}."
             )
         demos = {number: demos[number] for number in sorted(set(episodes))}
-    first = next((demo for demo in demos.values() if _length(demo)), None)
+    first = next((demo for demo in demos.values() if _readable_length(demo)), None)
     if first is None:
         raise Hdf5Error(f"{source}: no demonstration holds actions; expected data/demo_N/actions with a row per step.")
     paths, features, notes = _features(first, image_size)
@@ -212,7 +223,7 @@ def _arrays(group: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, A
     for name, member in _members(group):
         if hasattr(member, "shape"):
             yield path + name, member
-        elif depth < MAX_DEPTH and name != "next_obs":
+        elif depth < MAX_DEPTH and name != "next_obs" and hasattr(member, "keys"):
             yield from _arrays(member, f"{path}{name}/", depth + 1)
 
 
@@ -220,6 +231,15 @@ def _length(demo: "h5py.Group") -> int:
     """Return the number of steps of a demonstration, 0 where it has no actions."""
     actions = dict(_members(demo)).get("actions")
     return int(actions.shape[0]) if actions is not None and len(getattr(actions, "shape", ())) == 2 else 0
+
+
+def _readable_length(demo: "h5py.Group") -> int:
+    """Return the number of steps of a demonstration, 0 also where it is damaged."""
+    try:
+        with _damage_said("its length"):
+            return _length(demo)
+    except Hdf5Error:
+        return 0
 
 
 def _features(
@@ -267,29 +287,36 @@ def _groups(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[list[Episode]]:
     """Yield demonstrations, some at a time; those that cannot be taken are noted with their reason."""
-    total, done, size = sum(_length(demo) for demo in plan.demos.values()), 0, 0
+    lengths = {number: _readable_length(demo) for number, demo in plan.demos.items()}
+    done, size = 0, 0
     general = _task_text(_json_attribute(data, "problem_info").get("language_instruction"))
     group: list[Episode] = []
     for number, demo in plan.demos.items():
         try:
-            features = _read(plan, demo)
+            with _damage_said("it cannot be read"):
+                episode, more = _episode(plan, number, demo, general)
         except Hdf5Error as error:
             faults.skipped.append((number, str(error)))
         else:
-            more = sorted({path for path, _ in _arrays(demo)} - plan.known)
             if more:
                 faults.repaired.append((number, f"arrays {more}, which the first one lacks, were left out"))
-            told = _task_text(_json_attribute(demo, "ep_meta").get("lang")) or general
-            info = {"source_episode": number, "task": told, "attributes": _attributes(demo)}
-            group.append(Episode(features=features, info=info))
-            size += sum(rows.nbytes for rows in features.values())
-        done += _length(demo)
+            group.append(episode)
+            size += sum(rows.nbytes for rows in episode.features.values())
+        done += lengths[number]
         if size > GROUP_BYTES:
             yield group
             group, size = [], 0
         if progress is not None:
-            progress(done, total)
+            progress(done, sum(lengths.values()))
     yield group
+
+
+def _episode(plan: _Plan, number: int, demo: "h5py.Group", general: str) -> tuple[Episode, list[str]]:
+    """Read one demonstration, and the paths of its arrays that the first one lacks."""
+    features = _read(plan, demo)
+    told = _task_text(_json_attribute(demo, "ep_meta").get("lang")) or general
+    info = {"source_episode": number, "task": told, "attributes": _attributes(demo)}
+    return Episode(features=features, info=info), sorted({path for path, _ in _arrays(demo)} - plan.known)
 
 
 def _read(plan: _Plan, demo: "h5py.Group") -> dict[str, np.ndarray]:
@@ -310,12 +337,8 @@ def _read(plan: _Plan, demo: "h5py.Group") -> dict[str, np.ndarray]:
             raise Hdf5Error(f"{path!r} has rows of {array.dtype} {array.shape[1:]}, others {spec.dtype} {spec.shape}")
         if num_rows * np.prod(array.shape[1:], dtype=float) * array.dtype.itemsize > MAX_BYTES:
             raise Hdf5Error(f"{path!r} claims shape {array.shape}, more than {MAX_BYTES // 2**30} GiB")
-        try:
+        with _damage_said(f"{path!r} cannot be read"):
             features[name] = _frames(array, spec.shape[:2]) if spec.is_image else array[()].astype(spec.dtype)
-        except (OSError, RuntimeError) as error:
-            raise Hdf5Error(
-                f"{path!r} cannot be read: the file is damaged, or a filter is missing ({error})"
-            ) from error
         if spec.dtype[:5] == "float" and not np.isfinite(features[name]).all():
             row = int(np.argwhere(~np.isfinite(features[name]))[0][0])
             raise Hdf5Error(f"{path!r} is not finite in row {row}")
@@ -357,7 +380,7 @@ def _json_attribute(group: Any, name: str) -> dict[str, Any]:
     """Return an attribute that holds a JSON object; {} where it is absent or holds something else."""
     try:
         value = json.loads(group.attrs[name], parse_constant=str)
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError):
         return {}
     return value if isinstance(value, dict) else {}
 
