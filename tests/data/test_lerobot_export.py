@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from embodied_wm import cli
 from embodied_wm.data.lerobot import export_lerobot, import_lerobot
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
@@ -201,10 +202,48 @@ def test_an_interrupted_export_leaves_nothing(store: EpisodeStore, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def assert_round_trip(store: EpisodeStore, camera: str, tmp_path: Path) -> None:
+    """Check that a store that was exported to out/ comes back."""
+    import_lerobot(tmp_path / "out", tmp_path / "back.zarr", strict=True)
+    back, rows = EpisodeStore.open(tmp_path / "back.zarr"), store.num_frames
+    np.testing.assert_array_equal(back.episode_lengths, store.episode_lengths)
+    assert psnr(back.read(camera, 0, rows), store.read(camera, 0, rows)).min() > 35
+    for name in set(store.features) - {camera}:
+        there = "recorded_timestamp" if name == "timestamp" else name
+        assert back.features[there] == store.features[name]
+        np.testing.assert_array_equal(back.read(there, 0, rows), store.read(name, 0, rows))
+
+
+@pytest.mark.render
+def test_a_store_of_a_mujoco_task_goes_out_and_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["collect", "task=push", "episodes=2", "rows=8", "workers=1", "out=push.zarr"]) == 0
+    assert cli.main(["export", "push.zarr", "out=out", "run_dir=run"]) == 0
+    assert "out: 2 episodes, 16 frames" in capsys.readouterr().out
+    assert json.loads(Path("run/export.json").read_text())["frames"] == 16
+    store = EpisodeStore.open("push.zarr")
+    assert store.features["sim.physics"].dtype == "float64"
+    assert store.features["sim.quantities"].units
+    assert_round_trip(store, TOP, tmp_path)
+    assert EpisodeStore.open("back.zarr").episode_info(0)["task"] == "push"
+    assert cli.main(["export", "push.zarr", "out=out"]) == 1
+    assert "out exists already" in capsys.readouterr().err
+    assert cli.main(["export", "push.zarr", "out=new", "frames=gif"]) == 1
+    assert "frames must be 'video' or 'images', got 'gif'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_robots_episode_goes_out_and_comes_back(shared_data: Path, tmp_path: Path) -> None:
+    import_lerobot(shared_data / "cr5_banana_v21_first8", tmp_path / "cr5.zarr", episodes=[3])
+    store = EpisodeStore.open(tmp_path / "cr5.zarr")
+    export_lerobot(store, tmp_path / "out")
+    assert_round_trip(store, TOP, tmp_path)
+
+
 KILLED = """
 import sys
 from pathlib import Path
 from typing import Any, Literal
+from embodied_wm import cli
 from embodied_wm.data.lerobot import export_lerobot
 from embodied_wm.data.store import EpisodeStore
 def say(done, total):

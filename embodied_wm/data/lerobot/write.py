@@ -233,7 +233,8 @@ def _writer(store: EpisodeStore, folder: Path, columns: Mapping[str, _Column], c
         raise StoreError(f"PyAV cannot encode H.264 here ({error}). Export with frames=images.") from error
     showed_bars = is_progress_bar_enabled()
     disable_progress_bar()
-    av_logging.set_libav_level(av_logging.ERROR)  # lerobot lets the encoder talk to the terminal
+    # lerobot lets the encoder talk to the terminal. Not set back: one that was cut short talks when it is collected.
+    av_logging.set_libav_level(av_logging.ERROR)
     dataset = LeRobotDataset.create(
         repo_id=f"local/{folder.name}",
         fps=int(store.fps) if store.fps.is_integer() else store.fps,  # type: ignore[arg-type]
@@ -251,7 +252,6 @@ def _writer(store: EpisodeStore, folder: Path, columns: Mapping[str, _Column], c
         # After a failure too: otherwise the garbage collector would finish it, in a folder that is gone.
         with suppress(Exception):
             dataset.finalize()
-        av_logging.set_libav_level(av_logging.INFO)  # its default
         if showed_bars:
             enable_progress_bar()
 
