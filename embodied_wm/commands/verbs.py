@@ -28,10 +28,14 @@ def collect(config: Config, run: Run) -> None:
 
 
 def import_dataset(config: Config, run: Run) -> None:
-    """Import a LeRobot folder."""
+    """Import a LeRobot folder, or an HDF5 file."""
+    from embodied_wm.data.hdf5 import import_hdf5
     from embodied_wm.data.lerobot import import_lerobot
     from embodied_wm.progress import Track
 
+    source, out = _path(config["source"]), _path(config["out"])
+    if config["fps"] is not None and not source.is_file():
+        raise UsageError("fps= is for HDF5 files; a LeRobot dataset says its own")
     with ExitStack() as stack:
         tracks: list[Track] = []
 
@@ -42,18 +46,46 @@ def import_dataset(config: Config, run: Run) -> None:
                 tracks.append(stack.enter_context(Track("import", total, unit="frames", console=run.console)))
             tracks[0].advance(done - tracks[0].done)
 
-        report = import_lerobot(
-            _path(config["source"]),
-            _path(config["out"]),
-            cameras=config["cameras"],
-            image_size=tuple(config["image_size"]),
-            episodes=config["episodes"],
-            num_workers=config["workers"],
-            progress=advance,
-            strict=config["strict"],
-        )
+        common = {
+            "cameras": config["cameras"],
+            "image_size": tuple(config["image_size"]),
+            "episodes": config["episodes"],
+            "progress": advance,
+            "strict": config["strict"],
+        }
+        if source.is_file():
+            report = import_hdf5(source, out, fps=config["fps"], **common)
+        else:
+            report = import_lerobot(source, out, num_workers=config["workers"], **common)
     show_import(report, run.console)
     (run.folder / "import.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+
+
+def export(config: Config, run: Run) -> None:
+    """Export a store as a LeRobot dataset."""
+    from embodied_wm.data.lerobot import export_lerobot
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.progress import Track
+
+    store, out, episodes = EpisodeStore.open(_path(config["source"])), _path(config["out"]), config["episodes"]
+    total = store.num_episodes if episodes is None else len(episodes)
+    with Track("export", total, unit="episodes", console=run.console) as track:
+        report = export_lerobot(
+            store,
+            out,
+            frames=config["frames"],
+            crf=config["crf"],
+            episodes=episodes,
+            task=config["task"],
+            progress=lambda done, _: track.advance(done - track.done),
+        )
+    cameras = ", ".join(report.cameras) or "none"
+    run.console.print(
+        f"{out}: {report.episodes:,} episodes, {report.frames:,} frames, cameras: {cameras}", soft_wrap=True
+    )
+    for note in report.notes:
+        run.console.print(f"note: {note}", markup=False, soft_wrap=True)
+    (run.folder / "export.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
 
 
 def train(config: Config, run: Run) -> None:
@@ -251,6 +283,7 @@ def _path(text: str) -> Path:
 RUN: Mapping[str, Callable[[Config, Run], None]] = {
     "collect": collect,
     "import": import_dataset,
+    "export": export,
     "train": train,
     "imagine": imagine,
     "plan": plan,

@@ -39,9 +39,10 @@ def numeric_features(source: Source) -> tuple[dict[str, FeatureSpec], list[str]]
         # LeRobot declares scalars such as the reward with shape [1]; a vector of one joint is a vector all the same.
         if shape == (1,) and not name.startswith(("observation", "action")):
             shape = ()
-        names = _names(feature.get("names"))
-        fits = bool(shape) and len(names) == shape[-1]
-        specs[name] = FeatureSpec(dtype=dtype, shape=shape, names=names if fits else ())
+        names, units = (
+            told if shape and len(told := _names(feature.get(key))) == shape[-1] else () for key in ("names", "units")
+        )
+        specs[name] = FeatureSpec(dtype=dtype, shape=shape, names=names, units=units)
     undeclared = sorted(set(source.columns) - set(source.features) - set(BOOKKEEPING))
     if undeclared:
         notes.append(f"columns {undeclared} are not declared in info.json: left out")
@@ -67,6 +68,9 @@ def column_array(table: pa.Table, name: str, spec: FeatureSpec) -> np.ndarray:
     if name not in table.column_names:
         raise LeRobotError(f"column {name!r} is missing")
     column = table[name].combine_chunks()
+    # Matrices are lists of lists, which look like a type of their own once the package `datasets` is imported.
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
     while (
         pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
     ):

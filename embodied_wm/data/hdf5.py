@@ -1,0 +1,402 @@
+"""Import of HDF5 files in the layout of robomimic, which LIBERO, MimicGen and robosuite write too.
+
+A file holds `data/demo_N/{actions, states, rewards, dones, obs/KEY, next_obs/KEY}`, one row per step: obs[t] is what
+was seen when actions[t] was chosen, and actions[t] leads to obs[t + 1], so rows are taken as they stand; rewards[t] and
+dones[t] are what that action led to, hence `next.reward` and `next.done`.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embodied_wm.data.aside import written_aside
+from embodied_wm.data.frames import resize_frames
+from embodied_wm.data.lerobot import ImportReport
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.types import Episode, FeatureSpec
+
+if TYPE_CHECKING:
+    import h5py
+
+IMAGES = "observation.images."
+NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done", "states": "sim.states"}
+MAX_DEPTH = 4
+# A file may claim any size without holding it; one feature of one demonstration must fit into memory.
+MAX_BYTES = 4 * 2**30
+FRAMES_AT_A_TIME = 64
+GROUP_BYTES = 32 * 2**20
+
+
+class Hdf5Error(ValueError):
+    """Report an HDF5 file that cannot be imported, with what to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Hold what is to be imported: demonstrations by number, and feature to its path within one and its stored form.
+
+    `known` are the paths of all arrays of the first demonstration.
+    """
+
+    demos: Mapping[int, "h5py.Group"]
+    paths: Mapping[str, str]
+    features: Mapping[str, FeatureSpec]
+    known: frozenset[str]
+    notes: tuple[str, ...]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(name for name in self.features if name.startswith(IMAGES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Faults:
+    """Gather (demonstration, what was mended) and (demonstration, why it was left out)."""
+
+    repaired: list[tuple[int, str]] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+
+
+def import_hdf5(
+    source: Path,
+    out: Path,
+    *,
+    fps: float | None = None,
+    cameras: Sequence[str] | None = None,
+    image_size: tuple[int, int] = (64, 64),
+    episodes: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    strict: bool = False,
+) -> ImportReport:
+    """Import a robomimic HDF5 file into a new episode store at `out`.
+
+    `actions` becomes `action`, `obs/KEY` becomes `observation.KEY` or, for colour images, `observation.images.KEY`,
+    `states` becomes `sim.states`; every other numeric array with a row per step keeps its name, but `next_obs`, which
+    is `obs` one step later, is not taken. Values and dtypes stay as they are, images are resized to `image_size`
+    (height, width). Links are not followed.
+
+    Args:
+        source: The file.
+        out: The store to make.
+        fps: Steps per second; the file's own control frequency when None.
+        cameras: Cameras to take, such as "observation.images.agentview_image"; all when None.
+        image_size: Height and width of the stored frames.
+        episodes: Numbers N of the demonstrations `demo_N` to take; all when None.
+        progress: Called with rows done and rows in all.
+        strict: Raise where otherwise something would be left out.
+
+    Raises:
+        Hdf5Error: h5py is not installed, the file cannot be read or is of another layout, a camera or demonstration
+            does not exist, the frame rate is unknown, or `strict` is set and something had to be left out.
+        StoreError: `out` exists already, is being written, or cannot be written.
+    """
+    started_s = time.monotonic()
+    source, faults = Path(source), _Faults()
+    with _open(source) as file:
+        with _damage_said(str(source)):
+            plan = _make_plan(file, source, cameras, image_size, episodes)
+            environment = _json_attribute(file["data"], "env_args")
+        rate = _frame_rate(source, environment, fps)
+        if strict and plan.notes:
+            raise Hdf5Error(f"{source}: strict import refused: {'; '.join(plan.notes)}.")
+        with (
+            written_aside(Path(out)) as place,
+            EpisodeStore.create(
+                place, features=plan.features, fps=rate, metadata=_metadata(file, source, environment)
+            ) as store,
+        ):
+            for group in _groups(plan, file["data"], faults, progress):
+                if strict and (found := faults.repaired + faults.skipped):
+                    raise Hdf5Error(f"{source}: strict import refused: demo_{found[0][0]}: {found[0][1]}.")
+                store.append(group)
+            if not store.num_episodes:
+                reasons = "; ".join(f"demo_{number}: {reason}" for number, reason in faults.skipped[:5])
+                raise Hdf5Error(f"{source}: none of {len(plan.demos)} demonstrations could be taken. {reasons}")
+            report = ImportReport(
+                episodes=store.num_episodes,
+                frames=store.num_frames,
+                cameras=plan.cameras,
+                repaired=tuple(faults.repaired),
+                skipped=tuple(faults.skipped),
+                notes=plan.notes,
+                seconds=time.monotonic() - started_s,
+            )
+            told = {"repaired": faults.repaired, "skipped": faults.skipped, "notes": list(plan.notes)}
+            store.update_metadata({"import": told, "complete": True})
+    return report
+
+
+def _open(source: Path) -> "h5py.File":
+    try:
+        import h5py
+    except ImportError as error:
+        raise Hdf5Error(
+            "Reading HDF5 needs the package h5py, which is not installed: pip install 'embodied-wm[hdf5]'."
+        ) from error
+    if not source.is_file():
+        raise Hdf5Error(f"No such file: {source}.")
+    try:
+        return h5py.File(source, "r")
+    except OSError as error:
+        raise Hdf5Error(
+            f"{source} cannot be read as HDF5: it is another kind of file, damaged, or not whole ({error})."
+        ) from error
+
+
+@contextmanager
+def _damage_said(what: str) -> Iterator[None]:
+    """Turn what h5py raises about a damaged file into an error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, UnicodeError) as error:
+        raise Hdf5Error(f"{what}: the file is damaged, or a compression filter is missing ({error})") from error
+
+
+def _make_plan(
+    file: "h5py.File",
+    source: Path,
+    cameras: Sequence[str] | None,
+    image_size: tuple[int, int],
+    episodes: Sequence[int] | None,
+) -> _Plan:
+    demos = _demos(file, source)
+    if episodes is not None:
+        unknown = [number for number in episodes if number not in demos]
+        if unknown or not episodes:
+            raise Hdf5Error(
+                f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to "
+                f"demo_{max(demos)}."
+            )
+        demos = {number: demos[number] for number in sorted(set(episodes))}
+    first = next((demo for demo in demos.values() if _readable_length(demo)), None)
+    if first is None:
+        raise Hdf5Error(f"{source}: no demonstration holds actions; expected data/demo_N/actions with a row per step.")
+    paths, features, notes = _features(first, image_size)
+    found = [name for name in features if name.startswith(IMAGES)]
+    absent = [name for name in cameras or () if name not in found]
+    if absent:
+        raise Hdf5Error(f"{source} has no cameras {absent}; choose among {found}.")
+    left = [name for name in features if name not in found or cameras is None or name in cameras]
+    return _Plan(
+        demos=demos,
+        paths={name: paths[name] for name in left},
+        features={name: features[name] for name in left},
+        known=frozenset(path for path, _ in _arrays(first)),
+        notes=tuple(notes),
+    )
+
+
+def _demos(file: "h5py.File", source: Path) -> dict[int, "h5py.Group"]:
+    members = dict(_members(file))
+    data = members.get("data")
+    demos = {}
+    for name, member in _members(data) if data is not None and hasattr(data, "keys") else ():
+        found = re.fullmatch(r"demo_(\d+)", name)
+        if found and hasattr(member, "keys"):
+            demos[int(found.group(1))] = member
+    if not demos:
+        raise Hdf5Error(
+            f"{source} is not in robomimic's layout: expected groups data/demo_0, data/demo_1, ... with actions and "
+            f"obs, found {sorted(members)[:8]} at the top."
+        )
+    return dict(sorted(demos.items()))
+
+
+def _members(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a group that lie in this very file."""
+    import h5py
+
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            yield name, group[name]
+
+
+def _arrays(group: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield path and array of every array below a group, but for the copies in `next_obs`."""
+    for name, member in _members(group):
+        if hasattr(member, "shape"):
+            yield path + name, member
+        elif depth < MAX_DEPTH and name != "next_obs" and hasattr(member, "keys"):
+            yield from _arrays(member, f"{path}{name}/", depth + 1)
+
+
+def _length(demo: "h5py.Group") -> int:
+    """Return the number of steps of a demonstration, 0 where it has no actions."""
+    actions = dict(_members(demo)).get("actions")
+    return int(actions.shape[0]) if actions is not None and len(getattr(actions, "shape", ())) == 2 else 0
+
+
+def _readable_length(demo: "h5py.Group") -> int:
+    """Return the number of steps of a demonstration, 0 also where it is damaged."""
+    try:
+        with _damage_said("its length"):
+            return _length(demo)
+    except Hdf5Error:
+        return 0
+
+
+def _features(
+    demo: "h5py.Group", image_size: tuple[int, int]
+) -> tuple[dict[str, str], dict[str, FeatureSpec], list[str]]:
+    """Return feature to path, feature to stored form, and notes on what is left out."""
+    num_rows, paths, features, notes = _length(demo), {}, {}, []
+    for path, array in _arrays(demo):
+        reason = _unusable(array, num_rows)
+        if reason:
+            notes.append(f"array {path!r} {reason}: left out")
+            continue
+        shape = tuple(map(int, array.shape[1:]))
+        is_image = array.dtype == np.uint8 and len(shape) == 3
+        name = NAMES.get(path, path.removeprefix("obs/").replace("/", "."))
+        if path.startswith("obs/"):
+            name = (IMAGES if is_image else "observation.") + name
+        paths[name] = path
+        features[name] = FeatureSpec(
+            dtype="uint8" if is_image else array.dtype.name, shape=(*image_size, 3) if is_image else shape
+        )
+    linked = [name for name in demo if name not in dict(_members(demo))]
+    notes += [f"{name!r} is a link: left out" for name in linked]
+    return paths, features, notes
+
+
+def _unusable(array: Any, num_rows: int) -> str:
+    """Return why an array cannot be taken, "" where it can."""
+    shape = array.shape
+    if array.dtype.kind not in "biuf":
+        return f"of dtype {array.dtype} is not numeric"
+    if not shape or shape[0] != num_rows or 0 in shape[1:]:
+        return f"of shape {shape} does not have a value for each of {num_rows} steps"
+    if array.is_virtual or array.external:
+        return "lies in another file"
+    if len(shape) == 4 and (array.dtype != np.uint8 or shape[3] != 3):
+        return f"of {array.dtype} {shape[1:]} is no colour image"
+    return ""
+
+
+def _groups(
+    plan: _Plan,
+    data: Any,
+    faults: _Faults,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[list[Episode]]:
+    """Yield demonstrations, some at a time; those that cannot be taken are noted with their reason."""
+    lengths = {number: _readable_length(demo) for number, demo in plan.demos.items()}
+    done, size = 0, 0
+    general = _task_text(_json_attribute(data, "problem_info").get("language_instruction"))
+    group: list[Episode] = []
+    for number, demo in plan.demos.items():
+        try:
+            with _damage_said("it cannot be read"):
+                episode, more = _episode(plan, number, demo, general)
+        except Hdf5Error as error:
+            faults.skipped.append((number, str(error)))
+        else:
+            if more:
+                faults.repaired.append((number, f"arrays {more}, which the first one lacks, were left out"))
+            group.append(episode)
+            size += sum(rows.nbytes for rows in episode.features.values())
+        done += lengths[number]
+        if size > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        if progress is not None:
+            progress(done, sum(lengths.values()))
+    yield group
+
+
+def _episode(plan: _Plan, number: int, demo: "h5py.Group", general: str) -> tuple[Episode, list[str]]:
+    """Read one demonstration, and the paths of its arrays that the first one lacks."""
+    features = _read(plan, demo)
+    told = _task_text(_json_attribute(demo, "ep_meta").get("lang")) or general
+    info = {"source_episode": number, "task": told, "attributes": _attributes(demo)}
+    return Episode(features=features, info=info), sorted({path for path, _ in _arrays(demo)} - plan.known)
+
+
+def _read(plan: _Plan, demo: "h5py.Group") -> dict[str, np.ndarray]:
+    """Read one demonstration; raise Hdf5Error with the reason if it cannot be taken."""
+    num_rows, arrays = _length(demo), dict(_arrays(demo))
+    if not num_rows:
+        raise Hdf5Error("it holds no actions")
+    features = {}
+    for name, path in plan.paths.items():
+        spec = plan.features[name]
+        array = arrays.get(path)
+        if array is None:
+            raise Hdf5Error(f"{path!r} is missing")
+        reason = _unusable(array, num_rows)
+        if reason:
+            raise Hdf5Error(f"{path!r} {reason}")
+        if not spec.is_image and (array.shape[1:] != spec.shape or array.dtype.name != spec.dtype):
+            raise Hdf5Error(f"{path!r} has rows of {array.dtype} {array.shape[1:]}, others {spec.dtype} {spec.shape}")
+        if num_rows * np.prod(array.shape[1:], dtype=float) * array.dtype.itemsize > MAX_BYTES:
+            raise Hdf5Error(f"{path!r} claims shape {array.shape}, more than {MAX_BYTES // 2**30} GiB")
+        with _damage_said(f"{path!r} cannot be read"):
+            features[name] = _frames(array, spec.shape[:2]) if spec.is_image else array[()].astype(spec.dtype)
+        if spec.dtype[:5] == "float" and not np.isfinite(features[name]).all():
+            row = int(np.argwhere(~np.isfinite(features[name]))[0][0])
+            raise Hdf5Error(f"{path!r} is not finite in row {row}")
+    return features
+
+
+def _frames(array: Any, size: tuple[int, ...]) -> np.ndarray:
+    height, width = size
+    blocks = range(0, len(array), FRAMES_AT_A_TIME)
+    return np.concatenate([resize_frames(array[at : at + FRAMES_AT_A_TIME], (height, width)) for at in blocks])
+
+
+def _frame_rate(source: Path, environment: Mapping[str, Any], fps: float | None) -> float:
+    told = environment.get("env_kwargs")
+    rate = fps if fps is not None else told.get("control_freq") if isinstance(told, dict) else None
+    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise Hdf5Error(
+            f"{source} does not say how many steps a second has (env_args.env_kwargs.control_freq is {rate!r}). Give "
+            "it with fps=20, for example."
+        )
+    return float(rate)
+
+
+def _metadata(file: "h5py.File", source: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
+    told = environment.get("env_kwargs")
+    robots = told.get("robots") if isinstance(told, dict) else None
+    robot = (robots if isinstance(robots, str) else robots[0] if isinstance(robots, list) and robots else None) or (
+        environment.get("env_name") or "unknown"
+    )
+    return {
+        "source": {"format": "robomimic", "name": source.name},
+        "robot": str(robot),
+        "environment": dict(environment),
+        "complete": False,
+    }
+
+
+def _json_attribute(group: Any, name: str) -> dict[str, Any]:
+    """Return an attribute that holds a JSON object; {} where it is absent or holds something else."""
+    try:
+        value = json.loads(group.attrs[name], parse_constant=str)
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _attributes(demo: "h5py.Group") -> dict[str, Any]:
+    """Return the attributes of a demonstration that JSON can hold, the simulator's model (`model_file`) among them."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in demo.attrs.items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if isinstance(value, bool | int | str) or (isinstance(value, float) and np.isfinite(value))
+    }
+
+
+def _task_text(value: Any) -> str:
+    """Return a text, joined where it stands in letters or parts, as LIBERO writes it; "" where it is none."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "".join(value)
+    return value.strip().strip('"') if isinstance(value, str) else ""
