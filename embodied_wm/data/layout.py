@@ -8,13 +8,14 @@ always written first.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from embodied_wm.types import FeatureSpec
 
@@ -23,10 +24,16 @@ VERSION = 1
 ATTRIBUTE = "embodied_wm"
 EPISODES = "episodes"
 
-# A chunk is the unit of decompression, a shard is one file. A random window of an image should touch one or two chunks.
-CHUNK_BYTES = 256 * 1024
+# A chunk is the unit of decompression, a shard is one file. Windows have some tens of rows: of frames, 8 in a chunk
+# waste little at a window's ends and still compress well; of large frames fewer, of small vectors as many as are read
+# at once without being felt.
+CHUNK_ROWS = 8
+MIN_CHUNK_BYTES = 32 * 1024
+MAX_CHUNK_BYTES = 192 * 1024
 MAX_CHUNK_ROWS = 1024
-CHUNKS_PER_SHARD = 64
+CHUNKS_PER_SHARD = 128
+
+COMPRESSORS: tuple[BytesBytesCodec, ...] = (BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle"), Crc32cCodec())
 
 # Arrays of the group `episodes`: name -> (dtype, rows per chunk).
 EPISODE_ARRAYS = {
@@ -167,12 +174,20 @@ def check_json(value: Mapping[str, Any], what: str) -> bytes:
 
 
 def chunk_rows(spec: FeatureSpec) -> int:
-    """Return the rows of one chunk: a power of two, about CHUNK_BYTES, at most MAX_CHUNK_ROWS."""
+    """Return the rows of one chunk: a power of two."""
     row_bytes = np.dtype(spec.dtype).itemsize * math.prod(spec.shape)
-    return min(MAX_CHUNK_ROWS, 2 ** int(math.log2(max(1, CHUNK_BYTES // row_bytes))))
+    wanted = min(max(CHUNK_ROWS, MIN_CHUNK_BYTES // row_bytes), MAX_CHUNK_BYTES // row_bytes, MAX_CHUNK_ROWS)
+    return 2 ** int(math.log2(max(1, wanted)))
 
 
-def create_array(group: zarr.Group, name: str, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
+def create_array(
+    group: zarr.Group,
+    name: str,
+    dtype: str,
+    row_shape: tuple[int, ...],
+    rows: int,
+    compressors: Sequence[BytesBytesCodec] = COMPRESSORS,
+) -> None:
     """Create one empty array with `rows` rows a chunk.
 
     Chunks that hold zeros only are written too, so that a missing file is always a fault.
@@ -183,7 +198,7 @@ def create_array(group: zarr.Group, name: str, dtype: str, row_shape: tuple[int,
         dtype=dtype,
         chunks=(rows, *row_shape),
         shards=(rows * CHUNKS_PER_SHARD, *row_shape),
-        compressors=ZstdCodec(level=1, checksum=True),
+        compressors=tuple(compressors),
         fill_value=0,
         config={"write_empty_chunks": True},
     )
