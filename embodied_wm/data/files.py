@@ -22,6 +22,9 @@ import fsspec
 
 from embodied_wm.data.layout import StoreError
 
+_PARTIAL = ".partial"
+_ABANDONED_NS = 3600 * 10**9  # a partial file this old was left by a process that was killed
+
 
 def default_cache_folder() -> Path:
     """Return the folder of the cache: `embodied_wm` in $XDG_CACHE_HOME, or else in ~/.cache."""
@@ -107,12 +110,17 @@ class CachedFiles:
 
     def _fetch(self, key: str, path: Path) -> int:
         content: bytes = self._ask("cat_file", key)
-        partial = path.with_name(f"{uuid.uuid4().hex}.partial")
+        partial = path.with_name(f"{uuid.uuid4().hex}{_PARTIAL}")
+        file = -1
         try:
-            partial.write_bytes(content)
-            file = os.open(partial, os.O_RDONLY)
+            # Open before it has its name, so that no other process can delete it first.
+            file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            with open(file, "wb", closefd=False) as target:
+                target.write(content)
             partial.replace(path)
         except OSError as error:
+            if file >= 0:
+                os.close(file)
             partial.unlink(missing_ok=True)
             raise StoreError(
                 f"{self._url}/{key} could not be put into the cache {self._config.folder}: {error}. Free space or give "
@@ -137,10 +145,11 @@ class CachedFiles:
         """Delete what was not used for longest until the cache fits its bound; never the newest file."""
         files = sorted(_used_sizes(self._config.folder))
         total = sum(size for _, size, _ in files)
-        for _, size, path in files:
+        for used, size, path in files:
             if total <= self._config.max_bytes:
                 break
-            if path != str(newest):
+            being_written = path.endswith(_PARTIAL) and time.time_ns() - used < _ABANDONED_NS
+            if path != str(newest) and not being_written:
                 Path(path).unlink(missing_ok=True)
                 total -= size
 
