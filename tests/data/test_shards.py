@@ -83,7 +83,7 @@ def test_a_replaced_shard_is_noticed_while_threads_read(tmp_path):
 
     def read():
         while not stop.is_set():
-            start = np.random.default_rng().integers(0, 30)
+            start = int(np.random.default_rng().integers(0, 30))
             if (reader.read(start, start + 10) != rows[start : start + 10]).any():
                 wrong.append(start)
 
