@@ -81,20 +81,24 @@ class ReaderProcess:
     """Drive one reader."""
 
     def __init__(self, kind: str, python: Path, npz: Path, path: Path) -> None:
+        self._kind = kind
         script = Path(bench_readers.__file__)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
         self._process = subprocess.Popen(
             [python, script, kind, npz, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
 
-    def read(self, windows: Sequence[tuple[int, int]]) -> tuple[float, float]:
-        """Return the seconds that the windows took, and the sum of the last one's actions."""
+    def read(self, windows: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+        """Return the seconds and the processor seconds that the windows took, and the sum of the last one's actions."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(windows) + "\n")
         self._process.stdin.flush()
-        seconds, checksum = json.loads(self._process.stdout.readline())
-        return seconds, checksum
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the reader {self._kind} ended; its error stands above")
+        seconds, processor_seconds, checksum = json.loads(answer)
+        return seconds, processor_seconds, checksum
 
     def close(self) -> None:
         """End the process."""
@@ -123,28 +127,34 @@ def measure_load(path: Path, folder: Path, python: Path, rounds: int) -> dict[st
         kind: ReaderProcess(kind, Path(sys.executable) if kind in own else python, npz, places[kind]) for kind in kinds
     }
     same = draw(bench_readers.BATCH)
-    checksums = {kind: reader.read(same)[1] for kind, reader in readers.items()}
+    checksums = {kind: reader.read(same)[2] for kind, reader in readers.items()}
     if not np.allclose(list(checksums.values()), checksums["embodied_wm"], atol=1e-3):
         raise RuntimeError(f"the readers read different windows; sums of actions: {checksums}")
     counts = {}
     for kind, reader in readers.items():
         seconds = reader.read(draw(2 * bench_readers.BATCH))[0]
         counts[kind] = bench_readers.BATCH * max(1, round(2 * ROUND_SECONDS / seconds))
-    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, reader in readers.items():
-            rates[kind].append(counts[kind] / reader.read(draw(counts[kind]))[0])
+            seconds[kind].append(reader.read(draw(counts[kind]))[:2])
     for reader in readers.values():
         reader.close()
-    return {
-        kind: {
-            "windows_per_second": bootstrap_quantile(rates[kind], 0.5, seed=0),
-            "ratio": bootstrap_quantile(np.divide(rates["embodied_wm"], rates[kind]), 0.5, seed=0),
-            "ratio_range": [float(f(np.divide(rates["embodied_wm"], rates[kind]))) for f in (np.min, np.max)],
-            "bytes": size_of(places[kind]),
+    rates = {kind: counts[kind] / np.array(seconds[kind]) for kind in kinds}  # [rounds, (clock, processor)]
+    return {kind: {**figures(rates[kind], rates["embodied_wm"]), "bytes": size_of(places[kind])} for kind in kinds}
+
+
+def figures(rates: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
+    """Return medians over rounds, with intervals, of rates and of ours over them, by the clock and by the processor."""
+    result: dict[str, Any] = {}
+    for column, clock in enumerate(("", "_cpu")):
+        ratios = ours[:, column] / rates[:, column]
+        result[f"windows_per{clock}_second"] = bootstrap_quantile(rates[:, column], 0.5, seed=0)
+        result[f"ratio{clock}"] = bootstrap_quantile(ratios, 0.5, seed=0) | {
+            "least": float(ratios.min()),
+            "most": float(ratios.max()),
         }
-        for kind in kinds
-    }
+    return result
 
 
 def size_of(path: Path) -> int:
@@ -152,21 +162,20 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
-def show_load(figures: dict[str, dict[str, Any]], console: Console) -> None:
+def show_load(measured: dict[str, dict[str, Any]], console: Console) -> None:
     """Print rates and ratios."""
-    for name, readers in figures.items():
-        table = Table(title=f"{name}: random windows of {bench_readers.LENGTH} frames, one thread")
-        for column in ("reader", "windows/s", "ours is faster by", "least to most", "MB"):
+    columns = ("reader", "windows/s", "ours / it (least to most)", "windows/CPU-s", "ours / it (least to most)", "MB")
+    for name, readers in measured.items():
+        table = Table(title=f"{name}: random windows of {bench_readers.LENGTH} frames")
+        for column in columns:
             table.add_column(column, justify="left" if column == "reader" else "right")
         for kind, row in readers.items():
-            low, high = row["ratio_range"]
-            table.add_row(
-                kind,
-                f"{row['windows_per_second']['value']:,.0f}",
-                f"{row['ratio']['value']:.2f}",
-                f"{low:.2f} to {high:.2f}",
-                f"{row['bytes'] / 1e6:.1f}",
-            )
+            cells = [kind]
+            for clock in ("", "_cpu"):
+                ratio = row[f"ratio{clock}"]
+                cells.append(f"{row[f'windows_per{clock}_second']['value']:,.0f}")
+                cells.append(f"{ratio['value']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
+            table.add_row(*cells, f"{row['bytes'] / 1e6:.1f}")
         console.print(table)
 
 
@@ -182,26 +191,26 @@ def main() -> None:
     parser.add_argument("--peers-python", type=Path, help="interpreter that has h5py and stable-worldmodel (load)")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=120)
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     if arguments.measure == "scale":
-        figures = bench_stores.measure_scale(folder, arguments.episodes, arguments.rounds)
-        console.print_json(data=figures)
+        measured = bench_stores.measure_scale(folder, arguments.episodes, arguments.rounds)
+        console.print_json(data=measured)
     else:
         stores = arguments.store or [collected(folder, size) for size in SIZES]
         if arguments.measure == "load":
             python = arguments.peers_python or peers_python(folder)
-            figures = {path.stem: measure_load(path, folder, python, arguments.rounds) for path in stores}
-            show_load(figures, console)
+            measured = {path.stem: measure_load(path, folder, python, arguments.rounds) for path in stores}
+            show_load(measured, console)
         else:
             measure = getattr(bench_stores, f"measure_{arguments.measure}")
-            figures = {path.stem: measure(path, folder, arguments.rounds) for path in stores}
-            for name, rows in figures.items():
+            measured = {path.stem: measure(path, folder, arguments.rounds) for path in stores}
+            for name, rows in measured.items():
                 bench_stores.show(rows, f"{arguments.measure}, {name}", console)
     if arguments.json:
-        report = {"kind": "speed", "wall_seconds": time.monotonic() - began, "speed": {arguments.measure: figures}}
+        report = {"kind": "speed", "wall_seconds": time.monotonic() - began, "speed": {arguments.measure: measured}}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -3,8 +3,9 @@
 """Read windows of the same data in several formats; each reader is a process that scripts/bench_loader.py drives.
 
 A reader reads lines from standard input, each a JSON list of [episode, first row of the episode] pairs, reads these
-windows in batches, and answers each line with the seconds it took and the sum of the last window's actions, so that all
-can be seen to have read the same. One thread each; Lance and the video decoder have threads of their own.
+windows in batches, and answers each line with the seconds it took, the processor seconds of all its threads, and the
+sum of the last window's actions, so that all can be seen to have read the same. One thread each; Lance and the video
+decoder start threads of their own.
 """
 
 import json
@@ -94,7 +95,7 @@ def write_lance(npz: str, path: str) -> None:
     from stable_worldmodel.data import LanceWriter
 
     with LanceWriter(path, mode="overwrite") as writer:
-        writer.write_episodes({"pixels": frames, "action": actions} for frames, actions in episodes_of(npz))
+        writer.write_episodes({"pixels": list(frames), "action": list(actions)} for frames, actions in episodes_of(npz))
 
 
 def open_lance(npz: str, path: str) -> Reader:
@@ -173,10 +174,11 @@ def main(kind: str, npz: str, path: str) -> None:
     read = OPEN[kind](npz, path)
     for line in sys.stdin:
         windows = [(int(episode), int(start)) for episode, start in json.loads(line)]
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         for first in range(0, len(windows), BATCH):
             actions = read(windows[first : first + BATCH])
-        print(json.dumps([time.perf_counter() - began, float(actions[-1].sum())]), file=answers, flush=True)
+        answer = [time.perf_counter() - began, time.process_time() - processor, float(actions[-1].sum())]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
