@@ -35,6 +35,7 @@ from embodied_wm.types import Episode, FeatureSpec
 LENGTH = 16
 BATCH = 16
 NUM_WINDOWS = 320
+SCALE_BATCHES = 200
 MAX_ROWS = 6000
 GROUP_ROWS = 1000  # rows of one append
 CHECK = Crc32cCodec()
@@ -264,16 +265,16 @@ def measure_scale(folder: Path, num_episodes: int, rounds: int) -> dict[str, flo
     loaders = {name: make_loader(path) for name, path in paths.items()}
     index_seconds = time.perf_counter() - began
     ratios, rates = [], []
-    for first in range(0, (rounds + 1) * 40, 40):
+    for first in range(0, (rounds + 1) * SCALE_BATCHES, SCALE_BATCHES):
         seconds = {}
         for name, loader in loaders.items():
             loader.windows(first)  # the shuffle of an epoch is made once
             began = time.process_time()
-            for step in range(first, first + 40):
+            for step in range(first, first + SCALE_BATCHES):
                 loader.batch(step)
             seconds[name] = time.process_time() - began
         ratios.append(seconds["small"] / seconds["large"])
-        rates.append(40 * BATCH / seconds["large"])
+        rates.append(SCALE_BATCHES * BATCH / seconds["large"])
     return {
         "episodes": num_episodes,
         "open_seconds": open_seconds,
