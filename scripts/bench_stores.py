@@ -62,7 +62,7 @@ CODECS = {
 CHUNK_ROWS = (1, 2, 4, 8, 16, 32)
 IMAGE_CODECS = {
     "jpeg 95 (lossy)": ("jpeg8", {"level": 95}),
-    "webp 95 (lossy)": ("webp", {"level": 95}),
+    "webp 95 (lossy)": ("webp", {"level": 95, "lossless": False}),
     "webp lossless": ("webp", {"lossless": True}),
     "png": ("png", {"level": 1}),
     "qoi": ("qoi", {}),

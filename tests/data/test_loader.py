@@ -1,4 +1,5 @@
 import itertools
+import runpy
 import time
 
 import numpy as np
@@ -213,3 +214,13 @@ def test_clear_errors(store):
         make_loader(store, length=13)
     with pytest.raises(StoreError, match="count from 0"):
         make_loader(store).batch(-1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_100_000_episodes_open_at_once_and_read_as_fast_as_100(tmp_path, repository):
+    bench = runpy.run_path(str(repository / "scripts/bench_stores.py"))
+    figures = bench["measure_scale"](tmp_path, 100_000, 7)
+    assert EpisodeStore.open(tmp_path / "episodes100000.zarr").num_episodes == 100_000
+    assert figures["open_seconds"] < 1
+    assert figures["rate_of_large_over_small"] > 0.8
