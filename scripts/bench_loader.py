@@ -134,13 +134,13 @@ def measure_load(path: Path, folder: Path, python: Path, rounds: int) -> dict[st
     for kind, reader in readers.items():
         seconds = reader.read(draw(2 * bench_readers.BATCH))[0]
         counts[kind] = bench_readers.BATCH * max(1, round(2 * ROUND_SECONDS / seconds))
-    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, reader in readers.items():
-            seconds[kind].append(reader.read(draw(counts[kind]))[:2])
+            times[kind].append(reader.read(draw(counts[kind]))[:2])
     for reader in readers.values():
         reader.close()
-    rates = {kind: counts[kind] / np.array(seconds[kind]) for kind in kinds}  # [rounds, (clock, processor)]
+    rates = {kind: counts[kind] / np.array(times[kind]) for kind in kinds}  # [rounds, (clock, processor)]
     return {kind: {**figures(rates[kind], rates["embodied_wm"]), "bytes": size_of(places[kind])} for kind in kinds}
 
 

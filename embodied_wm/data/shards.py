@@ -4,9 +4,10 @@ A shard is chunks, one after the other, and at its end an index of (offset, size
 `sharding_indexed` codec of zarr's specification says. Reading it here, with one `pread` for neighbouring chunks and
 each chunk decompressed straight into the caller's rows, is several times faster for windows than going through zarr:
 15,956 windows of 16 frames a second of processor time at 64x64 (zarr's own pipeline 553, the Rust pipeline zarrs
-1,556), 6,173 at 128x128 (383 and 1,046); `scripts/bench_loader.py pipelines` prints them. `pread` and the decompression release the GIL, so
-threads read in parallel. A file is opened for each read, which costs some microseconds: nothing is held open however
-many shards there are, and a shard that a writer has replaced is told by its identity.
+1,556), 6,173 at 128x128 (383 and 1,046); `scripts/bench_loader.py pipelines` prints them. `pread` and the
+decompression release the GIL, so threads read in parallel. A file is opened for each read, which costs some
+microseconds: nothing is held open however many shards there are, and a shard that a writer has replaced is told by
+its identity.
 """
 
 import os
