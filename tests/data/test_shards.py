@@ -91,8 +91,8 @@ def test_a_replaced_shard_is_noticed_while_threads_read(tmp_path):
     for thread in threads:
         thread.start()
     try:
-        for start in range(40, 120, 2):
-            write_rows(open_array(group, "x", str(tmp_path)), start, more[start : start + 2])
+        for start in range(40, 120, 8):
+            write_rows(open_array(group, "x", str(tmp_path)), start, more[start : start + 8])
     finally:
         stop.set()
         for thread in threads:
