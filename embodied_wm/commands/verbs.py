@@ -93,7 +93,7 @@ def train(config: Config, run: Run) -> None:
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.training.train import train_world_model
 
-    store = EpisodeStore.open(_path(config["data"]["path"]))
+    store = EpisodeStore.open(_place(config["data"]["path"]))
     _check_same_data(store, run)
     train_world_model(store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console)
 
@@ -118,7 +118,7 @@ def imagine(config: Config, run: Run) -> None:
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.evaluation.imagine import imagine_episode
 
-    store = EpisodeStore.open(_path(config["data"]["path"]))
+    store = EpisodeStore.open(_place(config["data"]["path"]))
     episode = config["episode"] + (store.num_episodes if config["episode"] < 0 else 0)
     if not 0 <= episode < store.num_episodes:
         raise UsageError(f"episode={config['episode']}: the store holds {store.num_episodes} episodes, counted from 0")
@@ -178,7 +178,7 @@ def benchmark_latent_actions(config: Config, run: Run) -> None:
     from embodied_wm.commands import benchmarks
     from embodied_wm.data.store import EpisodeStore
 
-    store = EpisodeStore.open(_path(config["data"]["path"]))
+    store = EpisodeStore.open(_place(config["data"]["path"]))
     benchmarks.benchmark_latent_actions(load_world_model(config), store, run.folder, run.console, seed=config["seed"])
 
 
@@ -278,6 +278,11 @@ def _path(text: str) -> Path:
     if newest is None:
         raise UsageError(f"{text}: there is no run in {folder} yet")
     return newest.joinpath(*path.parts[place + 1 :])
+
+
+def _place(text: str) -> str | Path:
+    """Return a URL as it stands, and a path as `_path` does."""
+    return text if "://" in text else _path(text)
 
 
 RUN: Mapping[str, Callable[[Config, Run], None]] = {

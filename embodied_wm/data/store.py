@@ -19,9 +19,11 @@ import zarr
 from zarr.errors import ContainsGroupError
 
 from embodied_wm.data import layout
-from embodied_wm.data.arrays import is_local, lock_for_writing, open_array, read_rows, unlock, write_rows
+from embodied_wm.data.arrays import is_local, lock_for_writing, open_array, open_problems, unlock, write_rows
 from embodied_wm.data.episodes import check_episode, digest_episode
+from embodied_wm.data.files import CacheConfig, CachedFiles, LocalFiles, prepare_protocol
 from embodied_wm.data.layout import EPISODE_ARRAYS, EPISODES, Header, StoreError
+from embodied_wm.data.shards import ArrayReader
 from embodied_wm.types import Episode, FeatureSpec
 
 __all__ = ["EpisodeStore", "StoreError"]
@@ -31,14 +33,22 @@ class EpisodeStore:
     """Read and append episodes; make one with `create` or `open`, not with the constructor."""
 
     def __init__(
-        self, path: str, group: zarr.Group, header: Header, *, writable: bool, lock: int | None = None
+        self,
+        path: str,
+        group: zarr.Group,
+        header: Header,
+        *,
+        writable: bool,
+        lock: int | None = None,
+        cache: CacheConfig | None = None,
     ) -> None:
         self.path = path
         self._group = group
         self._header = header
         self._writable = writable
         self._lock = lock
-        self._arrays: dict[str, zarr.Array] = {}
+        self._cache = cache or CacheConfig()
+        self._readers: dict[str, ArrayReader] = {}
         self._ends = np.asarray(self._episode_rows("end", 0, header.num_episodes))
         if header.num_episodes and self._ends[-1] != header.num_frames:
             raise StoreError(
@@ -70,6 +80,8 @@ class EpisodeStore:
                 f"{where} exists already. Open it with EpisodeStore.open(path, mode='a'), delete it, or choose "
                 "another path."
             )
+        if not is_local(where):
+            prepare_protocol(where)
         header = Header(features=dict(features), fps=float(fps), metadata=dict(metadata or {}))
         try:
             group = zarr.open_group(where, mode="w-", zarr_format=3)
@@ -91,12 +103,17 @@ class EpisodeStore:
         return cls(where, group, header, writable=True, lock=lock)
 
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> Self:
+    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r", *, cache: CacheConfig | None = None) -> Self:
         """Open a store for reading ("r") or for reading and appending ("a").
 
+        Args:
+            path: A folder, or a URL that fsspec or obstore reads, such as "s3://bucket/reach.zarr".
+            mode: "r" or "a".
+            cache: Where files of a store behind a URL are kept; `CacheConfig()` when None.
+
         Raises:
-            StoreError: No such path, not a store, another version, damaged, or being appended to by somebody else
-            (mode "a").
+            StoreError: No such path, not a store, another version, damaged, being appended to by somebody else
+            (mode "a"), or behind a URL that cannot be read.
         """
         where = str(path)
         if mode not in ("r", "a"):
@@ -106,10 +123,12 @@ class EpisodeStore:
                 f"No such episode store: {where}. Make one with `embodied-wm collect` or `embodied-wm import`, or "
                 "check the path."
             )
+        if not is_local(where):
+            prepare_protocol(where)
         lock = lock_for_writing(where) if mode == "a" else None
         try:
             group = zarr.open_group(where, mode="r" if mode == "r" else "r+", zarr_format=3)
-        except (FileNotFoundError, KeyError, ValueError, OSError) as error:
+        except open_problems(where) as error:
             unlock(lock)
             raise StoreError(
                 f"{where} is not an episode store: no readable zarr v3 group ({type(error).__name__}: {error}). Give "
@@ -117,7 +136,8 @@ class EpisodeStore:
                 "source=FOLDER out=STORE.zarr`."
             ) from error
         try:
-            store = cls(where, group, Header.from_attributes(dict(group.attrs), where), writable=mode == "a", lock=lock)
+            header = Header.from_attributes(dict(group.attrs), where)
+            store = cls(where, group, header, writable=mode == "a", lock=lock, cache=cache)
         except StoreError:
             unlock(lock)
             raise
@@ -185,13 +205,10 @@ class EpisodeStore:
             StoreError: No such feature, rows out of range, a damaged or missing chunk.
         """
         self._check_rows(feature, start, stop)
-        return read_rows(self._array(feature), self.path, feature, start, stop)
+        return self._reader(feature).read(start, stop)
 
     def read_windows(self, feature: str, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-        """Read windows of `length` rows at `starts` (rows of the whole store, any order): [B, length, *row shape].
-
-        Windows that overlap or neighbour each other are read together, each chunk once.
-        """
+        """Read windows of `length` rows at `starts` (rows of the whole store, any order): [B, length, *row shape]."""
         rows = np.asarray(starts, dtype=np.int64)
         if rows.ndim != 1 or length < 1:
             raise StoreError(
@@ -199,17 +216,11 @@ class EpisodeStore:
             )
         spec = self._spec(feature)
         windows = np.empty((len(rows), length, *spec.shape), dtype=spec.dtype)
-        if not len(rows):
-            return windows
-        self._check_rows(feature, int(rows.min()), int(rows.max()) + length)
-        order = np.argsort(rows, kind="stable")
-        gaps = np.diff(rows[order]) > length + layout.chunk_rows(spec)
-        for run in np.split(order, np.flatnonzero(gaps) + 1):
-            first = int(rows[run[0]])
-            block = self.read(feature, first, int(rows[run[-1]]) + length)
-            for window in run:
-                offset = int(rows[window]) - first
-                windows[window] = block[offset : offset + length]
+        if len(rows):
+            self._check_rows(feature, int(rows.min()), int(rows.max()) + length)
+            reader = self._reader(feature)
+            for window, start in zip(windows, rows.tolist(), strict=True):
+                reader.read_into(window, start)
         return windows
 
     def append(self, episodes: Sequence[Episode]) -> None:
@@ -294,17 +305,18 @@ class EpisodeStore:
         self._header = header
 
     def _write(self, name: str, start: int, values: np.ndarray) -> None:
-        self._arrays.pop(name, None)
-        write_rows(open_array(self._group, name, self.path, for_writing=True), start, values)
+        self._readers.pop(name, None)
+        write_rows(open_array(self._group, name, self.path), start, values)
 
-    def _array(self, name: str) -> zarr.Array:
-        if name not in self._arrays:
-            self._arrays[name] = open_array(self._group, name, self.path, for_writing=False)
-        return self._arrays[name]
+    def _reader(self, name: str) -> ArrayReader:
+        if name not in self._readers:
+            files = LocalFiles(self.path) if is_local(self.path) else CachedFiles(self.path, self._cache)
+            self._readers[name] = ArrayReader(open_array(self._group, name, self.path), files, name, self.path)
+        return self._readers[name]
 
     def _episode_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         name = f"{EPISODES}/{name}"
-        return read_rows(self._array(name), self.path, name, start, stop)
+        return self._reader(name).read(start, stop)
 
     def _spec(self, feature: str) -> FeatureSpec:
         if feature not in self.features:

@@ -1,9 +1,11 @@
 import itertools
+import runpy
+import time
 
 import numpy as np
 import pytest
 
-from embodied_wm.data.loader import WindowLoader
+from embodied_wm.data.loader import MIXTURE_BLOCK, MixtureLoader, WindowLoader, read_ahead
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
 
@@ -98,6 +100,107 @@ def test_nan_in_actions_names_feature_episode_and_row(tmp_path, budget):
     make_loader(store, episodes=[0, 4])  # an episode that is not used does no harm
 
 
+@pytest.mark.parametrize("num_readers", [1, 2, 5])
+def test_the_number_of_readers_changes_nothing(store, num_readers):
+    loader = make_loader(store, memory_budget_bytes=0)
+    stream = loader.iterate(start_step=3, num_readers=num_readers)
+    for step, batch in zip(range(3, 15), stream, strict=False):
+        for name, rows in loader.batch(step).items():
+            np.testing.assert_array_equal(batch[name], rows)
+    stream.close()
+
+
+def test_reading_ahead_keeps_the_order_of_slow_and_fast_steps_and_passes_errors_on():
+    def read(step):
+        time.sleep(0.02 if step % 3 == 0 else 0)
+        if step == 7:
+            raise StoreError("step 7")
+        return step
+
+    stream = read_ahead(read, 2, num_readers=4)
+    assert list(itertools.islice(stream, 5)) == [2, 3, 4, 5, 6]
+    with pytest.raises(StoreError, match="step 7"):
+        next(stream)
+    with pytest.raises(StoreError, match="at least 1 reader"):
+        next(read_ahead(read, num_readers=0))
+
+
+def test_ranks_share_each_step_and_each_epoch(store):
+    alone = make_loader(store, batch_size=6)
+    ranks = [make_loader(store, batch_size=2, rank=rank, world_size=3) for rank in range(3)]
+    for step in range(7):
+        np.testing.assert_array_equal(np.concatenate([rank.windows(step) for rank in ranks]), alone.windows(step))
+    single = [make_loader(store, batch_size=1, rank=rank, world_size=5) for rank in range(5)]
+    epoch = [int(rank.windows(step)[0]) for step in range(3) for rank in single]
+    assert sorted(epoch) == list(range(15))
+    with pytest.raises(StoreError, match="0 to world_size - 1 = 2, got 3"):
+        make_loader(store, rank=3, world_size=3)
+
+
+def make_mixture(store, path, seed=0, **changes):
+    """Mix the store (actions of 2, batches of 6) with one of another robot (actions of 7, no camera, batches of 3)."""
+    other = EpisodeStore.create(
+        path, features={"action": FeatureSpec(dtype="float32", shape=(7,))}, fps=5, metadata={"robot": "arm"}
+    )
+    rows = np.arange(40, dtype=np.float32)[:, None] * np.ones(7, dtype=np.float32)
+    other.append([Episode(features={"action": rows})])
+    arms = make_loader(other, episodes=[0], length=5, batch_size=3, features=["action"], **changes)
+    loaders = {"dot": make_loader(store, **changes), "arm": arms}
+    return MixtureLoader(loaders, weights={"dot": 3, "arm": 1}, seed=seed), loaders
+
+
+def test_a_mixture_names_the_robot_and_keeps_its_shapes(store, tmp_path):
+    mixture, loaders = make_mixture(store, tmp_path / "other.zarr")
+    taken = {"dot": 0, "arm": 0}
+    for step in range(60):
+        batch = mixture.batch(step)
+        assert batch.robot == {"dot": "unknown", "arm": "arm"}[batch.source]
+        assert batch.features["action"].shape == {"dot": (6, 4, 2), "arm": (3, 5, 7)}[batch.source]
+        expected = loaders[batch.source].batch(taken[batch.source])  # its own batches, in its own order
+        taken[batch.source] += 1
+        assert batch.features.keys() == expected.keys()
+        for name, rows in expected.items():
+            np.testing.assert_array_equal(batch.features[name], rows)
+    assert min(taken.values()) > 5
+
+
+def test_a_mixture_keeps_its_weights_and_resumes_anywhere(store, tmp_path):
+    mixture, _ = make_mixture(store, tmp_path / "other.zarr")
+    sources = [mixture.source(step) for step in range(2 * MIXTURE_BLOCK)]
+    for start in (0, MIXTURE_BLOCK):
+        assert sum(name == "dot" for name, _ in sources[start : start + MIXTURE_BLOCK]) == 750
+    for name in ("dot", "arm"):
+        own = [step for source, step in sources if source == name]
+        assert own == list(range(len(own)))
+    stream = mixture.iterate(start_step=MIXTURE_BLOCK - 3, num_readers=3)
+    for step, batch in zip(range(MIXTURE_BLOCK - 3, MIXTURE_BLOCK + 3), stream, strict=False):
+        assert batch.source == sources[step][0]
+        np.testing.assert_array_equal(batch.features["action"], mixture.batch(step).features["action"])
+    stream.close()
+    other_seed, _ = make_mixture(store, tmp_path / "again.zarr", seed=1)
+    assert [other_seed.source(step)[0] for step in range(50)] != [name for name, _ in sources[:50]]
+    second, _ = make_mixture(store, tmp_path / "rank.zarr", rank=1, world_size=2)
+    assert [second.source(step) for step in range(50)] == sources[:50], "all ranks read the same store at a step"
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "one weight for each store"),
+        ({"dot": 1, "typo": 1}, "one weight for each store"),
+        ({"dot": 1, "arm": 0}, "must be positive"),
+        ({"dot": 1, "arm": float("nan")}, "must be positive"),
+        ({"dot": 1, "arm": 1e-5}, "'arm', 1e-05, is less than one batch in 1000"),
+    ],
+)
+def test_impossible_mixtures(store, weights, message):
+    loaders = {"dot": make_loader(store), "arm": make_loader(store)}
+    with pytest.raises(StoreError, match=message):
+        MixtureLoader(loaders, weights=weights, seed=0)
+    with pytest.raises(StoreError, match="count from 0"):
+        MixtureLoader(loaders, weights={"dot": 1, "arm": 1}, seed=0).batch(-1)
+
+
 def test_a_stride_thins_the_windows(store):
     assert make_loader(store, stride=3).windows_per_epoch == 1 + 0 + 3 + 2
 
@@ -111,3 +214,13 @@ def test_clear_errors(store):
         make_loader(store, length=13)
     with pytest.raises(StoreError, match="count from 0"):
         make_loader(store).batch(-1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_100_000_episodes_open_at_once_and_read_as_fast_as_100(tmp_path, repository):
+    bench = runpy.run_path(str(repository / "scripts/bench_stores.py"))
+    figures = bench["measure_scale"](tmp_path, 100_000, 7)
+    assert EpisodeStore.open(tmp_path / "episodes100000.zarr").num_episodes == 100_000
+    assert figures["open_seconds"] < 1
+    assert figures["rate_of_large_over_small"] > 0.8

@@ -73,9 +73,9 @@ def test_a_feature_of_zeros_only_is_read_back_from_a_reopened_store(tmp_path):
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_windows_equal_slices_of_memory_across_chunks_and_shards(tmp_path_factory, data):
-    # Rows of 12 KiB: a chunk holds 16 of them, so 200 rows cross many chunks.
+    # Rows of 12 KiB: a chunk holds 8 of them, so 200 rows cross many chunks.
     spec = FeatureSpec(dtype="float64", shape=(1536,))
-    assert chunk_rows(spec) == 16
+    assert chunk_rows(spec) == 8
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=5))
     rows = np.random.default_rng(sum(lengths)).normal(size=(sum(lengths), 1536))
     store = EpisodeStore.create(tmp_path_factory.mktemp("w") / "s.zarr", features={"x": spec}, fps=1)

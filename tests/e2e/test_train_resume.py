@@ -56,6 +56,17 @@ def stop_amid(stage: str, arguments: list[str], number: signal.Signals) -> tuple
     return process.returncode, errors
 
 
+def test_training_from_a_url_gives_the_same_model(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    for address, run in ((str(tiny_store), "local"), (f"file://{tiny_store}", "remote")):
+        arguments = ["train", f"data.path={address}", f"run_dir={run}", *tiny.command_line(2)]
+        assert cli.main(arguments) == 0
+    models = [load_file(next(Path(run, "model").glob("*.safetensors"))) for run in ("local", "remote")]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert any(Path("cache/embodied_wm").iterdir())
+
+
 def test_killed_then_stopped_by_ctrl_c_then_resumed(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command(tiny_store, "whole")) == 0
     code, _ = stop_amid("latent_actions", command(tiny_store, "parts"), signal.SIGKILL)
