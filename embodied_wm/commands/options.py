@@ -10,9 +10,9 @@ import yaml
 
 from embodied_wm.commands.errors import UsageError, nearest
 
-VERBS = ("collect", "import", "inspect", "train", "imagine", "plan", "benchmark", "report", "demo")
+VERBS = ("collect", "import", "inspect", "validate", "edit", "train", "imagine", "plan", "benchmark", "report", "demo")
 MEASURES = ("imagination", "planning", "speed", "latent_actions")
-POSITIONAL = {"import": "source", "inspect": "path", "report": "source"}
+POSITIONAL = {"import": "source", "inspect": "path", "validate": "path", "report": "source"}
 """Option that a bare argument means, so that `embodied-wm inspect reach.zarr` works."""
 
 
