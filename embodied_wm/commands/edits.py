@@ -59,6 +59,8 @@ def edit_stores(config: Mapping[str, Any], console: Console) -> None:
 def _check(operation: str, sources: Sequence[Path], config: Mapping[str, Any]) -> None:
     if operation not in OPTIONS:
         raise UsageError(f"operation={operation}: there is no such operation{nearest(operation, OPTIONS)}")
+    if not sources:
+        raise UsageError("give sources=[...], the stores to read, such as sources=[a.zarr,b.zarr]")
     if operation != "merge" and len(sources) != 1:
         raise UsageError(f"operation={operation} takes one store, got {len(sources)}; merge them first")
     for other, keys in OPTIONS.items():

@@ -1,8 +1,8 @@
 """Checks a store and shows what was found."""
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 from rich import box
@@ -37,14 +37,10 @@ def _num_rows(path: Path) -> int:
 
 
 def _show(report: ValidationReport, console: Console) -> None:
-    if report.findings:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-        for title in ("", "check", "feature", "episode", "row", "what was found", "what to do"):
-            table.add_column(title, overflow="fold")
-        for cells in _lines(report.findings):
-            style = "red" if cells[0] == "error" else "yellow" if cells[0] == "warning" else ""
-            table.add_row(Text(cells[0], style=style), *(Text(cell) for cell in cells[1:]))
-        console.print(table)
+    for (severity, check, feature), group in groupby(report.findings, key=lambda f: (f.severity, f.check, f.feature)):
+        style = "bold red" if severity == "error" else "bold yellow"
+        console.print(Text.assemble((severity, style), f"  {check.replace('_', ' ')}  ", (feature, "cyan")))
+        console.print(_table(list(group)))
     for alignment in report.alignments:
         console.print(_alignment_line(alignment), soft_wrap=True, highlight=False)
     console.print(
@@ -55,18 +51,23 @@ def _show(report: ValidationReport, console: Console) -> None:
     )
 
 
-def _lines(findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of the table; findings of one check and feature say what to do once."""
-    for _, group in groupby(findings, key=lambda finding: (finding.severity, finding.check, finding.feature)):
-        alike = list(group)
-        for number, finding in enumerate(alike[:SHOWN_ALIKE]):
-            advice = "" if number and finding.advice == alike[0].advice else finding.advice
-            episode, row = (str(place) if place is not None else "all" for place in (finding.episode, finding.row))
-            yield finding.severity, finding.check, finding.feature, episode, row, finding.message, advice
-        if len(alike) > SHOWN_ALIKE:
-            rest = alike[SHOWN_ALIKE:]
-            numbers = ", ".join(str(finding.episode) for finding in rest[:12]) + (", ..." if len(rest) > 12 else "")
-            yield "", "", "", numbers, "", f"{len(rest)} more like these; validate.json has all", ""
+def _table(findings: Sequence[Finding]) -> Table:
+    """Return the table of findings of one check and feature, with what to do below each new advice."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("episode", justify="right", no_wrap=True)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("what was found, and what to do", overflow="fold")
+    shown = findings[:SHOWN_ALIKE]
+    for finding, following in zip_longest(shown, shown[1:]):
+        episode, row = ("all" if place is None else str(place) for place in (finding.episode, finding.row))
+        table.add_row(episode, row, Text(finding.message))
+        if following is None or following.advice != finding.advice:
+            table.add_row("", "", Text(finding.advice, style="italic"))
+    rest = [str(finding.episode) for finding in findings[SHOWN_ALIKE:]]
+    if rest:
+        numbers = ", ".join(rest[:12]) + (", ..." if len(rest) > 12 else "")
+        table.add_row("", "", Text(f"{len(rest)} more like these, in episode {numbers}: validate.json has all"))
+    return table
 
 
 def _alignment_line(alignment: Alignment) -> str:

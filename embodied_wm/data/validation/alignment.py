@@ -1,10 +1,10 @@
 """Do actions and frames line up? At which lag actions explain best how the frame changes to the next.
 
-What a robot's camera shows, z, changes from row to row by what its action u does where it is: dz = (B_0 + sum_i z_i B_i)
-u. So the components' change, regressed on the product of the frame's principal components and the action, says how much
-of the change the actions explain; held-out rows keep it honest. Doing so with actions from k rows earlier or later gives a
-curve over lags, whose peak is where the actions belong. The plain correlation of speeds does not: on 40 episodes of
-`reach` it gives 0.59 at lag 0 and 0.37 at lag 1, this 0.73 and 0.33, and it cannot tell directions.
+What a robot's camera shows, z, changes from row to row by what its action u does where the robot is:
+dz = (B_0 + sum_i z_i B_i) u. So the components' change, regressed on the product of the frame's principal components
+and the action, says how much of the change the actions explain; held-out rows keep it honest. Doing so with actions
+from k rows earlier or later gives a curve over lags, whose peak is where the actions belong. The plain correlation of
+speeds is blunter: on 40 episodes of `reach` it explains 0.59 at lag 0 and 0.37 at lag 1, this 0.73 and 0.33.
 
 How a robot is commanded is not known, so actions are read in three ways (as values such as velocities, as the step to
 the row before, as targets minus the state), and the one that explains most decides.
