@@ -162,7 +162,14 @@ def inspect(config: Config, console: Console) -> None:
     """Show a store or a checkpoint."""
     from embodied_wm.commands.inspection import inspect
 
-    inspect(_path(config["path"]), statistics=config["statistics"], console=console)
+    out = None if config["out"] is None else _path(config["out"])
+    inspect(
+        _path(config["path"]),
+        statistics=config["statistics"],
+        out=out,
+        num_episodes=config["episodes"],
+        console=console,
+    )
 
 
 def validate(config: Config, run: Run) -> int:
