@@ -43,13 +43,19 @@ def column_labels(spec: FeatureSpec) -> list[str]:
     return [f"{column} ({names[column]})" if names else str(column) for column in range(width)]
 
 
+def absolute_steps(rows: np.ndarray) -> np.ndarray:
+    """Return [T-1, columns]: how far each column of rows [T, columns] goes from row to row; NaN where not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.abs(np.diff(rows, axis=0))
+
+
 def measure_scales(episodes: Iterable[np.ndarray]) -> Scales | None:
     """Measure what is usual from a sample of episodes, each [T, columns]; None where no step is finite."""
     listed = list(episodes)
     if not listed:
         return None
     values = np.concatenate(listed)
-    steps = np.concatenate([np.abs(np.diff(rows, axis=0)) for rows in listed])
+    steps = np.concatenate([absolute_steps(rows) for rows in listed])
     usual, spread, full = (np.zeros(values.shape[1]) for _ in range(3))
     for column in range(values.shape[1]):
         finite = values[np.isfinite(values[:, column]), column]
@@ -86,7 +92,7 @@ def find_jumps(name: str, rows: np.ndarray, episode: int, scales: Scales, labels
     if len(rows) < 4:
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        steps = np.abs(np.diff(rows, axis=0))
+        steps = absolute_steps(rows)
         is_large = (steps > LEAP_FACTOR * scales.usual) & (steps >= LEAP_OF_RANGE * scales.spread) & (scales.usual > 0)
         is_large &= ~scales.is_noise
         if not is_large.any():

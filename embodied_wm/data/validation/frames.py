@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from embodied_wm.data.validation.columns import absolute_steps
 from embodied_wm.data.validation.findings import Finding
 
 BLANK_STD = 2.0
@@ -60,7 +61,7 @@ def motion(states: np.ndarray, typical: np.ndarray) -> np.ndarray:
     moving = typical > 0
     if not moving.any():
         return np.zeros(len(states) - 1)
-    return (np.abs(np.diff(states[:, moving], axis=0)) / typical[moving]).mean(axis=1)
+    return (absolute_steps(states[:, moving]) / typical[moving]).mean(axis=1)
 
 
 def runs_of(flags: np.ndarray) -> list[tuple[int, int]]:

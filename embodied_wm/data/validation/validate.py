@@ -121,7 +121,7 @@ class _Checks:
         """Return the feature that says how the robot moves, and each column's median step where it moves."""
         for name in (STATE, ACTION):
             if name in self.numbers:
-                steps = [np.abs(np.diff(values, axis=0)) for values in self._sampled(name)]
+                steps = [columns.absolute_steps(values) for values in self._sampled(name)]
                 whole = np.concatenate(steps) if steps else np.zeros((0, 1))
                 moved = np.where((whole > 0) & np.isfinite(whole), whole, np.nan)
                 some = np.isfinite(moved).any(axis=0)
@@ -195,7 +195,8 @@ class _Checks:
     def _moved(self, features: dict[str, np.ndarray]) -> np.ndarray | None:
         if self.typical is None or self.typical[0] not in features:
             return None
-        return np.nan_to_num(frames.motion(_flat(features[self.typical[0]]), self.typical[1]))
+        moved = frames.motion(_flat(features[self.typical[0]]), self.typical[1])
+        return np.nan_to_num(moved, posinf=0.0)
 
     def _compared(self) -> str:
         return ", ".join(name for name in self.specs if name not in rows.COUNTERS)
@@ -205,9 +206,11 @@ class _Checks:
         length = len(features[ACTION]) if ACTION in self.numbers else 0
         if not length or self.sampled_rows + length > ALIGNMENT_ROWS or episode not in self.chosen:
             return
+        actions = _flat(features[ACTION])
+        state = _flat(features[STATE]) if STATE in self.numbers else None
+        if not np.isfinite(actions).all() or (state is not None and not np.isfinite(state).all()):
+            return
         self.sampled_rows += length
-        actions = np.nan_to_num(_flat(features[ACTION]))
-        state = np.nan_to_num(_flat(features[STATE])) if STATE in self.numbers else None
         targets = state if state is not None and state.shape == actions.shape else None
         for name in self.cameras:
             seen = frames.shrink(features[name])
