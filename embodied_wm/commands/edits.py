@@ -78,4 +78,5 @@ def _show(path: Path, store: "EpisodeStore", console: Console) -> None:
         f"{path}: {store.num_episodes:,} episodes, {store.num_frames:,} rows, fingerprint {store.fingerprint()}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )

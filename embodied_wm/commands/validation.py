@@ -42,12 +42,13 @@ def _show(report: ValidationReport, console: Console) -> None:
         console.print(Text.assemble((severity, style), f"  {check.replace('_', ' ')}  ", (feature, "cyan")))
         console.print(_table(list(group)))
     for alignment in report.alignments:
-        console.print(_alignment_line(alignment), soft_wrap=True, highlight=False)
+        console.print(_alignment_line(alignment), soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{report.path}: {report.num_episodes:,} episodes, {report.num_rows:,} rows in {report.seconds:.1f} s; "
         f"{report.num_errors} findings that break training, {report.num_warnings} warnings",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 
