@@ -1,9 +1,9 @@
 """Episodes in one zarr v3 store: append whole episodes atomically, read any rows back.
 
-Crash safety rests on two facts. Every file of a local store is replaced by rename, never changed in place, so a shard
-that holds committed rows is at every moment either the old one or the new one, and both hold those rows. And the
-header is written last: what was written beyond it, by a process that was killed, is ignored by readers and overwritten
-by the next append.
+Crash safety rests on three facts. A local store is made beside its place and moved there, so it is there as a whole or
+not at all. Every file of it is replaced by rename, never changed in place, so a shard that holds committed rows is at
+every moment either the old one or the new one, and both hold those rows. And the header is written last: what was
+written beyond it, by a process that was killed, is ignored by readers and overwritten by the next append.
 """
 
 import hashlib

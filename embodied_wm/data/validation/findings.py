@@ -54,7 +54,7 @@ class Alignment:
         best_lag: Rows by which the effect comes after its action; 0 is the convention of a store, below 0 the effect
             comes first. None where the actions explain too little to say.
         explained: Lag to the share of the change's variance that actions at that lag explain in held-out rows.
-        is_certain: Whether the best lag beats lag 0 in 99 of 100 resamples of the episodes.
+        is_certain: Whether the best lag beats lag 0 in 99 of 100 resamples of the episodes, or is lag 0.
     """
 
     feature: str
