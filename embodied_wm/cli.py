@@ -126,9 +126,9 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
             " ".join([pages.PROGRAM, *_command([verb, name.removeprefix("benchmark_")]), *overrides]), config_yaml
         )
         run.console.print(f"run folder: [cyan]{run.folder}[/]", soft_wrap=True)
-        verbs.RUN[name](config, run)
+        code = verbs.RUN[name](config, run) or 0
         run.console.print(f"done: [cyan]{run.folder}[/]", soft_wrap=True)
-    return 0
+    return code
 
 
 def read_overrides(verb: str, arguments: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pytest
 from embodied_wm import cli
 from embodied_wm.commands import options, verbs
 from embodied_wm.commands.run import Run, newest_run
+from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
 
@@ -93,6 +94,9 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
         ("plan objective.weights=3 checkpoint=x", ["is a group of options", "objective.weights.terminal"]),
         ("inspect nowhere", ["nowhere", "no such file or folder"]),
         ("inspect", ["give path=..."]),
+        ("validate", ["give path=..."]),
+        ("validate x strict=1", ["expected true or false"]),
+        ("edit operation=merge out=x", ["give sources=[...]"]),
         ("benchmark plan", ["no measure 'plan'", "did you mean planning"]),
         ("benchmark planning task=reach", ["give checkpoint=..."]),
         ("imagine checkpoint=x data.path=y device=3 horizon=a", ["horizon=a", "whole number"]),
@@ -211,6 +215,34 @@ def test_inspect_a_store(store_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert word in page
     mean = EpisodeStore.open(store_path).read("action", 0, 10)[:, 0].mean()
     assert f"{mean:.4g}" in page
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inspect {}",
+        "inspect {} out=page.html",
+        "validate {}",
+        "edit operation=merge sources=[{}] out=new.zarr",
+        "train data.path={}",
+        "collect out={}",
+    ],
+)
+def test_a_store_of_a_newer_version_is_refused_and_stays_as_it_is(
+    store_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = store_path / "zarr.json"
+    root = json.loads(header.read_text())
+    root["attributes"]["embodied_wm"] |= {"version": VERSION + 1, "features": "of another form"}
+    header.write_text(json.dumps(root))
+    before = {path: path.read_bytes() for path in store_path.rglob("*") if path.is_file()}
+    assert cli.main(line.format(store_path).split()) == 1
+    page = spoken(capsys)
+    for words in (f"store version {VERSION + 1}", "newer than this program's", f"reads version {VERSION}", "Use the"):
+        assert words in page
+    assert before.items() <= {path: path.read_bytes() for path in store_path.rglob("*") if path.is_file()}.items()
+    assert not Path("new.zarr").exists()
+    assert not Path("page.html").exists()
 
 
 def test_inspect_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

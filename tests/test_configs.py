@@ -94,4 +94,4 @@ def test_every_run_has_a_seed_and_a_folder(name: str) -> None:
         assert "run_dir" not in keys
     else:
         assert "run_dir" in keys
-        assert "seed" in keys or name in ("import", "export")
+        assert "seed" in keys or name in ("import", "export", "validate", "edit")

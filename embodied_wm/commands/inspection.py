@@ -20,8 +20,8 @@ MANY_COLUMNS = 16
 """Wider features are summed up in one row."""
 
 
-def inspect(path: Path, *, statistics: bool, console: Console) -> None:
-    """Print what is at a path.
+def inspect(path: Path, *, statistics: bool, out: Path | None, num_episodes: int, console: Console) -> None:
+    """Print what is at a path, and write the page of a store to `out` with frames of `num_episodes`, if asked.
 
     Raises:
         UsageError: Nothing is there, or nothing that we know.
@@ -35,10 +35,18 @@ def inspect(path: Path, *, statistics: bool, console: Console) -> None:
         raise UsageError(
             f"{path} is a LeRobot dataset; make a store of it: embodied-wm import source={path} out=STORE.zarr"
         )
+    if out is not None and out.suffix != ".html":
+        raise UsageError(f"out={out}: expected a name that ends in .html")
+    if num_episodes < 1:
+        raise UsageError(f"episodes={num_episodes}: expected at least 1")
     if any(path.rglob("*.safetensors")):
+        if out is not None:
+            raise UsageError(f"out={out}: a page is made of stores, and {path} is a checkpoint")
         _inspect_checkpoint(path, console)
     elif (path / "zarr.json").is_file():
         _inspect_store(path, statistics, console)
+        if out is not None:
+            _write_page(path, out, num_episodes, console)
     else:
         raise UsageError(
             f"{path} is neither an episode store (it has no zarr.json) nor a checkpoint (it has no *.safetensors)"
@@ -66,6 +74,14 @@ def _inspect_store(path: Path, statistics: bool, console: Console) -> None:
     console.print(table)
     if statistics and store.num_episodes:
         console.print(_statistics(store, console))
+
+
+def _write_page(path: Path, out: Path, num_episodes: int, console: Console) -> None:
+    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.evaluation.contact_sheet import write_contact_sheet
+
+    write_contact_sheet(EpisodeStore.open(path), out, num_episodes=num_episodes)
+    console.print(f"wrote [cyan]{out}[/]", soft_wrap=True)
 
 
 def _statistics(store: "EpisodeStore", console: Console) -> Table:

@@ -10,9 +10,22 @@ import yaml
 
 from embodied_wm.commands.errors import UsageError, nearest
 
-VERBS = ("collect", "import", "export", "inspect", "train", "imagine", "plan", "benchmark", "report", "demo")
+VERBS = (
+    "collect",
+    "import",
+    "export",
+    "inspect",
+    "validate",
+    "edit",
+    "train",
+    "imagine",
+    "plan",
+    "benchmark",
+    "report",
+    "demo",
+)
 MEASURES = ("imagination", "planning", "speed", "latent_actions")
-POSITIONAL = {"import": "source", "export": "source", "inspect": "path", "report": "source"}
+POSITIONAL = {"import": "source", "export": "source", "inspect": "path", "validate": "path", "report": "source"}
 """Option that a bare argument means, so that `embodied-wm inspect reach.zarr` works."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self, TextIO
 import yaml
 from rich.console import Console
 from rich.control import Control
+from rich.text import Text
 
 from embodied_wm.commands.errors import UsageError
 
@@ -69,7 +70,8 @@ class Run:
         if self.resumed:
             self._check_same(config_yaml)
         (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        self.console.log_only(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {command}")
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.console.log_only(Text(f"{now}  {command}"))  # as it stands: brackets in a command are no markup
         self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
 
     def _check_same(self, config_yaml: str) -> None:

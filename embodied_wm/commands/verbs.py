@@ -194,7 +194,28 @@ def inspect(config: Config, console: Console) -> None:
     """Show a store or a checkpoint."""
     from embodied_wm.commands.inspection import inspect
 
-    inspect(_path(config["path"]), statistics=config["statistics"], console=console)
+    out = None if config["out"] is None else _path(config["out"])
+    inspect(
+        _path(config["path"]),
+        statistics=config["statistics"],
+        out=out,
+        num_episodes=config["episodes"],
+        console=console,
+    )
+
+
+def validate(config: Config, run: Run) -> int:
+    """Check a store; the exit code says whether training would break."""
+    from embodied_wm.commands.validation import validate
+
+    return validate(_path(config["path"]), strict=config["strict"], folder=run.folder, console=run.console)
+
+
+def edit(config: Config, run: Run) -> None:
+    """Merge, split or filter stores."""
+    from embodied_wm.commands.edits import edit_stores
+
+    edit_stores({**config, "sources": [_path(source) for source in config["sources"]]}, run.console)
 
 
 def report(config: Config, console: Console) -> None:
@@ -285,10 +306,12 @@ def _place(text: str) -> str | Path:
     return text if "://" in text else _path(text)
 
 
-RUN: Mapping[str, Callable[[Config, Run], None]] = {
+RUN: Mapping[str, Callable[[Config, Run], int | None]] = {
     "collect": collect,
     "import": import_dataset,
     "export": export,
+    "validate": validate,
+    "edit": edit,
     "train": train,
     "imagine": imagine,
     "plan": plan,
@@ -298,7 +321,7 @@ RUN: Mapping[str, Callable[[Config, Run], None]] = {
     "benchmark_latent_actions": benchmark_latent_actions,
     "demo": demo,
 }
-"""Config name to what a run of it does."""
+"""Config name to what a run of it does, and the exit code where that can be other than 0."""
 
 LOOK: Mapping[str, Callable[[Config, Console], None]] = {"inspect": inspect, "report": report}
 """Verbs that only look at something, and so have no run folder."""

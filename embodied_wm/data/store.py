@@ -1,13 +1,14 @@
 """Episodes in one zarr v3 store: append whole episodes atomically, read any rows back.
 
-Crash safety rests on two facts. Every file of a local store is replaced by rename, never changed in place, so a shard
-that holds committed rows is at every moment either the old one or the new one, and both hold those rows. And the
-header is written last: what was written beyond it, by a process that was killed, is ignored by readers and overwritten
-by the next append.
+Crash safety rests on three facts. A local store is made beside its place and moved there, so it is there as a whole or
+not at all. Every file of it is replaced by rename, never changed in place, so a shard that holds committed rows is at
+every moment either the old one or the new one, and both hold those rows. And the header is written last: what was
+written beyond it, by a process that was killed, is ignored by readers and overwritten by the next append.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,23 +84,30 @@ class EpisodeStore:
         if not is_local(where):
             prepare_protocol(where)
         header = Header(features=dict(features), fps=float(fps), metadata=dict(metadata or {}))
+        # A local store is made beside its place and moved there, so that a kill leaves no half-made one.
+        aside = f"{where.rstrip('/')}.creating" if is_local(where) else where
+        lock = None
         try:
-            group = zarr.open_group(where, mode="w-", zarr_format=3)
-            lock = lock_for_writing(where)
+            lock = _clear_for_creating(aside)
+            group = zarr.open_group(aside, mode="w-" if aside == where else "a", zarr_format=3)
             for name, spec in features.items():
                 layout.create_array(group, name, spec.dtype, spec.shape, layout.chunk_rows(spec))
             episodes = group.create_group(EPISODES)
             for name, (dtype, rows) in EPISODE_ARRAYS.items():
                 layout.create_array(episodes, name, dtype, (), rows)
             group.update_attributes(header.to_attributes())
+            if aside != where:
+                Path(aside).rename(where)
+                group = zarr.open_group(where, mode="r+", zarr_format=3)
         except ContainsGroupError as error:
             raise StoreError(
                 f"{where} holds a zarr group already. Open it with mode='a', delete it, or choose another path."
             ) from error
         except OSError as error:
-            raise StoreError(
-                f"{where} could not be created: {error}. Free space or choose another path; delete what is left."
-            ) from error
+            if aside != where:
+                shutil.rmtree(aside, ignore_errors=True)
+            unlock(lock)
+            raise StoreError(f"{where} could not be created: {error}. Free space or choose another path.") from error
         return cls(where, group, header, writable=True, lock=lock)
 
     @classmethod
@@ -333,3 +341,21 @@ class EpisodeStore:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self.num_episodes:
             raise StoreError(f"{self.path} has no episode {index}; it has {self.num_episodes}, counted from 0.")
+
+
+def _clear_for_creating(aside: str) -> int | None:
+    """Lock the folder in which a store is about to be made, and empty it of what a killed process left.
+
+    Raises:
+        StoreError: Another process is making the same store.
+    """
+    if not is_local(aside):
+        return None
+    Path(aside).mkdir(parents=True, exist_ok=True)
+    lock = lock_for_writing(aside)
+    for left_over in Path(aside).iterdir():
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+        elif left_over.name != ".lock":
+            left_over.unlink()
+    return lock

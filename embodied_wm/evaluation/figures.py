@@ -22,11 +22,13 @@ from embodied_wm.evaluation.statistics import spearman
 __all__ = [
     "Picture",
     "PictureError",
+    "column_ranges",
     "cost_scatter",
     "film_rows",
     "film_strip",
     "horizon_chart",
     "learning_curve",
+    "length_histogram",
     "looping",
     "success_bars",
 ]
@@ -264,4 +266,55 @@ def learning_curve(
         axes.set_xlabel(xlabel)
         axes.set_title(ylabel, loc="left", fontsize=9, color=INK)
         _label_ends(axes, ends)
+        return Picture(title=title, caption=caption, kind="svg", data=_svg(figure))
+
+
+def length_histogram(lengths: ArrayLike, *, fps: float, title: str = "Episode lengths", caption: str = "") -> Picture:
+    """Draw how many episodes have how many rows; a second scale above says seconds."""
+    rows = np.asarray(lengths)
+    if rows.ndim != 1 or len(rows) == 0:
+        raise PictureError(f"Got lengths of shape {rows.shape}; expected [N] with N >= 1.")
+    low, high = int(rows.min()), int(rows.max())
+    width = max(1, -(-(high - low + 1) // 30))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(height_in=2.9)
+        axes.hist(rows, bins=(np.arange(low, high + 2 * width, width) - 0.5).tolist(), color=COLOURS[0], alpha=0.85)
+        axes.set_title("episodes", loc="left", fontsize=9, color=INK)
+        axes.set_xlabel("rows")
+        axes.set_xlim(low - 3 * width, high + 4 * width)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        note = f"{low / fps:.3g} to {high / fps:.3g} s at {fps:g} rows per second."
+        return Picture(title=title, caption=f"{caption} {note}".strip(), kind="svg", data=_svg(figure))
+
+
+def column_ranges(columns: Sequence[tuple[str, np.ndarray]], *, title: str, caption: str = "") -> Picture:
+    """Draw how the values of each column spread, each over its own range, which stands at the ends.
+
+    Args:
+        columns: Name, with its unit, and finite values [N] of each column.
+        title: Title of the picture.
+        caption: How to read it.
+    """
+    if not columns or any(len(values) == 0 for _, values in columns):
+        raise PictureError(f"Got {len(columns)} columns; expected at least one, with at least one value each.")
+    with mpl.rc_context({**_STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, axes = _axes(height_in=0.35 + 0.34 * len(columns))
+        for place, (_, values) in enumerate(columns):
+            low, high = float(values.min()), float(values.max())
+            counts = np.histogram(values, bins=60, range=(low, high) if high > low else (low - 1, low + 1))[0]
+            # The square root keeps rare values visible beside a robot that mostly rests.
+            height = 0.78 * np.sqrt(counts / counts.max())
+            axes.fill_between(
+                np.linspace(0, 1, 60), place, place - height, step="mid", color=COLOURS[0], alpha=0.75, linewidth=0
+            )
+            axes.plot([0, 1], [place, place], color=GRID, linewidth=0.7)
+            ends = ((-0.015, low, "right"), (1.015, high, "left"))
+            for x, value, side in ends if high > low else ends[:1]:
+                axes.annotate(f"{value:.3g}", (x, place - 0.05), ha=side, va="bottom", color=MUTED, fontsize=8)
+        axes.set_yticks([place - 0.3 for place in range(len(columns))], [name for name, _ in columns])
+        axes.tick_params(axis="y", labelcolor=INK, pad=44)
+        axes.set_xticks([])
+        axes.set_xlim(-0.02, 1.16)
+        axes.set_ylim(len(columns) - 0.7, -1.0)
         return Picture(title=title, caption=caption, kind="svg", data=_svg(figure))

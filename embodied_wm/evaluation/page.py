@@ -159,7 +159,7 @@ def _cell(value: object, unit: str) -> str:
     return f"<td><code>{escape(json.dumps(value))}</code></td>"
 
 
-def _table(
+def table_html(
     columns: Sequence[str], rows: Sequence[Sequence[object]], units: Sequence[str], rates: Sequence[bool] = ()
 ) -> str:
     """Return a table; `rates` marks the rows whose figures are shown in percent."""
@@ -186,7 +186,7 @@ def _section(index: int, section: Mapping[str, Any], pictures: Sequence[Picture]
         f"<h2>{escape(section['title'])}</h2>",
         *(f"<p>{escape(paragraph)}</p>" for paragraph in section["text"].split("\n\n") if paragraph),
         f'<div class="pictures">{drawn}</div>' if drawn else "",
-        _table(table["columns"], table["rows"], table["units"]) if table else "",
+        table_html(table["columns"], table["rows"], table["units"]) if table else "",
     ]
     return "<section>" + "".join(parts) + "</section>"
 
@@ -215,7 +215,7 @@ def _all_figures(name: str, figures: Mapping[str, Any]) -> str:
         rates = [bool(_RATES & set(re.split(r"[._]", key))) for key, *_ in single]
         width = 3 if any(meaning for *_, meaning in single) else 2
         parts.append(
-            _table(["figure", "value", "meaning"][:width], [row[:width] for row in single], [""] * width, rates)
+            table_html(["figure", "value", "meaning"][:width], [row[:width] for row in single], [""] * width, rates)
         )
     curves = {k: v["by_horizon"] for k, v in leaves if isinstance(v, Mapping) and "by_horizon" in v}
     steps = sorted({h for cells in curves.values() for h in cells}, key=int)
@@ -224,49 +224,86 @@ def _all_figures(name: str, figures: Mapping[str, Any]) -> str:
     if curves:
         rows = [[k, *(cells.get(h, {}).get("value") for h in steps), _meaning(k)] for k, cells in curves.items()]
         parts.append(
-            _table(["by imagined step", *(f"h = {h}" for h in steps), "meaning"], rows, [""] * (len(steps) + 2))
+            table_html(["by imagined step", *(f"h = {h}" for h in steps), "meaning"], rows, [""] * (len(steps) + 2))
         )
     return "".join(parts)
 
 
-def _fold(title: str, body: str, *, opened: bool = False) -> str:
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary><div>{body}</div></details>"
+def _fold(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary><div>{body}</div></details>"
 
 
 def _run_record(run: Mapping[str, Any]) -> str:
     rows = [(key, "none" if run[key] is None else str(run[key])) for key in run if key not in ("config", "versions")]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    table = _table(["record", "value"], [*rows, ("versions", versions)], ["", ""])
+    table = table_html(["record", "value"], [*rows, ("versions", versions)], ["", ""])
     return f"{table}<h3>Resolved configuration</h3><pre>{escape(json.dumps(run['config'], indent=2))}</pre>"
 
 
-def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]) -> str:
-    """Return the page of a report; `pictures` are the decoded pictures of each section."""
-    title = report["title"]
-    headline = "".join(_headline_item(item) for item in report["headline"])
-    sections = zip(report["sections"], pictures, strict=True)
-    figures = "".join(_all_figures(name, values) for name, values in report["tasks"].items())
-    if report["speed"]:
-        figures += _all_figures("speed", report["speed"])
-    run, count = report["run"], len(report["headline"])
+def fact_row(facts: Sequence[tuple[str, str, str]]) -> str:
+    """Return (label, value, note) facts as the first row of a page; they are counts, so they have no interval."""
+    items = "".join(
+        f'<div><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd><dd>{escape(note)}</dd></div>'
+        for label, value, note in facts
+    )
+    return _headline(items, len(facts))
+
+
+def _headline(items: str, count: int) -> str:
     columns = count if count <= 6 else -(-count // 2)
-    minutes = f"{format_number(run['wall_seconds'] / 60)} min" if run["wall_seconds"] else ""
-    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), minutes, f"seed {run['seed']}"]
-    summary = "".join(f'<p class="summary">{escape(p)}</p>' for p in report["summary"].split("\n\n") if p)
-    note = '<p class="note">Intervals are 95%: Wilson for rates, bootstrap over episodes for means.</p>'
-    kind = escape(" \u00b7 ".join(fact for fact in facts if fact))
+    return f'<dl class="headline" style="--columns: {columns}">{items}</dl>' if items else ""
+
+
+def compose_page(
+    *,
+    title: str,
+    kind: str,
+    summary: str,
+    headline: str,
+    sections: Sequence[tuple[Mapping[str, Any], Sequence[Picture]]],
+    folded: Sequence[tuple[str, str]],
+) -> str:
+    """Return a whole page.
+
+    Args:
+        title: Heading.
+        kind: Small line above it.
+        summary: Plain words under it; blank lines part paragraphs.
+        headline: HTML of the first row.
+        sections: "title", "text" and "table" ("columns", "rows", "units", or None) of each, and its pictures.
+        folded: Title and HTML of what stands folded at the end.
+    """
     body = [
-        f'<header><p class="kind">{kind}</p><h1>{escape(title)}</h1>{summary}</header>',
-        f'<dl class="headline" style="--columns: {columns}">{headline}</dl>{note}' if headline else "",
+        f'<header><p class="kind">{escape(kind)}</p><h1>{escape(title)}</h1>',
+        *(f'<p class="summary">{escape(paragraph)}</p>' for paragraph in summary.split("\n\n") if paragraph),
+        f"</header>{headline}",
         *(_section(i, section, drawn) for i, (section, drawn) in enumerate(sections)),
-        '<div class="folded">',
-        _fold("Every figure", figures) if figures else "",
-        _fold("Run record", _run_record(run)),
-        "</div>",
+        f'<div class="folded">{"".join(_fold(name, inside) for name, inside in folded)}</div>',
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
         f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]) -> str:
+    """Return the page of a report; `pictures` are the decoded pictures of each section."""
+    figures = "".join(_all_figures(name, values) for name, values in report["tasks"].items())
+    if report["speed"]:
+        figures += _all_figures("speed", report["speed"])
+    run, items = report["run"], report["headline"]
+    headline = _headline("".join(_headline_item(item) for item in items), len(items))
+    if headline:
+        headline += '<p class="note">Intervals are 95%: Wilson for rates, bootstrap over episodes for means.</p>'
+    minutes = f"{format_number(run['wall_seconds'] / 60)} min" if run["wall_seconds"] else ""
+    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), minutes, f"seed {run['seed']}"]
+    return compose_page(
+        title=report["title"],
+        kind=" \u00b7 ".join(fact for fact in facts if fact),
+        summary=report["summary"],
+        headline=headline,
+        sections=list(zip(report["sections"], pictures, strict=True)),
+        folded=[*([("Every figure", figures)] if figures else []), ("Run record", _run_record(run))],
     )

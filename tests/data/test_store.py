@@ -1,12 +1,9 @@
 import json
 import os
-import random
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -141,33 +138,6 @@ def test_only_one_writer_at_a_time(tmp_path):
     with pytest.raises(StoreError, match="reading only"):
         store.append([numbered_episode(1)])
     EpisodeStore.open(tmp_path / "s.zarr", mode="a").close()
-
-
-@pytest.mark.timeout(120)
-def test_killed_at_any_moment_it_opens_and_holds_every_committed_episode(tmp_path):
-    path = tmp_path / "s.zarr"
-    create(path, 2).close()
-    moments = random.Random(0)
-    for _ in range(4):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        writer = subprocess.Popen([sys.executable, str(WRITER), str(path)], stdout=subprocess.PIPE, env=environment)
-        assert writer.stdout is not None
-        committed = int(writer.stdout.readline())
-        time.sleep(moments.uniform(0, 0.3))
-        writer.send_signal(signal.SIGKILL)
-        committed = max([committed, *map(int, writer.stdout.read().split())])
-        writer.wait()
-        writer.stdout.close()
-        store = EpisodeStore.open(path)
-        assert store.num_episodes >= committed
-        assert store.num_episodes % 2 == 0, "a group is there as a whole or not at all"
-        for number in range(store.num_episodes):
-            assert_same(store.episode(number), numbered_episode(number))
-    with EpisodeStore.open(path, mode="a") as store:
-        first = store.num_episodes
-        store.append([numbered_episode(first)])
-        assert_same(store.episode(first), numbered_episode(first))
-    assert not list(path.rglob("*.partial"))
 
 
 def test_rows_beyond_the_commit_are_ignored_and_overwritten(tmp_path):

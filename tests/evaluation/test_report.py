@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import figures
+from embodied_wm.evaluation.contact_sheet import write_contact_sheet
 from embodied_wm.evaluation.film import difference
 from embodied_wm.evaluation.page import format_number
 from embodied_wm.evaluation.report import (
@@ -249,16 +251,21 @@ def test_bad_pictures_are_refused(episode: tuple[np.ndarray, np.ndarray]) -> Non
 
 @pytest.mark.render
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on PATH; install Debian's chromium to check the page")
-@pytest.mark.parametrize("width", [400, 1200])
-def test_page_fits_its_window(example: Path, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("page", "width", "num_figures"), [("report", 400, 6), ("report", 1200, 6), ("store", 400, 3)])
+def test_page_fits_its_window(
+    example: Path, tiny_store: Path, tmp_path: Path, page: str, width: int, num_figures: int
+) -> None:
     """In a real browser nothing sticks out sideways, every picture loads, and ink is drawn.
 
     The page sits in a frame of the wanted width, because headless windows have a least width; a script outside of it
     measures.
     """
-    shutil.copy(example.with_suffix(".html"), tmp_path / "report.html")
+    if page == "report":
+        shutil.copy(example.with_suffix(".html"), tmp_path / "page.html")
+    else:
+        write_contact_sheet(EpisodeStore.open(tiny_store), tmp_path / "page.html")
     (tmp_path / "outer.html").write_text(
-        f'<body style="margin:0"><iframe src="report.html" style="border:0;width:{width}px;height:2400px"></iframe>'
+        f'<body style="margin:0"><iframe src="page.html" style="border:0;width:{width}px;height:2400px"></iframe>'
         "<script>"
         'onload = () => { const d = document.querySelector("iframe").contentDocument;'
         "document.title = JSON.stringify({wide: d.documentElement.scrollWidth,"
@@ -276,7 +283,7 @@ def test_page_fits_its_window(example: Path, tmp_path: Path, width: int) -> None
     done = subprocess.run([*command, "--dump-dom", target], capture_output=True, text=True, timeout=60, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr
-    assert json.loads(title[1]) == {"wide": width, "broken": 0, "figures": 6}
+    assert json.loads(title[1]) == {"wide": width, "broken": 0, "figures": num_figures}
     shot = tmp_path / "page.png"
     subprocess.run([*command, f"--screenshot={shot}", target], capture_output=True, timeout=60, check=True)
     pixels = np.asarray(Image.open(shot).convert("L"))[:, :width]
