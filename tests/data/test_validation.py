@@ -16,7 +16,7 @@ from sim.collect import collect, features
 from sim.tasks import get_task
 
 CAMERA = "observation.images.top"
-SIZE, ROWS, EPISODES = 24, 40, 20
+SIZE, ROWS, EPISODES = 24, 40, 16
 FEATURES = {
     CAMERA: FeatureSpec(dtype="uint8", shape=(SIZE, SIZE, 3)),
     "observation.state": FeatureSpec(dtype="float32", shape=(2,), names=("x", "y"), units=("px", "px")),
@@ -126,6 +126,7 @@ def test_movements_that_start_late_and_buttons_are_no_jumps(tmp_path):
     ramp = np.concatenate([[0.01, 0.1, 0.5, 0.5, 0.1, 0.01]])
     for number, rows in enumerate(episodes):
         other = np.random.default_rng(number).normal(0, 1e-4, (ROWS, 3))
+        rows["observation.state"][20:24, 0] += [0, 3, 0, 2]  # a fast joint that jitters
         if number == 2:
             other[10:16, 0] += np.cumsum(ramp)  # a joint that moves once, smoothly
             other[16:, 0] += ramp.sum()
@@ -179,6 +180,14 @@ def test_blank_frames(tmp_path, level, word):
     assert (found.check, found.severity, found.feature) == ("blank_frames", "warning", CAMERA)
     assert (found.episode, found.row, found.num_rows) == (2, 11, 2)
     assert word in found.message
+
+
+def test_frames_of_even_brightness_are_not_blank(tmp_path):
+    def fault(episodes: list[Rows]) -> None:
+        stripes = np.where(np.arange(SIZE)[:, None] % 2 == 0, [200, 0, 100], [0, 200, 100])
+        episodes[2][CAMERA][5] = stripes  # every pixel is as bright as the others
+
+    assert validated(tmp_path, fault).findings == []
 
 
 def test_an_episode_that_is_all_black_breaks_training(tmp_path):

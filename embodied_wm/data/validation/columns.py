@@ -1,6 +1,6 @@
 """Checks of numbers: NaN and infinity, leaps, columns that never change, and timestamps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from embodied_wm.types import FeatureSpec
 LEAP_FACTOR = 20.0
 """A leap is this many times the usual step: the 90th percentile of the steps that are not zero."""
 ISOLATED_FACTOR = 8.0
-"""A leap is this many times the steps before and after it: a joint that starts to move ramps up, a glitch does not."""
+NEAR_ROWS = 3
+"""A leap is 8 times every step this near: a joint that moves ramps up and jitters, a glitch comes out of nothing."""
 LEAP_OF_RANGE = 0.1
 """A leap crosses at least this part of its column's range (1st to 99th percentile, or all of it where that is 0)."""
 NOISE_OF_WIDEST = 0.01
@@ -118,20 +119,28 @@ def find_jumps(name: str, rows: np.ndarray, episode: int, scales: Scales, labels
 
 
 def _is_alone(steps: np.ndarray) -> np.ndarray:
-    """Tell which steps [T-1, columns] dwarf the one before and the one after; at an end, the two on the other side."""
-    before = np.vstack([steps[1:2], steps[:-1]])
-    after = np.vstack([steps[1:], steps[-2:-1]])
-    before[0] = np.maximum(steps[1], steps[2])
-    after[-1] = np.maximum(steps[-2], steps[-3])
-    return steps > ISOLATED_FACTOR * np.maximum(before, after)
+    """Tell which steps [T-1, columns] dwarf all those near by."""
+    return steps > ISOLATED_FACTOR * _largest_near(steps, [*range(-NEAR_ROWS, 0), *range(1, NEAR_ROWS + 1)])
 
 
 def _is_half_of_a_spike(rows: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Tell which steps lead to or from a single row that stands apart from both its neighbours, which agree."""
-    across = np.abs(rows[2:] - rows[:-2])
+    """Tell which steps lead to or from a single row that stands apart from its neighbours, where little else moves."""
+    near = _largest_near(steps, [*range(-NEAR_ROWS, 0), *range(2, NEAR_ROWS + 2)])[:-1]
+    across = np.maximum(np.abs(rows[2:] - rows[:-2]), near)
     is_spike = np.minimum(steps[:-1], steps[1:]) > ISOLATED_FACTOR * across
     none = np.zeros((1, rows.shape[1]), dtype=bool)
     return np.vstack([is_spike, none]) | np.vstack([none, is_spike])
+
+
+def _largest_near(steps: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
+    """Return [T-1, columns]: the largest of the steps at some offsets from each, as far as there are any."""
+    length = len(steps)
+    largest = np.zeros_like(steps)
+    for offset in offsets:
+        first, stop = max(0, -offset), min(length, length - offset)
+        if first < stop:
+            largest[first:stop] = np.fmax(largest[first:stop], steps[first + offset : stop + offset])
+    return largest
 
 
 def _turn(step: float) -> str:

@@ -23,7 +23,8 @@ MOVING = 0.5
 def shrink(frames: np.ndarray) -> np.ndarray:
     """Return small grey copies [T, SMALL * SMALL] float32 of frames [T, height, width, channels]."""
     stride = [max(1, side // MAX_SIDE) for side in frames.shape[1:3]]
-    grey = frames[:, :: stride[0], :: stride[1]].mean(axis=-1, dtype=np.float32)
+    seen = frames[:, :: stride[0], :: stride[1]]
+    grey = sum(seen[..., channel].astype(np.float32) for channel in range(seen.shape[-1])) / np.float32(seen.shape[-1])
     rows = np.linspace(0, grey.shape[1], SMALL + 1).astype(int)[:-1]
     columns = np.linspace(0, grey.shape[2], SMALL + 1).astype(int)[:-1]
     if min(grey.shape[1:]) < SMALL:
@@ -33,11 +34,12 @@ def shrink(frames: np.ndarray) -> np.ndarray:
     return (sums / areas).reshape(len(grey), -1)
 
 
-def find_blank(name: str, frames: np.ndarray, episode: int) -> Finding | None:
-    """Find frames [T, height, width, channels] of one colour."""
+def find_blank(name: str, frames: np.ndarray, small: np.ndarray, episode: int) -> Finding | None:
+    """Find frames [T, height, width, channels] of one colour; `small` is what `shrink` makes of them."""
     stride = [max(1, side // MAX_SIDE) for side in frames.shape[1:3]]
     seen = frames[:, :: stride[0], :: stride[1]]
-    blank = seen.std(axis=(1, 2), dtype=np.float32).max(axis=-1) < BLANK_STD
+    blank = small.std(axis=1) < BLANK_STD  # averages spread less than pixels, so all blank frames are among these
+    blank[blank] = seen[blank].std(axis=(1, 2), dtype=np.float32).max(axis=-1) < BLANK_STD
     if not blank.any():
         return None
     row, whole = int(np.argmax(blank)), blank.mean() >= WHOLE_EPISODE

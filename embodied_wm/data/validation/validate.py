@@ -174,16 +174,17 @@ class _Checks:
                 found += self._look_at_numbers(name, _flat(features[name]), episode)
         if "timestamp" in features and self.specs["timestamp"].shape == ():
             self.findings += columns.find_timestamp_faults("timestamp", features["timestamp"], episode, fps)
+        small = {name: frames.shrink(features[name]) for name in self.cameras if name in features}
         for name in self.cameras:
             if name in features:
-                found.append(frames.find_blank(name, features[name], episode))
+                found.append(frames.find_blank(name, features[name], small[name], episode))
                 found.append(frames.find_frozen(name, features[name], episode, moved, fps))
         if len(features) == len(self.specs):
             hashes = rows.hash_rows(features)
             stop = int(self.store.episode_ends[episode])
             self.hashes[stop - length : stop] = hashes
             found.append(rows.find_duplicated(self._compared(), hashes, episode, moved))
-            self._keep_sample(episode, features)
+            self._keep_sample(episode, features, small)
         self.findings += [finding for finding in found if finding is not None]
 
     def _look_at_numbers(self, name: str, values: np.ndarray, episode: int) -> list[Finding | None]:
@@ -201,7 +202,7 @@ class _Checks:
     def _compared(self) -> str:
         return ", ".join(name for name in self.specs if name not in rows.COUNTERS)
 
-    def _keep_sample(self, episode: int, features: dict[str, np.ndarray]) -> None:
+    def _keep_sample(self, episode: int, features: dict[str, np.ndarray], small: dict[str, np.ndarray]) -> None:
         """Keep small frames, actions and states of evenly spread episodes, up to a number of rows."""
         length = len(features[ACTION]) if ACTION in self.numbers else 0
         if not length or self.sampled_rows + length > ALIGNMENT_ROWS or episode not in self.chosen:
@@ -213,8 +214,7 @@ class _Checks:
         self.sampled_rows += length
         targets = state if state is not None and state.shape == actions.shape else None
         for name in self.cameras:
-            seen = frames.shrink(features[name])
-            self.samples.setdefault(name, []).append(Sample(seen=seen, actions=actions, states=targets))
+            self.samples.setdefault(name, []).append(Sample(seen=small[name], actions=actions, states=targets))
         if not self.cameras and state is not None:
             self.samples.setdefault(STATE, []).append(Sample(seen=state, actions=actions, states=targets))
 
