@@ -96,7 +96,7 @@ def test_append_killed_at_any_moment(tmp_path: Path, num_kills: int) -> None:
 @pytest.mark.render
 @pytest.mark.parametrize("num_kills", KILLS)
 def test_collect_killed_at_any_moment(tmp_path: Path, num_kills: int) -> None:
-    total, path, rng = 50 * num_kills, tmp_path / "s.zarr", random.Random(num_kills)
+    total, path, rng = 40 * num_kills, tmp_path / "s.zarr", random.Random(num_kills)
     unhurt = collected_at_once(tmp_path / "unhurt.zarr", total)
     known = 0
     for number in range(num_kills):

@@ -295,12 +295,12 @@ def test_actions_without_effect_are_not_called_misaligned(tmp_path):
 def test_position_targets_and_stores_without_camera(tmp_path):
     specs = {name: FEATURES[name] for name in ("observation.state", "action")}
     for name, late in (("right", 0), ("late", 1)):
+        episodes = []
+        for rows in map(moving_dot, range(EPISODES)):
+            target = rows["observation.state"] + rows["action"]  # reached one row later
+            episodes.append({"observation.state": rows["observation.state"], "action": np.roll(target, late, axis=0)})
         with EpisodeStore.create(tmp_path / f"{name}.zarr", features=specs, fps=10) as store:
-            for seed in range(EPISODES):
-                rows = moving_dot(seed)
-                target = rows["observation.state"] + rows["action"]  # reached one row later
-                rows = {"observation.state": rows["observation.state"], "action": np.roll(target, late, axis=0)}
-                store.append([Episode(features=rows, info={})])
+            store.append([Episode(features=rows) for rows in episodes])
         report = validate_store(tmp_path / f"{name}.zarr")
         (alignment,) = report.alignments
         assert (alignment.feature, alignment.best_lag) == ("observation.state", -late)

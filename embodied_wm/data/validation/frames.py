@@ -24,7 +24,10 @@ def shrink(frames: np.ndarray) -> np.ndarray:
     """Return small grey copies [T, SMALL * SMALL] float32 of frames [T, height, width, channels]."""
     stride = [max(1, side // MAX_SIDE) for side in frames.shape[1:3]]
     seen = frames[:, :: stride[0], :: stride[1]]
-    grey = sum(seen[..., channel].astype(np.float32) for channel in range(seen.shape[-1])) / np.float32(seen.shape[-1])
+    grey = seen[..., 0].astype(np.float32)
+    for channel in range(1, seen.shape[-1]):  # faster than the mean over a last axis of three
+        grey += seen[..., channel]
+    grey /= seen.shape[-1]
     rows = np.linspace(0, grey.shape[1], SMALL + 1).astype(int)[:-1]
     columns = np.linspace(0, grey.shape[2], SMALL + 1).astype(int)[:-1]
     if min(grey.shape[1:]) < SMALL:
