@@ -335,7 +335,7 @@ def test_a_disk_that_is_full_from_the_start(refused: Refuse, tiny_store: Path, k
 
 @pytest.mark.render
 def test_a_disk_that_fills_up_while_collecting(refused: Refuse) -> None:
-    with small_disk(300) as disk:
+    with small_disk(450) as disk:
         store = disk / "s.zarr"
         arguments = ["collect", f"out={store}", "episodes=60", "rows=20", "workers=1"]
         message = refused(*arguments)
