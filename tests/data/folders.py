@@ -1,5 +1,6 @@
 """Write small LeRobot folders whose frames and rows say where they belong, with whatever fault a test wants."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from embodied_wm.types import Episode
 
@@ -19,6 +21,13 @@ SIZE = (32, 48)
 def gray(episode: int, frame: int) -> int:
     """Return the gray level of a frame."""
     return 40 + 60 * (episode % 3) + 4 * (frame % 14)
+
+
+def png(level: int) -> bytes:
+    """Return a small uniform picture, compressed."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def write_video(path: Path, levels: Sequence[int], fps: int = 10, gop: int = 5) -> None:

@@ -194,7 +194,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(LeRobotError, match=r"file-000\.parquet cannot be read \(ArrowInvalid.*Download it again"):
         import_lerobot(source, out)
     (source / "meta/info.json").write_text("{")
-    with pytest.raises(LeRobotError, match="damaged or lacks"):
+    with pytest.raises(LeRobotError, match=r"info\.json is damaged"):
         import_lerobot(source, out)
     source = Folder(version="v3.0").write(tmp_path / "incomplete")
     shutil.rmtree(source / "meta/episodes")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import folders
 import pytest
@@ -132,7 +133,7 @@ def test_other_settings_neither_continue_nor_pass_for_the_same(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         import_lerobot(source, tmp_path / "s.zarr", progress=interrupt)
     other = Folder(lengths=(6, 9, 5)).write(tmp_path / "other")
-    changes = (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"image_size": (32, 32)}, r"image_size \(\[64, 64\], now \[32, 32\]\)"),
         ({"fit": "crop"}, r"fit \('stretch', now 'crop'\)"),
         ({"stride": 2}, r"stride \(1, now 2\); aggregation \(all, now 'last'\)"),

@@ -161,7 +161,7 @@ def inside(root: Path, relative: str, what: str) -> Path:
     return path
 
 
-def fill_template(template: str, values: Mapping[str, str | int]) -> str:
+def fill_template(template: str, values: Mapping[str, str | int], what: str) -> str:
     """Fill fields such as {video_key} or {chunk_index:03d}, and nothing else that Python's format could do.
 
     Raises:
@@ -170,7 +170,7 @@ def fill_template(template: str, values: Mapping[str, str | int]) -> str:
 
     def fill(found: re.Match[str]) -> str:
         if found[1] not in values:
-            raise LeRobotError(f"the template {short(template)} has the field {found[1]!r}; known are {list(values)}")
+            raise LeRobotError(f"{what} is {short(template)}, with the field {found[1]!r}; known are {list(values)}.")
         return str(values[found[1]]).rjust(int(found[2] or 0), "0")
 
     return _FIELD.sub(fill, template)

@@ -41,10 +41,10 @@ def read_in_order(plan: Plan, episodes: Sequence[SourceEpisode], num_workers: in
     """Yield groups of neighbouring episodes in order, reading some ahead in threads."""
     row_bytes = sum(np.dtype(spec.dtype).itemsize * int(np.prod(spec.shape)) for spec in plan.features.values())
     groups: deque[list[SourceEpisode]] = deque()
-    size = GROUP_BYTES
+    size = 0
     for episode in episodes:
         episode_bytes = episode.num_rows * row_bytes // plan.settings.stride
-        if size + episode_bytes > GROUP_BYTES:
+        if not groups or size + episode_bytes > GROUP_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(episode)

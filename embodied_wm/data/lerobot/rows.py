@@ -48,7 +48,7 @@ def numeric_features(source: Source) -> tuple[dict[str, FeatureSpec], list[str]]
         if name not in source.columns:
             notes.append(f"feature {name!r} is declared but not in the data files: left out")
         elif dtype in DTYPES:
-            specs[name] = _spec(name, str(dtype), feature)
+            specs[name] = _spec(name, feature, f"feature {name!r} in {source.root / 'meta' / 'info.json'}")
     undeclared = sorted(set(source.columns) - set(source.features) - set(BOOKKEEPING))
     if undeclared:
         notes.append(f"columns {undeclared} are not declared in info.json: left out")
@@ -66,13 +66,13 @@ def text_features(source: Source) -> tuple[str, ...]:
     )
 
 
-def _spec(name: str, dtype: str, feature: Mapping[str, Any]) -> FeatureSpec:
-    what = f"feature {name!r} in meta/info.json: a size in its shape"
-    sizes = feature.get("shape") or ()
-    shape = tuple(whole(size, what, minimum=1) for size in (sizes if isinstance(sizes, list) else [sizes]))
+def _spec(name: str, feature: Mapping[str, Any], where: str) -> FeatureSpec:
+    sizes = feature.get("shape")
+    sizes = sizes if isinstance(sizes, list) else [] if sizes is None else [sizes]
+    shape = tuple(whole(size, f"{where}: a size in its shape", minimum=1) for size in sizes)
     if math.prod(shape) > MAX_VALUES_PER_ROW:
         raise LeRobotError(
-            f"feature {name!r} in meta/info.json has shape {shape}; at most {MAX_VALUES_PER_ROW} values a row are taken"
+            f"{where} has the shape {short(shape)}; at most {MAX_VALUES_PER_ROW} values a row are taken."
         )
     # LeRobot declares scalars such as the reward with shape [1]; a vector of one joint is a vector all the same.
     if shape == (1,) and not name.startswith(("observation", "action")):
@@ -80,7 +80,7 @@ def _spec(name: str, dtype: str, feature: Mapping[str, Any]) -> FeatureSpec:
     names, units = _names(feature.get("names")), texts(feature.get("units"))
     size = shape[-1] if shape else 0
     return FeatureSpec(
-        dtype=dtype,
+        dtype=str(feature["dtype"]),
         shape=shape,
         names=names if len(names) == size else (),
         units=units if len(units) == size else (),

@@ -84,7 +84,9 @@ def make_settings(
     cameras = [cameras] if isinstance(cameras, str) else cameras
     if cameras is not None and not all(isinstance(camera, str) for camera in cameras):
         raise LeRobotError(f"cameras={short(cameras)}: expected names, such as [observation.images.top].")
-    numbers = [episodes] if isinstance(episodes, int) else episodes
+    if episodes is not None:
+        episodes = [episodes] if isinstance(episodes, int) else episodes
+        episodes = sorted({whole(number, "an episode's number") for number in episodes})
     return Settings(
         source=identity(root),
         cameras=None if cameras is None else tuple(sorted(set(cameras))),
@@ -92,9 +94,7 @@ def make_settings(
         fit=fit if size is not None else "stretch",
         stride=stride,
         aggregation=aggregation if stride > 1 else None,
-        episodes=None
-        if numbers is None
-        else tuple(sorted({whole(number, "an episode's number") for number in numbers})),
+        episodes=None if episodes is None else tuple(episodes),
     )
 
 

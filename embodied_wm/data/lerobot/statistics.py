@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from embodied_wm.data.lerobot.checks import LeRobotError, json_value, mapping, read_json, read_json_lines
+from embodied_wm.data.lerobot.checks import json_value, mapping, read_json, read_json_lines, short
 
 
 def source_statistics(root: Path, features: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -27,8 +27,8 @@ def source_statistics(root: Path, features: Mapping[str, Any]) -> tuple[dict[str
                 for name in features
                 if any(name in part for part in parts)
             }, []
-    except (LeRobotError, ValueError, KeyError, TypeError, OverflowError) as error:
-        return {}, [f"the dataset's own statistics are damaged ({str(error)[:100]}): left out"]
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        return {}, [f"the dataset's own statistics are damaged ({short(error)}): left out"]
     return {}, []
 
 
@@ -38,8 +38,9 @@ def _joined(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
         np.array([part[key] for part in parts], dtype=np.float64) for key in ("min", "max", "mean", "std")
     )
     counts = np.array([np.ravel(part["count"])[0] for part in parts], dtype=np.float64)
-    weights = (counts / counts.sum()).reshape(-1, *[1] * (means.ndim - 1))
-    mean = (weights * means).sum(axis=0)
-    std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(axis=0))
+    with np.errstate(all="raise"):
+        weights = (counts / counts.sum()).reshape(-1, *[1] * (means.ndim - 1))
+        mean = (weights * means).sum(axis=0)
+        std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(axis=0))
     joined = {"min": low.min(axis=0), "max": high.max(axis=0), "mean": mean, "std": std}
     return json_value({**{key: values.tolist() for key, values in joined.items()}, "count": [int(counts.sum())]})

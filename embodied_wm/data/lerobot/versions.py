@@ -188,9 +188,9 @@ def _video_files(root: Path, cameras: Sequence[str]) -> Iterator[tuple[Path, str
 def _templated(root: Path, template: Any, camera: str, chunk: int, number: int) -> Path | None:
     if not isinstance(template, str):
         return None
-    what = "video_path in meta/info.json"
+    what = f"video_path in {root / 'meta' / 'info.json'}"
     path = inside(
-        root, fill_template(template, {"video_key": camera, "chunk_index": chunk, "file_index": number}), what
+        root, fill_template(template, {"video_key": camera, "chunk_index": chunk, "file_index": number}, what), what
     )
     try:
         return path if path.is_file() else None
