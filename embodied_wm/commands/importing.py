@@ -1,6 +1,8 @@
 """Imports a LeRobot dataset, and says in a table what was taken, mended and left out."""
 
 import re
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -77,7 +79,13 @@ def show_import(report: ImportReport, out: Path, console: Console) -> None:
     for note in report.notes:
         table.add_row("note", "", "", note)
     console.print(table, markup=False)
-    console.print(f"{report.seconds:.1f} s", highlight=False)
+    console.print(f"{report.seconds:.1f} s, peak memory of this process {peak_memory_gib():.2f} GiB", highlight=False)
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory that this process has held so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

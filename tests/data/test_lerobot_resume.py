@@ -41,7 +41,7 @@ def content(path):
 
 
 @pytest.mark.usefixtures("single_episodes")
-@pytest.mark.parametrize("stop_at", range(1, 9))
+@pytest.mark.parametrize("stop_at", [1, 2, 5, 8])
 def test_an_import_that_is_interrupted_goes_on_to_the_same_store(tmp_path, stop_at):
     source = faulty_folder(tmp_path / "source")
     whole = import_lerobot(source, tmp_path / "whole.zarr")
@@ -86,7 +86,8 @@ def test_what_was_told_of_episodes_that_were_not_committed_is_told_once(tmp_path
     assert content(tmp_path / "s.zarr") == content(tmp_path / "whole.zarr")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_an_import_that_is_killed_goes_on_to_the_same_store(tmp_path, repository, kills):
     source = Folder(lengths=(5,) * 24, num_frames={3: 6, 11: 6}).write(tmp_path / "source")
     import_lerobot(source, tmp_path / "whole.zarr")
@@ -106,6 +107,34 @@ def test_an_import_that_is_killed_goes_on_to_the_same_store(tmp_path, repository
             assert not out.exists()
         assert import_lerobot(source, out).found > 0
         assert content(out) == content(tmp_path / "whole.zarr")
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path, repository):
+    source = Folder(lengths=(11,) * 8).write(tmp_path / "source")
+    options = ["image_size=[1024,1024]", "workers=1"]  # 33 MB, so one commit, for each episode
+    command = [sys.executable, "-m", "embodied_wm.cli", "import", str(source), f"out={tmp_path}/s.zarr", *options]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+
+    def committed():
+        try:
+            return EpisodeStore.open(tmp_path / "s.zarr.importing").num_episodes
+        except StoreError:
+            return 0
+
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as importer:
+        while importer.poll() is None and committed() < 2:
+            time.sleep(0.02)
+        importer.send_signal(signal.SIGINT)
+        spoken = importer.communicate()[1]
+    assert importer.returncode == 130
+    assert "Stopped by Ctrl-C. What was finished is kept." in spoken
+    kept = committed()
+    assert 2 <= kept < 8
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"held {kept} episodes" in " ".join(again.stdout.split())
+    import_lerobot(source, tmp_path / "whole.zarr", image_size=(1024, 1024))
+    assert content(tmp_path / "s.zarr") == content(tmp_path / "whole.zarr")
 
 
 def test_what_a_kill_at_the_very_beginning_leaves_is_cleared(tmp_path):

@@ -240,6 +240,14 @@ def test_rows_that_are_missing_or_out_of_order(tmp_path):
     np.testing.assert_array_equal(store.episode(1).features["action"][:, 1], range(9))
 
 
+def test_a_frame_index_that_says_nothing_is_not_used(tmp_path):
+    source = Folder().write(tmp_path / "source")
+    rewrite(source / V2_DATA.format(1), lambda table: set_column(table, "frame_index", [0] * 9))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    assert reasons(report.repaired) == {1: "frame_index is the same in every row: not used"}
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(1), 1, range(9))
+
+
 def test_an_episode_in_two_files_out_of_order(tmp_path):
     source = Folder(version="v3.0").write(tmp_path / "source")
     table = pq.read_table(source / V3_DATA)

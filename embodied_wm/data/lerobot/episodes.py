@@ -1,6 +1,5 @@
 """Episodes of a LeRobot folder, read in order by several threads, each mended or left out for a reason."""
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pyarrow as pa
 from embodied_wm.data.lerobot.checks import LeRobotError, json_value, short
 from embodied_wm.data.lerobot.plan import Plan
 from embodied_wm.data.lerobot.resize import Resizer
-from embodied_wm.data.lerobot.rows import changes, column_array, image_array, read_table, row_order
+from embodied_wm.data.lerobot.rows import changes, column_array, image_array, read_table, whole_numbers
 from embodied_wm.data.lerobot.stride import strided
 from embodied_wm.data.lerobot.versions import SourceEpisode
 from embodied_wm.data.lerobot.video import VideoReader, clip_range, frames_per_second, match_frames
@@ -119,7 +118,7 @@ def _read_episode(plan: Plan, episode: SourceEpisode, videos: _Videos, read: Epi
         columns = {name: rows[:num_rows] for name, rows in columns.items()}
         _check_finite(columns)
         features = {name: strided(name, rows, stride, aggregation) for name, rows in columns.items()}
-        table = table.slice(0, num_rows).take(np.arange(0, num_rows, stride))
+        table = table.slice(0, num_rows) if stride == 1 else table.take(np.arange(0, num_rows, stride))
         for camera in plan.images:
             features[camera] = image_array(
                 table, camera, plan.source.root, Resizer(plan.sizes[camera], plan.settings.fit)
@@ -129,8 +128,8 @@ def _read_episode(plan: Plan, episode: SourceEpisode, videos: _Videos, read: Epi
         for camera in (*plan.videos, *plan.images):
             if features[camera].max(initial=0) < BLACK:
                 raise LeRobotError(f"camera {camera!r} is black in every frame")
-        read.episode = Episode(features=features, info=_info(plan, episode, table, read))
-    except pa.ArrowException as error:
+        read.episode = Episode(features=features, info=_info(plan, episode, table))
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise LeRobotError(f"its rows cannot be read ({short(error)})") from error
 
 
@@ -138,10 +137,13 @@ def _rows_in_order(plan: Plan, episode: SourceEpisode, read: EpisodeRead) -> tup
     """Return the rows, and their numbers within the episode where they have some."""
     wanted = (*plan.numeric, *plan.texts, *plan.images, "task_index", "frame_index")
     table = read_table(episode.rows, tuple(dict.fromkeys(wanted)))
-    numbers = row_order(table)
+    numbers = whole_numbers(table, "frame_index")
     if numbers is None:
         return table, None
     steps = np.diff(numbers)
+    if len(steps) and not steps.any():
+        read.repairs.append("frame_index is the same in every row: not used")
+        return table, None
     if (steps < 0).any():
         order = np.argsort(numbers, kind="stable")
         table, numbers = table.take(order), numbers[order]
@@ -204,36 +206,19 @@ def _match_clips(
     return found
 
 
-def _info(plan: Plan, episode: SourceEpisode, table: pa.Table, read: EpisodeRead) -> dict[str, Any]:
-    """Return what belongs to the whole episode: its tasks first those of its rows, without repeats, and all texts."""
-    by_row = [plan.source.tasks.get(number) for number in _task_numbers(table)]
-    known = [text for text in by_row if text is not None]
-    tasks = list(dict.fromkeys(known)) or list(dict.fromkeys(episode.tasks))
+def _info(plan: Plan, episode: SourceEpisode, table: pa.Table) -> dict[str, Any]:
+    """Return what belongs to the whole episode: its tasks, those of its rows without repeats, and all texts."""
+    numbers = whole_numbers(table, "task_index")
+    by_row = [] if numbers is None else [plan.source.tasks.get(number) for number in numbers.tolist()]
+    tasks = list(dict.fromkeys(text for text in by_row if text is not None)) or list(dict.fromkeys(episode.tasks))
     info: dict[str, Any] = {"source_episode": episode.index, "task": tasks[0] if tasks else "", "tasks": tasks}
     if len(set(by_row)) > 1:
         info["task_of_rows"] = changes(by_row)
-    if tasks != list(episode.tasks) and episode.tasks:
+    if episode.tasks and tasks != list(episode.tasks):
         info["source_tasks"] = list(episode.tasks)
     if episode.details:
         info["source_details"] = dict(episode.details)
-    texts = {}
-    for name in plan.texts:
-        try:
-            texts[name] = json_value(changes(table[name].to_pylist())) if name in table.column_names else []
-            json.dumps(texts[name])
-        except (ValueError, OverflowError) as error:
-            raise LeRobotError(f"column {name!r} cannot be read ({short(error)})") from error
-    if texts:
-        info["texts"] = texts
+    if plan.texts:
+        present = [name for name in plan.texts if name in table.column_names]
+        info["texts"] = {name: json_value(changes(table[name].to_pylist())) for name in present}
     return info
-
-
-def _task_numbers(table: pa.Table) -> list[int]:
-    if "task_index" not in table.column_names or table["task_index"].null_count:
-        return []
-    numbers = table["task_index"].to_numpy()
-    return (
-        numbers.reshape(-1).astype(np.int64).tolist()
-        if numbers.dtype.kind in "iu" or (numbers.dtype.kind == "f" and np.isfinite(numbers).all())
-        else []
-    )

@@ -136,11 +136,11 @@ def column_array(table: pa.Table, name: str, spec: FeatureSpec) -> tuple[np.ndar
     return _cast(values, spec.dtype, name)
 
 
-def row_order(table: pa.Table) -> np.ndarray | None:
-    """Return the numbers of the rows within their episode, where the table gives them: [rows] int64."""
-    if "frame_index" not in table.column_names or table["frame_index"].null_count:
+def whole_numbers(table: pa.Table, name: str) -> np.ndarray | None:
+    """Return a column of LeRobot's own bookkeeping, None where it is missing or holds something else: [rows] int64."""
+    if name not in table.column_names or table[name].null_count:
         return None
-    numbers = table["frame_index"].to_numpy()
+    numbers = table[name].to_numpy()
     return numbers.reshape(-1).astype(np.int64) if numbers.dtype.kind in "iuf" and np.isfinite(numbers).all() else None
 
 
