@@ -140,8 +140,11 @@ def whole_numbers(table: pa.Table, name: str) -> np.ndarray | None:
     """Return a column of LeRobot's own bookkeeping, None where it is missing or holds something else: [rows] int64."""
     if name not in table.column_names or table[name].null_count:
         return None
-    numbers = table[name].to_numpy()
-    return numbers.reshape(-1).astype(np.int64) if numbers.dtype.kind in "iuf" and np.isfinite(numbers).all() else None
+    numbers = table[name].to_numpy().reshape(-1)
+    if numbers.dtype.kind not in "iuf":
+        return None
+    is_whole = (np.abs(numbers.astype(np.float64)) < 2**53) & (numbers == np.rint(numbers))
+    return numbers.astype(np.int64) if is_whole.all() else None
 
 
 def image_array(table: pa.Table, name: str, root: Path, resizer: Resizer) -> np.ndarray:

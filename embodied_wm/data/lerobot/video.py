@@ -217,8 +217,9 @@ def _by_time(
     num_rows: int, num_frames: int, row_fps: float, video_fps: float, timestamps_s: np.ndarray | None
 ) -> np.ndarray:
     times_s = np.arange(num_rows) / row_fps
-    if timestamps_s is not None and np.all(np.diff(timestamps_s) > 0) and timestamps_s[-1] * video_fps < num_frames:
-        times_s = timestamps_s
+    if timestamps_s is not None:
+        is_within = timestamps_s[0] >= 0 and timestamps_s[-1] < num_frames / video_fps
+        times_s = timestamps_s if is_within and np.all(timestamps_s[1:] > timestamps_s[:-1]) else times_s
     # The nearest frame; of two as near the earlier, which shows nothing of the future.
     numbers = np.ceil(times_s * video_fps - 0.5 - 1e-3).astype(np.int64).clip(min=0)
     return numbers[numbers < num_frames]
