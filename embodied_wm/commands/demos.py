@@ -11,6 +11,7 @@ from rich.console import Console
 
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
+from embodied_wm.commands.importing import show_import
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
@@ -141,7 +142,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
             image_size=tuple(config["model"].tokenizer.image_size),
             progress=show,
         )
-    console.print(str(imported))
+    show_import(imported, path, console)
     store = EpisodeStore.open(path)
     trainer = replace(config["trainer"], camera=config["camera"] or config["trainer"].camera)
     model = train_world_model(store, config["model"], trainer, run_dir, seed=seed, console=console)

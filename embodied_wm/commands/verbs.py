@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from embodied_wm.commands.errors import UsageError
 from embodied_wm.commands.run import Run, newest_run
 
 if TYPE_CHECKING:
-    from embodied_wm.data.lerobot import ImportReport
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.world_model import WorldModel
 
@@ -28,36 +26,10 @@ def collect(config: Config, run: Run) -> None:
 
 
 def import_dataset(config: Config, run: Run) -> None:
-    """Import a LeRobot folder, or an HDF5 file."""
-    from embodied_wm.data.hdf5 import import_hdf5
-    from embodied_wm.data.lerobot import import_lerobot
-    from embodied_wm.progress import Track
+    """Import a LeRobot dataset, or an HDF5 file."""
+    from embodied_wm.commands.importing import import_store
 
-    source, out = _path(config["source"]), _path(config["out"])
-    if config["fps"] is not None and not source.is_file():
-        raise UsageError("fps= is for HDF5 files; a LeRobot dataset says its own")
-    with ExitStack() as stack:
-        tracks: list[Track] = []
-
-        def advance(done: int, total: int) -> None:
-            if not tracks:
-                if done >= total:
-                    return
-                tracks.append(stack.enter_context(Track("import", total, unit="frames", console=run.console)))
-            tracks[0].advance(done - tracks[0].done)
-
-        common = {
-            "cameras": config["cameras"],
-            "image_size": tuple(config["image_size"]),
-            "episodes": config["episodes"],
-            "progress": advance,
-            "strict": config["strict"],
-        }
-        if source.is_file():
-            report = import_hdf5(source, out, fps=config["fps"], **common)
-        else:
-            report = import_lerobot(source, out, num_workers=config["workers"], **common)
-    show_import(report, run.console)
+    report = import_store(config["source"], _path(config["out"]), config, run.console)
     (run.folder / "import.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
 
 
@@ -226,23 +198,6 @@ def report(config: Config, console: Console) -> None:
     source = source / "report.json" if source.is_dir() else source
     page = render_report(source)
     console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
-
-
-def show_import(report: "ImportReport", console: Console) -> None:
-    """Print what an import took, and what it mended or left out, with reasons."""
-    console.print(
-        f"took {report.episodes:,} episodes, {report.frames:,} frames, cameras: {', '.join(report.cameras) or 'none'}, "
-        f"in {report.seconds:.1f} s",
-        soft_wrap=True,
-    )
-    for what, found in (("mended", report.repaired), ("left out", report.skipped)):
-        episodes_of: dict[str, list[str]] = {}
-        for episode, reason in found:
-            episodes_of.setdefault(reason, []).append(str(episode))
-        for reason, episodes in episodes_of.items():
-            console.print(f"{what}: episode {', '.join(episodes)}: {reason}", markup=False, soft_wrap=True)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def load_world_model(config: Config) -> "WorldModel":

@@ -18,7 +18,7 @@ import numpy as np
 
 from embodied_wm.data.aside import written_aside
 from embodied_wm.data.frames import resize_frames
-from embodied_wm.data.lerobot import ImportReport
+from embodied_wm.data.lerobot import Finding, ImportReport
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.types import Episode, FeatureSpec
 
@@ -58,10 +58,10 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Faults:
-    """Gather (demonstration, what was mended) and (demonstration, why it was left out)."""
+    """Gather what was mended, and what was left out."""
 
-    repaired: list[tuple[int, str]] = field(default_factory=list)
-    skipped: list[tuple[int, str]] = field(default_factory=list)
+    repaired: list[Finding] = field(default_factory=list)
+    skipped: list[Finding] = field(default_factory=list)
 
 
 def import_hdf5(
@@ -114,14 +114,15 @@ def import_hdf5(
         ):
             for group in _groups(plan, file["data"], faults, progress):
                 if strict and (found := faults.repaired + faults.skipped):
-                    raise Hdf5Error(f"{source}: strict import refused: demo_{found[0][0]}: {found[0][1]}.")
+                    raise Hdf5Error(f"{source}: strict import refused: demo_{found[0].episode}: {found[0].reason}.")
                 store.append(group)
             if not store.num_episodes:
-                reasons = "; ".join(f"demo_{number}: {reason}" for number, reason in faults.skipped[:5])
+                reasons = "; ".join(f"demo_{each.episode}: {each.reason}" for each in faults.skipped[:5])
                 raise Hdf5Error(f"{source}: none of {len(plan.demos)} demonstrations could be taken. {reasons}")
             report = ImportReport(
                 episodes=store.num_episodes,
                 frames=store.num_frames,
+                found=0,
                 cameras=plan.cameras,
                 repaired=tuple(faults.repaired),
                 skipped=tuple(faults.skipped),
@@ -296,10 +297,11 @@ def _groups(
             with _damage_said("it cannot be read"):
                 episode, more = _episode(plan, number, demo, general)
         except Hdf5Error as error:
-            faults.skipped.append((number, str(error)))
+            faults.skipped.append(Finding(number, lengths[number], str(error)))
         else:
             if more:
-                faults.repaired.append((number, f"arrays {more}, which the first one lacks, were left out"))
+                reason = f"arrays {more}, which the first one lacks, were left out"
+                faults.repaired.append(Finding(number, lengths[number], reason))
             group.append(episode)
             size += sum(rows.nbytes for rows in episode.features.values())
         done += lengths[number]

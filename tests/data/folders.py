@@ -1,7 +1,8 @@
 """Write small LeRobot folders whose frames and rows say where they belong, with whatever fault a test wants."""
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+
+from embodied_wm.types import Episode
 
 CAMERA = "observation.images.top"
 SIZE = (32, 48)
@@ -17,6 +21,13 @@ SIZE = (32, 48)
 def gray(episode: int, frame: int) -> int:
     """Return the gray level of a frame."""
     return 40 + 60 * (episode % 3) + 4 * (frame % 14)
+
+
+def png(level: int) -> bytes:
+    """Return a small uniform picture, compressed."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def write_video(path: Path, levels: Sequence[int], fps: int = 10, gop: int = 5) -> None:
@@ -29,6 +40,24 @@ def write_video(path: Path, levels: Sequence[int], fps: int = 10, gop: int = 5) 
             frame = av.VideoFrame.from_ndarray(np.full((*SIZE, 3), level, dtype=np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def write_noise(path: Path, num_frames: int) -> None:
+    """Write a video of noise, which no codec makes small."""
+    rng = np.random.default_rng(len(str(path)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "5", "crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for _ in range(num_frames):
+            noise = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def assert_frames(episode: Episode, source_episode: int, frames: Iterable[int]) -> None:
+    """Check that frame t of a stored episode is frame frames[t] of its video."""
+    levels = episode.features[CAMERA].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(levels, [gray(source_episode, frame) for frame in frames], atol=1.9)
 
 
 @dataclass(kw_only=True)

@@ -94,7 +94,7 @@ def test_what_only_some_demonstrations_have_is_said(tmp_path: Path) -> None:
     with h5py.File(source, "a") as file:
         file["data/demo_2/obs/force"] = np.zeros((8, 3))
     report = import_hdf5(source, tmp_path / "s.zarr")
-    assert report.repaired == ((2, "arrays ['obs/force'], which the first one lacks, were left out"),)
+    assert report.repaired == ((2, 8, "arrays ['obs/force'], which the first one lacks, were left out"),)
     assert (report.episodes, report.skipped) == (3, ())
 
 
@@ -129,7 +129,7 @@ def test_demonstrations_that_cannot_be_taken_are_left_out_each_with_its_reason(t
         raw.seek(place)
         raw.write(b"damage")
     report = import_hdf5(source, tmp_path / "s.zarr")
-    reasons = dict(report.skipped)
+    reasons = {finding.episode: finding.reason for finding in report.skipped}
     assert (report.episodes, sorted(reasons)) == (1, [1, 2, 3, 4, 5, 6, 7])
     for number, words in {
         1: "holds no actions",
@@ -163,7 +163,7 @@ def test_arrays_outside_the_file_or_of_absurd_size_are_not_read(tmp_path: Path) 
     report = import_hdf5(source, tmp_path / "s.zarr", fps=10)
     assert {"'linked' is a link: left out", "'again' is a link: left out"} <= set(report.notes)
     assert "array 'raw' lies in another file: left out" in report.notes
-    assert "more than 4 GiB" in dict(report.skipped)[1]
+    assert [(each.episode, "more than 4 GiB" in each.reason) for each in report.skipped] == [(1, True)]
     assert "raw" not in EpisodeStore.open(tmp_path / "s.zarr").features
 
 

@@ -1,0 +1,434 @@
+"""Every fault that was met in public datasets, on small made-up folders, and metadata that anybody could have written.
+
+The traps of whole folders (other rates, wall-clock times, missing videos, wrong counts) are in test_lerobot.py.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folders
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from folders import CAMERA, Folder, assert_frames
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embodied_wm.data.lerobot import LeRobotError, import_lerobot
+from embodied_wm.data.lerobot.checks import fill_template, inside
+from embodied_wm.data.lerobot.video import match_frames
+from embodied_wm.data.store import EpisodeStore, StoreError
+
+V2_DATA, V2_VIDEO = "data/chunk-000/episode_{:06d}.parquet", f"videos/chunk-000/{CAMERA}/episode_{{:06d}}.mp4"
+V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+V3_VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
+
+
+def change_info(source, **changes):
+    path = source / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(path, change):
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def reasons(findings):
+    return {finding.episode: finding.reason for finding in findings}
+
+
+def test_tables_without_frame_index_and_a_verdict_among_the_tasks(tmp_path):
+    """As NVIDIA's simulated GR1: the tasks of an episode include "valid", its rows say which task is meant."""
+    source = Folder(task_column="task").write(tmp_path / "source")
+    tasks = [{"task_index": 0, "task": "lift"}, {"task_index": 1, "task": "valid"}, {"task_index": 4, "task": "push"}]
+    (source / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    lines = [{"episode_index": index, "length": 6, "tasks": ["lift", "valid"]} for index in range(3)]
+    (source / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for index in range(3):
+        rewrite(source / V2_DATA.format(index), lambda table: table.drop_columns(["frame_index"]))
+    import_lerobot(source, tmp_path / "s.zarr")
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    info = store.episode_info(0)
+    assert (info["task"], info["tasks"], info["source_tasks"]) == ("lift", ["lift"], ["lift", "valid"])
+    assert store.metadata["tasks"] == ["lift", "valid", "push"]
+    assert store.metadata["source"]["task_numbers"] == [0, 1, 4]
+    assert_frames(store.episode(1), 1, range(9))
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 2), None])
+def test_vectors_of_every_kind(tmp_path, kind):
+    rows = np.stack([np.arange(19), 0.5 * np.arange(19)], axis=1)
+    column = pa.array(rows.tolist(), type=kind or pa.list_(pa.list_(pa.float64())).value_type)
+    source = Folder(columns={"action": column}).write(tmp_path / "source")
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    assert report.repaired == ()
+    np.testing.assert_array_equal(EpisodeStore.open(tmp_path / "s.zarr").read("action", 0, 19), rows)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_declared_codec_size_and_rate_that_are_not_the_streams(tmp_path, version):
+    declared = {"video.codec": "av1", "video.fps": 60, "video.height": 999, "video.pix_fmt": "yuv444p"}
+    features = {CAMERA: {"dtype": "video", "shape": [3, 480, 640], "info": declared}}
+    source = Folder(version=version, features=features).write(tmp_path / "source")
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    assert report.repaired == report.skipped == ()
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(2), 2, range(4))
+
+
+@pytest.mark.parametrize("template", ["elsewhere/{video_key}-{file_index}.mp4", "../{video_key}.mp4", "{0}", 5, None])
+def test_templates_that_do_not_match_the_folders(tmp_path, template):
+    source = Folder(version="v3.0").write(tmp_path / "source")
+    change_info(source, video_path=template, data_path=template)
+    assert import_lerobot(source, tmp_path / "s.zarr").skipped == ()
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(1), 1, range(9))
+
+
+def test_a_template_is_asked_for_files_that_are_named_otherwise(tmp_path):
+    source = Folder(version="v3.0").write(tmp_path / "source")
+    (source / "films").mkdir()
+    (source / V3_VIDEO).rename(source / f"films/{CAMERA}.0007.mp4")
+    change_info(source, video_path="films/{video_key}.{file_index:04d}.mp4")
+    rewrite(source / V3_EPISODES, lambda table: set_column(table, f"videos/{CAMERA}/file_index", [7] * table.num_rows))
+    import_lerobot(source, tmp_path / "s.zarr")
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(1), 1, range(9))
+
+
+def set_column(table, name, values):
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def test_no_path_leads_out_of_the_folder(tmp_path):
+    outside = tmp_path / "outside.mp4"
+    source = Folder(version="v3.0").write(tmp_path / "source")
+    (source / V3_VIDEO).rename(outside)
+    for template in ("../outside.mp4", str(outside), "videos/../../outside.mp4", "{video_key}/../../outside.mp4"):
+        change_info(source, video_path=template)
+        with pytest.raises(LeRobotError, match=r"video_path in .*meta/info\.json names .* no file inside"):
+            import_lerobot(source, tmp_path / "s.zarr")
+    for template in ("{video_key.__class__}", "{chunk_index:0999999999d}", "{0}", "{"):
+        change_info(source, video_path=template)
+        with pytest.raises(LeRobotError, match=r"no video file|the field|has no frames|none of 3"):
+            import_lerobot(source, tmp_path / "s.zarr", cameras=[CAMERA])
+    with pytest.raises(LeRobotError, match="with the field 'episode'"):
+        fill_template("{episode:03d}", {"video_key": "a"}, "it")
+    for path in ("..", ".", "", "a/../..", "/etc/passwd", "a\0b"):
+        with pytest.raises(LeRobotError, match="no file inside"):
+            inside(tmp_path, path, "it")
+    assert inside(tmp_path, "a/../b.mp4", "it") == tmp_path / "b.mp4"
+    assert fill_template("{a:03d}-{b}", {"a": 7, "b": "x"}, "it") == "007-x"
+
+
+def test_pictures_named_by_the_table_lie_inside_the_folder(tmp_path):
+    from PIL import Image
+
+    wrist = "observation.images.wrist"
+    for name, skipped in (("images/0.png", 0), ("../secret.png", 3), (str(tmp_path / "secret.png"), 3)):
+        values = pa.array([{"bytes": None, "path": name}] * 19)
+        source = tmp_path / f"source{skipped}{len(name)}"
+        Folder(columns={wrist: values}, features={wrist: {"dtype": "image", "shape": [8, 8, 3]}}).write(source)
+        (source / "images").mkdir()
+        for place in (source / "images/0.png", tmp_path / "secret.png"):
+            Image.fromarray(np.full((8, 8, 3), 99, dtype=np.uint8)).save(place)
+        if skipped:
+            with pytest.raises(LeRobotError, match=rf"image '{wrist}' of row 0 names .*no file inside"):
+                import_lerobot(source, tmp_path / "s.zarr")
+        else:
+            assert import_lerobot(source, tmp_path / "t.zarr").skipped == ()
+
+
+def test_pictures_that_are_damaged(tmp_path):
+    wrist = "observation.images.wrist"
+    good = folders.png(99)
+    content = [good] * 19
+    content[7], content[16] = good[:40], b"no picture"
+    values = pa.array([{"bytes": each, "path": None} for each in content])
+    source = Folder(columns={wrist: values}, features={wrist: {"dtype": "image", "shape": [8, 8, 3]}})
+    report = import_lerobot(source.write(tmp_path / "source"), tmp_path / "s.zarr")
+    assert sorted(reasons(report.skipped)) == [1, 2]
+    assert f"image '{wrist}' of row 1 cannot be read" in reasons(report.skipped)[1]
+
+
+def test_a_video_that_is_corrupt_half_way_costs_its_episodes_only(tmp_path):
+    source = Folder(version="v3.0", lengths=(40,) * 6).write(tmp_path / "source")
+    content = bytearray((source / V3_VIDEO).read_bytes())
+    start = len(content) * 45 // 100
+    content[start : start + len(content) // 20] = bytes(len(content) // 20)
+    (source / V3_VIDEO).write_bytes(content)
+    report = import_lerobot(source, tmp_path / "s.zarr", image_size=(16, 16))
+    assert 0 < len(report.skipped) <= 3
+    for finding in report.skipped:
+        assert "file-000.mp4" in finding.reason
+        assert "frame" in finding.reason
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    for number in range(store.num_episodes):
+        assert_frames(store.episode(number), store.episode_info(number)["source_episode"], range(40))
+
+
+def test_a_table_that_is_damaged_costs_its_episode_only(tmp_path):
+    source = Folder().write(tmp_path / "source")
+    (source / V2_DATA.format(0)).write_bytes(b"version https://git-lfs")
+    content = bytearray((source / V2_DATA.format(2)).read_bytes())
+    content[4:200] = bytes(196)  # its footer, and so its header, is whole
+    (source / V2_DATA.format(2)).write_bytes(content)
+    found = reasons(import_lerobot(source, tmp_path / "s.zarr").skipped)
+    assert sorted(found) == [0, 2]
+    assert "episode_000000.parquet cannot be read" in found[0]
+    assert "cannot be read" in found[2]
+
+
+def test_a_table_with_other_columns_costs_its_episode_only(tmp_path):
+    source = Folder(lengths=(6, 9, 4, 5, 5)).write(tmp_path / "source")
+    rewrite(source / V2_DATA.format(0), lambda table: table.drop_columns(["action"]))
+    rewrite(source / V2_DATA.format(1), lambda table: table.append_column("more", pa.array(range(9))))
+    rewrite(source / V2_DATA.format(2), lambda table: set_column(table, "action", ["left"] * 4))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    found = reasons(report.skipped)
+    assert found == {
+        0: "column 'action' is missing",
+        2: "column 'action' holds 4 values of string, expected (4, 2) of float32",
+    }
+    assert report.episodes == 3
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[1.0, 2.0]] * 3 + [None] + [[1.0, 2.0]] * 2, "column 'action' has 1 empty rows"),
+        ([[1.0, 2.0]] * 3 + [[1.0, None]] + [[1.0, 2.0]] * 2, "column 'action' has 1 empty values"),
+        ([[1.0, 2.0]] * 3 + [[1.0], [1.0, 2.0, 3.0]] + [[1.0, 2.0]], "has 1 values in row 3, 2 in row 0"),
+        ([[1.0, 2.0, 3.0]] * 6, "holds 18 values of double, expected (6, 2) of float32"),
+        ([[1e300, 2.0]] * 6, "holds 1e+300, which float32, its declared type, cannot hold"),
+    ],
+)
+def test_rows_that_are_not_what_is_declared(tmp_path, rows, words):
+    source = Folder().write(tmp_path / "source")
+    rewrite(source / V2_DATA.format(0), lambda table: set_column(table, "action", rows))
+    found = reasons(import_lerobot(source, tmp_path / "s.zarr").skipped)
+    assert list(found) == [0]
+    assert words in found[0]
+
+
+def test_values_that_the_declared_type_rounds_are_said(tmp_path):
+    source = Folder().write(tmp_path / "source")
+    rewrite(source / V2_DATA.format(1), lambda table: set_column(table, "action", [[0.1, 0.5]] * 9))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    assert reasons(report.repaired) == {1: "column 'action' holds float64, declared is float32: rounded"}
+    assert EpisodeStore.open(tmp_path / "s.zarr").episode(1).features["action"][0, 0] == np.float32(0.1)
+
+
+def test_rows_that_are_missing_or_out_of_order(tmp_path):
+    source = Folder(lengths=(8, 9, 6)).write(tmp_path / "source")
+    kept = [0, 1, 2, 6, 7]
+    rewrite(source / V2_DATA.format(0), lambda table: table.take(kept))
+    rewrite(source / V2_DATA.format(1), lambda table: table.take([3, 1, 0, 2, 8, 7, 6, 5, 4]))
+    rewrite(source / V2_DATA.format(2), lambda table: table.take([0, 1, 1, 2, 3, 5]))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    found = [finding.reason for finding in report.repaired if finding.episode == 0]
+    assert any("3 rows are missing, the first after frame_index 2" in reason for reason in found)
+    assert any("5 rows and 8 frames: rows are missing, matched by frame_index" in reason for reason in found)
+    assert reasons(report.repaired)[1] == "rows stand out of order: sorted by frame_index"
+    assert reasons(report.skipped) == {2: "frame_index 1 stands in more than one row"}
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    assert_frames(store.episode(0), 0, kept)
+    np.testing.assert_array_equal(store.episode(0).features["action"][:, 1], kept)
+    assert_frames(store.episode(1), 1, range(9))
+    np.testing.assert_array_equal(store.episode(1).features["action"][:, 1], range(9))
+
+
+def test_a_frame_index_that_says_nothing_is_not_used(tmp_path):
+    source = Folder().write(tmp_path / "source")
+    rewrite(source / V2_DATA.format(1), lambda table: set_column(table, "frame_index", [0] * 9))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    assert reasons(report.repaired) == {1: "frame_index is the same in every row: not used"}
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(1), 1, range(9))
+
+
+def test_an_episode_in_two_files_out_of_order(tmp_path):
+    source = Folder(version="v3.0").write(tmp_path / "source")
+    table = pq.read_table(source / V3_DATA)
+    pq.write_table(table.slice(10), source / V3_DATA)  # the end of episode 1, and episode 2
+    pq.write_table(table.slice(0, 10), source / "data/chunk-000/file-001.parquet")
+    import_lerobot(source, tmp_path / "s.zarr")
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(store.episode_lengths, [6, 9, 4])
+    np.testing.assert_array_equal(store.episode(1).features["action"][:, 1], range(9))
+
+
+def test_small_row_groups_and_large_ones_read_alike(tmp_path):
+    source = Folder(version="v3.0", lengths=(6, 9, 4, 8)).write(tmp_path / "source")
+    import_lerobot(source, tmp_path / "1.zarr")
+    table = pq.read_table(source / V3_DATA)
+    pq.write_table(table, source / V3_DATA, row_group_size=4)
+    import_lerobot(source, tmp_path / "4.zarr")
+    one, four = (EpisodeStore.open(tmp_path / f"{size}.zarr") for size in (1, 4))
+    assert one.fingerprint() == four.fingerprint()
+
+
+def test_one_frame_for_many_rows_does_not_belong_to_them():
+    with pytest.raises(LeRobotError, match="do not belong together"):
+        match_frames(4, 1, row_fps=10, video_fps=0.0, timestamps_s=None)
+    with pytest.raises(LeRobotError, match="its part of the video is empty"):
+        match_frames(1, -1, row_fps=10, video_fps=10, timestamps_s=None)
+
+
+ODD_VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.sampled_from(["", "..", "../..", "a/b", "\0", "{video_key}", "1", "float32", "video", "[1]", "v3.0"]),
+    st.text(max_size=5),
+    st.lists(st.integers(-3, 10**12), max_size=3),
+    st.dictionaries(st.sampled_from(["motors", "dtype", "shape", "x"]), st.integers(-3, 3), max_size=2),
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, part in inner for found in places(part, (*path, key)))]
+
+
+def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    """Return a JSON value with one part changed; Ellipsis as the new part takes it away."""
+    if not path:
+        return change(value)
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    new = changed(copy[path[0]], path[1:], change)
+    if new is ...:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = new
+    return copy
+
+
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+FUZZED = ("meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episodes_stats.jsonl")
+
+
+@pytest.fixture(scope="module")
+def small_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fuzz")
+    for version in ("v2.1", "v3.0"):
+        source = Folder(version=version, lengths=(3, 2)).write(root / version)
+        stats = {"min": [0, 0], "max": [1, 1], "mean": [0.5, 0.5], "std": [0.1, 0.1], "count": [3]}
+        (source / "meta/episodes_stats.jsonl").write_text(json.dumps({"episode_index": 0, "stats": {"action": stats}}))
+    return root
+
+
+def import_or_refuse(source: Path, out: Path) -> None:
+    """Import; nothing but the two documented errors may come out of it, and nothing be written elsewhere."""
+    beside = {path for path in source.parent.rglob("*") if out.name not in path.parts}
+    try:
+        import_lerobot(source, out, image_size=(8, 8), num_workers=1)
+        said = EpisodeStore.open(out).path
+    except LeRobotError as error:
+        said = str(error)
+    assert str(source.parent) in said
+    assert len(said) < 3000
+    assert {path for path in source.parent.rglob("*") if out.name not in path.parts} == beside
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_json_that_anybody_wrote_is_imported_or_refused(small_folders, tmp_path, examples):
+    @settings(max_examples=examples, derandomize=examples < 100, deadline=None, suppress_health_check=UNHURRIED)
+    @given(data=st.data())
+    def check(data):
+        source, out = tmp_path / "source", tmp_path / "s.zarr"
+        for folder in (source, out):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(small_folders / data.draw(st.sampled_from(["v2.1", "v3.0"])), source)
+        files = [name for name in FUZZED if (source / name).is_file()]
+        for _ in range(data.draw(st.integers(1, 2))):
+            file = source / data.draw(st.sampled_from(files))
+            documents = [json.loads(line) for line in file.read_text().splitlines()]
+            paths = places(documents)[1:]
+            if not paths:  # it was all taken away
+                continue
+            path = data.draw(st.sampled_from(paths))
+            new = data.draw(st.one_of(st.just(...), ODD_VALUES))
+            documents = changed(documents, path, lambda _, new=new: new)
+            file.write_text("\n".join(map(json.dumps, documents)))
+        import_or_refuse(source, out)
+
+    check()
+
+
+@pytest.mark.parametrize("examples", [12, pytest.param(600, marks=pytest.mark.slow)])
+def test_tables_that_anybody_wrote_are_imported_or_refused(small_folders, tmp_path, examples):
+    kinds = [
+        pa.int64(), pa.float64(), pa.string(), pa.bool_(), pa.list_(pa.float64()), pa.timestamp("us"), pa.null(),
+        pa.binary(), pa.struct([("a", pa.int8())]),
+    ]  # fmt: skip
+
+    def value(kind):
+        plain = {
+            pa.int64(): st.integers(-(2**63), 2**63 - 1),
+            pa.float64(): st.floats(),
+            pa.string(): st.sampled_from(["", "..", "x"]),
+            pa.bool_(): st.booleans(),
+            kinds[4]: st.lists(st.floats(), max_size=3),
+            kinds[5]: st.integers(-(2**60), 2**60),
+            pa.null(): st.none(),
+            pa.binary(): st.binary(max_size=3),
+            kinds[8]: st.fixed_dictionaries({"a": st.integers(0, 3)}),
+        }
+        return st.one_of(plain[kind], st.none())
+
+    @settings(max_examples=examples, derandomize=examples < 100, deadline=None, suppress_health_check=UNHURRIED)
+    @given(data=st.data())
+    def check(data):
+        source, out = tmp_path / "source", tmp_path / "s.zarr"
+        for folder in (source, out):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(small_folders / data.draw(st.sampled_from(["v2.1", "v3.0"])), source)
+        file = data.draw(st.sampled_from(sorted(source.rglob("*.parquet"))))
+        table = pq.read_table(file)
+        name = data.draw(st.sampled_from(table.column_names))
+        kind = data.draw(st.sampled_from(kinds))
+        if data.draw(st.booleans()):
+            values = data.draw(st.lists(value(kind), min_size=table.num_rows, max_size=table.num_rows))
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, type=kind))
+        else:
+            table = table.drop_columns([name])
+        pq.write_table(table, file)
+        import_or_refuse(source, out)
+
+    check()
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff\xfe{}", b"[]", b"7", b'{"a":' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("name", ["meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl"])
+def test_json_that_is_none(small_folders, tmp_path, name, content):
+    source = shutil.copytree(small_folders / "v2.1", tmp_path / "source")
+    (source / name).write_bytes(content)
+    if content or name == "meta/info.json":
+        with pytest.raises(LeRobotError, match=Path(name).name):
+            import_lerobot(source, tmp_path / "s.zarr")
+    else:
+        assert import_lerobot(source, tmp_path / "s.zarr").episodes == 2
+
+
+def test_names_that_no_store_can_have_are_refused(tmp_path):
+    for name in ("episodes", "a/b", "..", ""):
+        columns = {name: pa.array(range(19))}
+        source = Folder(columns=columns, features={name: {"dtype": "int64", "shape": [1]}}).write(
+            tmp_path / f"source{len(name)}"
+        )
+        with pytest.raises(LeRobotError, match=r"Feature name .* cannot be used"):
+            import_lerobot(source, tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_store_of_a_newer_version_is_not_touched(tmp_path):
+    source = Folder().write(tmp_path / "source")
+    import_lerobot(source, tmp_path / "s.zarr")
+    header = tmp_path / "s.zarr/zarr.json"
+    header.write_text(header.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(StoreError, match="newer than this program's"):
+        import_lerobot(source, tmp_path / "s.zarr")
