@@ -75,7 +75,7 @@ def open_hdf5(npz: str, path: str) -> Reader:
     import h5py
     import hdf5plugin  # noqa: F401 - importing it makes its codecs known
 
-    file = h5py.File(path, "r")
+    file: Any = h5py.File(path, "r")
     frames, actions, firsts = file["frames"], file["actions"], starts_of(npz)
 
     def read(windows: Windows) -> np.ndarray:
