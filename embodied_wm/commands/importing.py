@@ -45,7 +45,8 @@ def import_store(source: str, out: Path, config: Mapping[str, Any], console: Con
             if tracks:
                 tracks[0].advance(done - tracks[0].done)
 
-        common = {name: config[name] for name in ("cameras", "episodes", "strict")} | {"progress": advance}
+        common: dict[str, Any] = {name: config[name] for name in ("cameras", "episodes", "strict")}
+        common["progress"] = advance
         if Path(source).expanduser().is_file():
             _check_hdf5_options(config)
             size = tuple(config["image_size"])
