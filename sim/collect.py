@@ -7,8 +7,6 @@ An episode depends on the task, the seed and its number alone, so the number of 
 
 import itertools
 import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
@@ -20,6 +18,7 @@ from sim.physics import get_state, raise_instability, set_state
 from sim.render import Renderer
 from sim.tasks import get_task
 from sim.tasks.base import Task
+from sim.workers import end_with_parent
 
 EPISODE_ROWS = 50
 POLICIES = ("play", "random", "expert")
@@ -158,16 +157,8 @@ _worker: _Collector | None = None
 
 def _start_worker(arguments: tuple) -> None:
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = _Collector(*arguments)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed; else it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(number: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sim.manifest import evaluation_pairs
 from sim.render import Renderer
 from sim.tasks import get_task
 from sim.tasks.base import Task
+from sim.workers import end_with_parent
 
 NUM_FILMED = 6
 
@@ -92,6 +93,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(task_name: str, image_size: tuple[int, int], camera: str) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     _worker["arena"] = Arena(get_task(task_name), image_size=image_size, camera=camera)
     _worker["agents"] = {}
