@@ -107,7 +107,7 @@ class WorldModel(nn.Module):
         latents: Float[Tensor, "*batch tokens channels"],
         seen: UInt8[Tensor, "height width 3"] | None = None,
     ) -> UInt8[Tensor, "*batch height width 3"]:
-        """Decode latents into uint8 frames, with the detail of a frame `seen` before where nothing has changed."""
+        """Decode latents into uint8 frames, blended into a frame `seen` before where nothing has changed."""
         return self.tokenizer.decode(latents, seen)
 
     def action_inputs(

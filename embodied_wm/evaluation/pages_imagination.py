@@ -201,7 +201,7 @@ def quality_charts(measures: Mapping[str, Any]) -> list[Picture]:
                 title=f"{name} by horizon",
                 ylabel=ylabel,
                 caption="Decoded imagined frames against the true ones; higher is better. The ceiling is the true "
-                "frame, encoded and decoded. Both decode with the detail of the last frame given, where nothing "
+                "frame, encoded and decoded. Both show the last frame given where nothing "
                 "changed.",
                 references=[COPY, CEILING],
             )

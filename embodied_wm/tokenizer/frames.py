@@ -11,10 +11,13 @@ for one token a frame). Design choices, each switchable by configuration:
 - Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
   time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
   trains this tokenizer too.
-- Decoding an imagined frame may carry over the detail of the last frame seen, where the imagination has not changed
-  it. Compact latents blur what stands still; the camera has already shown it sharp. On a real wrist camera (CR5, 512
-  numbers a frame, 96 held-out starts, 4 frames ahead) this needs no training and lifts decoded true frames from 28.9
-  to 31.4 dB; adding the detail everywhere, moved or not, gives 29.5 dB.
+- Decoding an imagined frame may carry over the last frame seen, where the imagination has not changed it. Compact
+  latents blur what stands still; the camera has already shown it sharp. It needs no training. On a real wrist camera
+  (CR5, 512 numbers a frame, 96 held-out starts, 4 frames ahead) adding what the reconstruction of the seen frame lost
+  lifts decoded true frames from 28.9 to 31.4 dB where nothing changed, to 29.5 dB everywhere. Blending with the seen
+  frame instead lifts imagined frames once more: CR5 from 22.5 to 23.2 dB (32 starts), `reach` at 8 steps from 25.6 to
+  25.9 dB and from an SSIM of 0.87 to 0.95 (48 starts). A wider blend scores higher still and shows less of what the
+  model imagines.
 
 Latents leave `encode` standardised by statistics that are saved with the weights.
 """
@@ -30,7 +33,7 @@ from torch import Tensor, nn
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
 
 CHANGED = 0.12
-"""Root mean square change of a decoded pixel's surroundings, of a range of 2, at which a third of the detail stays."""
+"""Root mean square change around a decoded pixel, of a range of 2, at which the seen frame counts a third."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,17 +220,17 @@ class FrameTokenizer(nn.Module):
 
         Args:
             latents: Of frames, seen or imagined.
-            seen: A real frame of the same scene, usually the last one seen. What its own reconstruction lost is added
-                back wherever the decoded frame does not differ from that reconstruction. None decodes latents alone.
+            seen: A real frame of the same scene, usually the last one seen. It takes the place of the decoded frame
+                wherever that does not differ from the seen frame's own reconstruction. None decodes latents alone.
             chunk: Frames per pass, which bounds memory.
         """
         cells = self._to_cells(latents.reshape(-1, *latents.shape[-2:])) * self.latent_std + self.latent_mean
         decoded = [self._decode_cells(part) for part in cells.split(chunk)]
-        frames = torch.cat([to_bytes(self._carry_detail(part, seen)) for part in decoded])
+        frames = torch.cat([to_bytes(self._blend_seen(part, seen)) for part in decoded])
         return frames.reshape(*latents.shape[:-2], *frames.shape[-3:])
 
-    def _carry_detail(self, decoded_NCHW: Tensor, seen: Tensor | None) -> Tensor:
-        """Add what the reconstruction of a seen frame lost, where nothing has changed since."""
+    def _blend_seen(self, decoded_NCHW: Tensor, seen: Tensor | None) -> Tensor:
+        """Blend into a seen frame where nothing has changed since."""
         if seen is None:
             return decoded_NCHW
         self.check_frames(seen)
@@ -235,7 +238,7 @@ class FrameTokenizer(nn.Module):
         reconstruction = self._decode_cells(self.bottleneck(self._encode_cells(pixels)).latents)
         change = (decoded_NCHW - reconstruction).square().mean(1, keepdim=True)
         change = F.avg_pool2d(F.pad(change, [2, 2, 2, 2], mode="replicate"), 5, stride=1)
-        return decoded_NCHW + torch.exp(-change / CHANGED**2) * (pixels - reconstruction)
+        return decoded_NCHW + torch.exp(-change / CHANGED**2) * (pixels - decoded_NCHW)
 
     @torch.no_grad()
     def fit_statistics(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:
