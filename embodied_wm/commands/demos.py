@@ -11,7 +11,7 @@ from rich.console import Console
 
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
-from embodied_wm.commands.importing import show_import
+from embodied_wm.commands.importing import import_bar, show_import
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
@@ -21,7 +21,6 @@ from embodied_wm.evaluation.lineup import line_up, make_model_agent, train_basel
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
-from embodied_wm.progress import Track
 from embodied_wm.training.train import train_world_model
 from sim.tasks import get_task
 
@@ -129,18 +128,13 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
     """Import a LeRobot folder, train on all but its last episodes, imagine those, and write the report."""
     began, seed = time.monotonic(), config["seed"]
     path = run_dir / "episodes.zarr"
-    with Track("import", 1, unit="rows", console=console) as track:
-
-        def show(done: int, total: int) -> None:
-            track.total = total
-            track.advance(done - track.done)
-
+    with import_bar(console) as advance:
         imported = import_lerobot(
             Path(config["source"]).expanduser(),
             path,
             cameras=[config["camera"]] if config["camera"] else None,
             image_size=tuple(config["model"].tokenizer.image_size),
-            progress=show,
+            progress=advance,
         )
     show_import(imported, path, console)
     store = EpisodeStore.open(path)

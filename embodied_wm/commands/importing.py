@@ -1,10 +1,8 @@
 """Imports a LeRobot dataset or an HDF5 file, and says in a table what was taken, mended and left out."""
 
 import re
-import resource
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from rich.table import Table
 from embodied_wm.commands.errors import UsageError
 from embodied_wm.data.hdf5 import import_hdf5
 from embodied_wm.data.lerobot import Finding, ImportReport, import_lerobot
+from embodied_wm.evaluation.provenance import peak_rss_bytes
 from embodied_wm.progress import Track
 
 LEROBOT_ONLY = {"revision": None, "fit": "stretch", "stride": 1, "aggregation": "last"}
@@ -36,15 +35,7 @@ def import_store(source: str, out: Path, config: Mapping[str, Any], console: Con
         UsageError: An option does not go with the kind of source.
         StoreError: `out` cannot be written, or is something else.
     """
-    with ExitStack() as stack:
-        tracks: list[Track] = []
-
-        def advance(done: int, total: int) -> None:
-            if not tracks and done < total:
-                tracks.append(stack.enter_context(Track("import", total, unit="frames", start=done, console=console)))
-            if tracks:
-                tracks[0].advance(done - tracks[0].done)
-
+    with import_bar(console) as advance:
         common: dict[str, Any] = {name: config[name] for name in ("cameras", "episodes", "strict")}
         common["progress"] = advance
         if Path(source).expanduser().is_file():
@@ -67,6 +58,21 @@ def import_store(source: str, out: Path, config: Mapping[str, Any], console: Con
             )
     show_import(report, out, console)
     return report
+
+
+@contextmanager
+def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows (rows done, rows in all) as a bar, which appears when there is something to do."""
+    with ExitStack() as stack:
+        tracks: list[Track] = []
+
+        def advance(done: int, total: int) -> None:
+            if not tracks and done < total:
+                tracks.append(stack.enter_context(Track("import", total, unit="frames", start=done, console=console)))
+            if tracks:
+                tracks[0].advance(done - tracks[0].done)
+
+        yield advance
 
 
 def _check_hdf5_options(config: Mapping[str, Any]) -> None:
@@ -99,13 +105,9 @@ def show_import(report: ImportReport, out: Path, console: Console) -> None:
     for note in report.notes:
         table.add_row("note", "", "", note)
     console.print(table, markup=False)
-    console.print(f"{report.seconds:.1f} s, peak memory of this process {peak_memory_gib():.2f} GiB", highlight=False)
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory that this process has held so far, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere
+    console.print(
+        f"{report.seconds:.1f} s, peak memory of this process {peak_rss_bytes() / 2**30:.2f} GiB", highlight=False
+    )
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -5,16 +5,16 @@ whole or not at all. Episodes are copied unchanged, and a fingerprint names cont
 split, in order, gives the fingerprint of what was split.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embodied_wm.data.arrays import is_local, lock_for_writing, unlock
+from embodied_wm.data.arrays import is_local
+from embodied_wm.data.aside import written_aside
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.types import Episode, FeatureSpec
@@ -90,7 +90,7 @@ def split_store(
             adding up to more than 1, or `out` exists or cannot be written.
     """
     store = EpisodeStore.open(source)
-    parts = split_episodes(store.num_episodes, splits)
+    parts = assign_parts(store.num_episodes, splits)
     advance = _counted(progress, [(store, episodes) for episodes in parts.values()])
     with _built_aside(out, [source]) as aside:
         aside.mkdir()
@@ -120,7 +120,7 @@ def filter_store(
     return EpisodeStore.open(out)
 
 
-def split_episodes(num_episodes: int, splits: Mapping[str, float | Sequence[int]]) -> dict[str, np.ndarray]:
+def assign_parts(num_episodes: int, splits: Mapping[str, float | Sequence[int]]) -> dict[str, np.ndarray]:
     """Return part to its episodes [n]; see `split_store`."""
     if not splits:
         raise StoreError("Splitting needs parts, such as {'train': 0.8, 'val': 0.2} or {'a': [0, 1], 'b': [2]}.")
@@ -238,32 +238,14 @@ def _source(operation: str, stores: Sequence[EpisodeStore], **details: Any) -> d
     return {"source": {"kind": operation, "of": of, **details}}
 
 
-@contextmanager
-def _built_aside(out: Address, sources: Sequence[Address]) -> Iterator[Path]:
-    """Yield a path beside `out`; what is made there moves to `out` when the body is done, and else leaves no trace."""
+def _built_aside(out: Address, sources: Sequence[Address]) -> AbstractContextManager[Path]:
+    """Return `written_aside(out)`, after a check that `out` is local and in none of the sources."""
     if not is_local(str(out)):
         raise StoreError(f"{out}: expected a local folder, for only there a result can appear in one step.")
     place = Path(out)
-    if place.exists():
-        raise StoreError(f"{out} exists already. Delete it or choose another path.")
     if any(is_local(str(source)) and Path(source).resolve() in place.resolve().parents for source in sources):
         raise StoreError(f"{out} lies inside a store that is read. Choose a path outside of it.")
-    workshop = place.with_name(f"{place.name}.editing")
-    lock = None
-    try:
-        workshop.mkdir(parents=True, exist_ok=True)
-        lock = lock_for_writing(str(workshop))
-        made = workshop / place.name
-        shutil.rmtree(made, ignore_errors=True)  # left by a process that was killed
-        try:
-            yield made
-            made.rename(place)
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(f"{out} could not be written: {error}. Free space or choose another path.") from error
-    finally:
-        unlock(lock)
+    return written_aside(place)
 
 
 def _write(

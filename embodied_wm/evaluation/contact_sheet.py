@@ -13,6 +13,7 @@ from PIL import Image
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.figures import Picture, column_ranges, film_rows, length_histogram
 from embodied_wm.evaluation.page import compose_page, fact_row, table_html
+from embodied_wm.evaluation.report import write_atomically
 from embodied_wm.types import FeatureSpec
 
 THUMBNAIL_PX = 272
@@ -60,9 +61,7 @@ def write_contact_sheet(store: EpisodeStore, file: Path, *, num_episodes: int = 
         ],
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(file)
+    write_atomically(file, page)
     return file
 
 

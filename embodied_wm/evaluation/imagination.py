@@ -131,11 +131,13 @@ class ImaginationJudge:
         last, true = torch.from_numpy(point.frames[-1]), torch.from_numpy(point.true_frames[few])
         decoded = self.model.decode(imagined[few], seen=last)
         ceiling = self.model.decode(true_latents[few], seen=last)
-        rows.curve("psnr_over_copy", psnr(decoded, true) - psnr(last.expand_as(true), true))
+        quality = {}
         for suffix, frames in (("", decoded), ("_copy", last.expand_as(true)), ("_ceiling", ceiling)):
-            rows.curve(f"psnr{suffix}", psnr(frames, true))
+            quality[suffix] = psnr(frames, true)
+            rows.curve(f"psnr{suffix}", quality[suffix])
             similar = ssim(frames.flatten(0, 1), true.flatten(0, 1))
             rows.curve(f"ssim{suffix}", similar.view(true.shape[:2]))
+        rows.curve("psnr_over_copy", quality[""] - quality["_copy"])
         return decoded[0].numpy()
 
     def _states(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> None:

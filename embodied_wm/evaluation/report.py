@@ -213,12 +213,13 @@ def write_report(
     )
     check_schema(report)
     path = folder / "report.json"
-    _write_atomically(path, json.dumps(report, indent=1, allow_nan=False))
+    write_atomically(path, json.dumps(report, indent=1, allow_nan=False))
     render_report(path)
     return path
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that its name never stands for half of it."""
     aside = path.with_name(path.name + ".part")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
@@ -258,5 +259,5 @@ def render_report(path: Path) -> Path:
             drawn.append(Picture(**words, data=file.read_bytes()))
         pictures.append(drawn)
     page = path.with_suffix(".html")
-    _write_atomically(page, render_page(report, pictures))
+    write_atomically(page, render_page(report, pictures))
     return page

@@ -22,6 +22,7 @@ for one token a frame). Design choices, each switchable by configuration:
 Latents leave `encode` standardised by statistics that are saved with the weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -225,20 +226,24 @@ class FrameTokenizer(nn.Module):
             chunk: Frames per pass, which bounds memory.
         """
         cells = self._to_cells(latents.reshape(-1, *latents.shape[-2:])) * self.latent_std + self.latent_mean
-        decoded = [self._decode_cells(part) for part in cells.split(chunk)]
-        frames = torch.cat([to_bytes(self._blend_seen(part, seen)) for part in decoded])
+        blend = self._blending(seen)
+        frames = torch.cat([to_bytes(blend(self._decode_cells(part))) for part in cells.split(chunk)])
         return frames.reshape(*latents.shape[:-2], *frames.shape[-3:])
 
-    def _blend_seen(self, decoded_NCHW: Tensor, seen: Tensor | None) -> Tensor:
-        """Blend into a seen frame where nothing has changed since."""
+    def _blending(self, seen: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Return what blends decoded frames into a seen one where nothing has changed since."""
         if seen is None:
-            return decoded_NCHW
+            return lambda decoded_NCHW: decoded_NCHW
         self.check_frames(seen)
         pixels = to_pixels(seen[None])
         reconstruction = self._decode_cells(self.bottleneck(self._encode_cells(pixels)).latents)
-        change = (decoded_NCHW - reconstruction).square().mean(1, keepdim=True)
-        change = F.avg_pool2d(F.pad(change, [2, 2, 2, 2], mode="replicate"), 5, stride=1)
-        return decoded_NCHW + torch.exp(-change / CHANGED**2) * (pixels - decoded_NCHW)
+
+        def blend(decoded_NCHW: Tensor) -> Tensor:
+            change = (decoded_NCHW - reconstruction).square().mean(1, keepdim=True)
+            change = F.avg_pool2d(F.pad(change, [2, 2, 2, 2], mode="replicate"), 5, stride=1)
+            return decoded_NCHW + torch.exp(-change / CHANGED**2) * (pixels - decoded_NCHW)
+
+        return blend
 
     @torch.no_grad()
     def fit_statistics(self, frames: UInt8[Tensor, "batch height width 3"]) -> None:

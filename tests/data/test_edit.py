@@ -12,7 +12,7 @@ import pytest
 
 from embodied_wm import cli
 from embodied_wm.data import edit
-from embodied_wm.data.edit import Conditions, filter_store, merge_stores, select_episodes, split_episodes, split_store
+from embodied_wm.data.edit import Conditions, assign_parts, filter_store, merge_stores, select_episodes, split_store
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
 
@@ -85,14 +85,14 @@ def test_merging_a_split_gives_the_same_store_and_changes_no_source(tmp_path, mo
 
 
 def test_fractions_are_taken_in_order_and_may_leave_some_out():
-    assert {name: part.tolist() for name, part in split_episodes(10, {"a": 0.7, "b": 0.2}).items()} == {
+    assert {name: part.tolist() for name, part in assign_parts(10, {"a": 0.7, "b": 0.2}).items()} == {
         "a": list(range(7)),
         "b": [7, 8],
     }
-    sizes = [len(part) for part in split_episodes(81, {"train": 0.8, "val": 0.1, "test": 0.1}).values()]
+    sizes = [len(part) for part in assign_parts(81, {"train": 0.8, "val": 0.1, "test": 0.1}).values()]
     assert sum(sizes) == 81
     assert sizes == [65, 8, 8]
-    assert split_episodes(5, {"all": 1})["all"].tolist() == [0, 1, 2, 3, 4]
+    assert assign_parts(5, {"all": 1})["all"].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_killed_in_the_middle_there_is_no_result_and_the_next_try_works(tmp_path
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "m.zarr")]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.zarr.editing", "s.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.zarr.partial", "s.zarr"]
     assert numbers_in(merge_stores([source], tmp_path / "m.zarr")) == list(range(10))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.zarr", "s.zarr"]
 

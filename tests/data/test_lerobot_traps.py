@@ -321,6 +321,14 @@ def small_folders(tmp_path_factory):
     return root
 
 
+def fresh_copy(small_folders: Path, version: str, place: Path) -> tuple[Path, Path]:
+    """Return a new copy of a small dataset, and where to import it."""
+    source, out = place / "source", place / "s.zarr"
+    for folder in (source, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    return shutil.copytree(small_folders / version, source), out
+
+
 def import_or_refuse(source: Path, out: Path) -> None:
     """Import; nothing but the two documented errors may come out of it, and nothing be written elsewhere."""
     beside = {path for path in source.parent.rglob("*") if out.name not in path.parts}
@@ -339,10 +347,7 @@ def test_json_that_anybody_wrote_is_imported_or_refused(small_folders, tmp_path,
     @settings(max_examples=examples, derandomize=examples < 100, deadline=None, suppress_health_check=UNHURRIED)
     @given(data=st.data())
     def check(data):
-        source, out = tmp_path / "source", tmp_path / "s.zarr"
-        for folder in (source, out):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(small_folders / data.draw(st.sampled_from(["v2.1", "v3.0"])), source)
+        source, out = fresh_copy(small_folders, data.draw(st.sampled_from(["v2.1", "v3.0"])), tmp_path)
         files = [name for name in FUZZED if (source / name).is_file()]
         for _ in range(data.draw(st.integers(1, 2))):
             file = source / data.draw(st.sampled_from(files))
@@ -383,10 +388,7 @@ def test_tables_that_anybody_wrote_are_imported_or_refused(small_folders, tmp_pa
     @settings(max_examples=examples, derandomize=examples < 100, deadline=None, suppress_health_check=UNHURRIED)
     @given(data=st.data())
     def check(data):
-        source, out = tmp_path / "source", tmp_path / "s.zarr"
-        for folder in (source, out):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(small_folders / data.draw(st.sampled_from(["v2.1", "v3.0"])), source)
+        source, out = fresh_copy(small_folders, data.draw(st.sampled_from(["v2.1", "v3.0"])), tmp_path)
         file = data.draw(st.sampled_from(sorted(source.rglob("*.parquet"))))
         table = pq.read_table(file)
         name = data.draw(st.sampled_from(table.column_names))
