@@ -19,6 +19,22 @@ def interpolate(
     return (1 - tau) * noise + tau * data
 
 
+def corrupt(
+    noise: Float[Tensor, "*batch"], data: Float[Tensor, "*batch"], tau: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch"]:
+    """Return data with noise of standard deviation 1 - tau on top: what a context frame of level tau looks like.
+
+    Unlike on the path to noise, the data keep their size, so an imagined frame can be called a little noisy without
+    being scaled first.
+    """
+    return data + (1 - tau) * noise
+
+
+def trust(tau: Float[Tensor, "*batch"] | float) -> Float[Tensor, "*batch"] | float:
+    """Return the share of a corrupted value that is data in the mean, for data of unit variance."""
+    return 1 / (1 + (1 - tau) ** 2)
+
+
 def velocity(
     data: Float[Tensor, "*batch"], x_tau: Float[Tensor, "*batch"], tau: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch"]:

@@ -14,6 +14,11 @@ between frames latents move by a tenth of their spread, which a network finds sl
 (On CR5 video, 200 steps of the same network: one imagined frame off by 0.0072 told the change, 0.0116 not told,
 copying 0.0152; a linear map of the change alone reaches two thirds of copying.)
 
+Context frames are corrupted by noise on top of them (`flow.corrupt`), not moved along the path to noise: imagined
+frames are told to be a little noisy, and on the path a frame of level 0.97 is also 3% smaller, so that unscaled
+imagined frames grew by 3% with every step. (On `push`, 40 held-out episodes, the same tokenizer and 2,000 steps: the
+imagined pusher is off by 0.9 cm at 8 steps, where it was off by 2.1 cm; the box by 0.7 cm, was 1.3.)
+
 The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled
 video.
 """
@@ -155,7 +160,7 @@ class LatentPredictor(nn.Module):
 
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
-        return before * tau_before + self.latent_out(self.norm(x_SNW))
+        return before * flow.trust(tau_before) + self.latent_out(self.norm(x_SNW))
 
     def forward(
         self,
@@ -238,7 +243,7 @@ class LatentPredictor(nn.Module):
         batch, time = latents.shape[:2]
         past_tau, tau = (levels.to(latents) for levels in self.sample_levels(batch, time, generator))
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
-        past = flow.interpolate(other, latents, past_tau[..., None, None])
+        past = flow.corrupt(other, latents, past_tau[..., None, None])
         led_by = self.shift(self.embed_actions(actions))
         jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
         jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)

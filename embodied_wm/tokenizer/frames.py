@@ -1,7 +1,8 @@
 """Frame tokenizer: an image to K compact latent tokens of D channels, and back.
 
 A strided convolutional pyramid ends in a small grid, which one more convolution turns into the grid of tokens (1x1
-for one token a frame). Design choices, each switchable by configuration:
+for one token a frame); or the frame becomes the places of key points (`tokenizer.keypoints`). Design choices, each
+switchable by configuration:
 
 - Reconstruction is weighted towards pixels that differ from the batch's mean image, so that small or rare objects
   are not averaged away.
@@ -32,6 +33,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
+from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder
 
 CHANGED = 0.12
 """Root mean square change around a decoded pixel, of a range of 2, at which the seen frame counts a third."""
@@ -43,12 +45,14 @@ class FrameTokenizerConfig:
 
     Attributes:
         image_size: (height, width) in pixels; each a multiple of 2 ** number of channels entries.
-        channels: Output channels of each stride-2 stage of the encoder.
+        channels: Output channels of each stride-2 stage of the encoder; two for key points.
         token_grid: (rows, columns) of tokens; it must divide the final feature map.
         cells_per_token: (rows, columns) of neighbouring cells of the encoder's grid that one token concatenates. The
             predictor's cost grows with the number of tokens, so few wide ones are cheap; a convolution to small cells
             learns faster than one to wide tokens (CR5, after 200 steps: 16 cells of 32 channels decode to 23.7 dB, 4
             of 128 to 22.1 dB).
+        keypoints: Places that a frame becomes, as one token of x and y of each, for scenes of a few things before a
+            still camera; 0 for cells of channels. `bottleneck.width` must be twice as many.
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
         straightness_weight: Weight of the curvature penalty on latent trajectories.
@@ -58,6 +62,7 @@ class FrameTokenizerConfig:
     channels: tuple[int, ...] = (16, 32, 64, 128)
     token_grid: tuple[int, int] = (1, 1)
     cells_per_token: tuple[int, int] = (1, 1)
+    keypoints: int = 0
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     rare_weight: float = 2.0
     straightness_weight: float = 0.1
@@ -79,8 +84,8 @@ class FrameTokenizerConfig:
         return rows * self.cells_per_token[0], columns * self.cells_per_token[1]
 
 
-def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
-    """Return the kernel that turns the last feature map into the grid of cells."""
+def _make_cells(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]:
+    """Build the encoder to a grid of cells, [N, C, rows, columns], and the decoder from it to pixels."""
     stride = 2 ** len(config.channels)
     height, width = config.image_size
     if height % stride or width % stride:
@@ -95,7 +100,45 @@ def _check(config: FrameTokenizerConfig) -> tuple[int, int]:
             f"token_grid={config.token_grid} times cells_per_token={config.cells_per_token} must divide the last "
             f"feature map {grid}"
         )
-    return grid[0] // rows, grid[1] // columns
+    kernel = (grid[0] // rows, grid[1] // columns)
+    encoder: list[nn.Module] = []
+    previous = 3
+    for size in config.channels:
+        encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
+        previous = size
+    encoder += [nn.Conv2d(previous, config.bottleneck.width, kernel, stride=kernel)]
+    decoder = [nn.ConvTranspose2d(config.bottleneck.width, previous, kernel, stride=kernel), nn.SiLU()]
+    for size in (*reversed(config.channels[:-1]), None):
+        decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
+        if size:
+            decoder += [nn.GroupNorm(8, size), nn.SiLU()]
+            previous = size
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def _make_keypoints(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]:
+    """Build the encoder to key points, one cell of x and y of each, and the decoder from them to pixels."""
+    checks = [
+        (len(config.channels) == 2, f"channels={config.channels}", "two: widths at stride 2 and at stride 4"),
+        (config.cell_grid == (1, 1), f"a grid of {config.cell_grid} cells", "token_grid=[1,1], cells_per_token=[1,1]"),
+        (
+            config.bottleneck.width == 2 * config.keypoints,
+            f"bottleneck.width={config.bottleneck.width}",
+            f"{2 * config.keypoints}, x and y of each",
+        ),
+        (
+            config.image_size[0] % STRIDE == 0 and config.image_size[1] % STRIDE == 0,
+            f"image_size={config.image_size}",
+            f"multiples of {STRIDE}",
+        ),
+    ]
+    for valid, got, expected in checks:
+        if not valid:
+            raise ValueError(f"keypoints={config.keypoints} with {got}; expected {expected}.")
+    return (
+        KeypointEncoder(config.channels, config.keypoints),
+        KeypointDecoder(config.channels, config.keypoints, config.image_size),
+    )
 
 
 class FrameTokenizer(nn.Module):
@@ -107,26 +150,10 @@ class FrameTokenizer(nn.Module):
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        kernel = _check(config)
-        sizes = config.channels
-        encoder: list[nn.Module] = []
-        previous = 3
-        for size in sizes:
-            encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
-            previous = size
-        width = config.bottleneck.width
-        encoder += [nn.Conv2d(previous, width, kernel, stride=kernel)]
-        self.encoder = nn.Sequential(*encoder)
-        decoder: list[nn.Module] = [nn.ConvTranspose2d(width, previous, kernel, stride=kernel), nn.SiLU()]
-        for size in (*reversed(sizes[:-1]), None):
-            decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
-            if size:
-                decoder += [nn.GroupNorm(8, size), nn.SiLU()]
-                previous = size
-        self.decoder = nn.Sequential(*decoder)
+        self.encoder, self.decoder = _make_keypoints(config) if config.keypoints else _make_cells(config)
         self.background = nn.Parameter(torch.zeros(3, *config.image_size))
         self.bottleneck = make_bottleneck(config.bottleneck)
-        num_cells = config.cell_grid[0] * config.cell_grid[1]
+        num_cells, width = config.cell_grid[0] * config.cell_grid[1], config.bottleneck.width
         self.register_buffer("latent_mean", torch.zeros(num_cells, width))
         self.register_buffer("latent_std", torch.ones(width))
 

@@ -56,6 +56,17 @@ def test_two_half_steps_target_lands_where_two_half_steps_land() -> None:
     assert torch.allclose(flow.euler_step(target, x, 0.25, 0.5), landed)
 
 
+def test_corrupted_data_keep_their_size_and_are_trusted_as_far_as_they_are_data() -> None:
+    noise, data = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0)).double()
+    for level in (0.2, 0.9, 0.97):
+        tau = torch.tensor(level)
+        corrupted = flow.corrupt(noise, data, tau)
+        assert float(corrupted @ data / (data @ data)) == pytest.approx(1.0, abs=5e-3)  # never scaled
+        slope = float(corrupted @ data / (corrupted @ corrupted))  # the best guess of the data is slope * corrupted
+        assert float(flow.trust(tau)) == pytest.approx(slope, abs=5e-3)
+    assert torch.equal(flow.corrupt(noise, data, torch.tensor(1.0)), data)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 def test_last_step_returns_the_prediction_itself(tau: float) -> None:
     data = torch.randn(4)

@@ -87,7 +87,9 @@ def test_detail_of_a_seen_frame_is_carried_over_where_nothing_changed() -> None:
     latents = tokenizer.encode(seen)
     assert float(psnr(tokenizer.decode(latents), seen)) < 15  # untrained: the latents alone say nothing
     assert torch.equal(tokenizer.decode(latents, seen), seen)
-    last = tokenizer.decoder[-1]
+    decoder = tokenizer.decoder
+    assert isinstance(decoder, torch.nn.Sequential)
+    last = decoder[-1]
     assert isinstance(last, torch.nn.ConvTranspose2d)
     last.weight.data *= 100  # what latents change is now plain to see
     moved = torch.stack([latents, latents.flip(0)])

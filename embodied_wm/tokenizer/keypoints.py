@@ -1,0 +1,90 @@
+"""Key points: a frame as the places of a few things in it, found without labels.
+
+The encoder turns a frame into one heat map per key point and takes each map's mean place (spatial softmax, Finn et al.
+2016, arXiv 1509.06113); the decoder draws a Gaussian blob at each place and paints the frame from them (as in Jakab
+et al. 2018, arXiv 1806.07823, and Minderer et al. 2019, arXiv 1906.07889). Both train on reconstruction alone.
+
+Why: where things are is then a smooth, nearly linear part of the latents, and the same everywhere in the frame. In a
+free code, "the pusher is here" is another direction at every place, and the predictor must learn motion at each anew.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+STRIDE = 4
+"""Pixels per cell of the heat maps; their mean places are much finer."""
+
+BLOB = 1.5
+"""Standard deviation of the blobs, in cells."""
+
+SCALE = 2.0
+"""Coordinates run from -SCALE to SCALE over the frame, which gives things that go anywhere about unit variance."""
+
+
+def _normalised(channels: int) -> list[nn.Module]:
+    return [nn.GroupNorm(8, channels), nn.SiLU()]
+
+
+def _cells(count: int, like: Tensor) -> Tensor:
+    """Return the coordinates of a row of cells, from -1 to 1."""
+    return torch.linspace(-1.0, 1.0, count, dtype=like.dtype, device=like.device)
+
+
+class KeypointEncoder(nn.Module):
+    """Find `num_keypoints` places in a frame."""
+
+    def __init__(self, channels: tuple[int, ...], num_keypoints: int) -> None:
+        """Prepare; `channels` are the widths of the first stage (stride 2) and of the following ones (stride 4)."""
+        super().__init__()
+        first, width = channels
+        self.maps = nn.Sequential(
+            nn.Conv2d(3, first, 4, stride=2, padding=1),
+            *_normalised(first),
+            nn.Conv2d(first, width, 4, stride=2, padding=1),
+            *_normalised(width),
+            nn.Conv2d(width, width, 3, padding=1),
+            *_normalised(width),
+            nn.Conv2d(width, width, 3, padding=1),
+            *_normalised(width),
+            nn.Conv2d(width, num_keypoints, 1),
+        )
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch coordinate 1 1"]:
+        """Return the x of every key point, then the y of every key point."""
+        maps = self.maps(pixels)
+        rows, columns = maps.shape[-2:]
+        shares = maps.flatten(2).softmax(-1).unflatten(-1, (rows, columns))
+        x = shares.sum(2) @ _cells(columns, shares)
+        y = shares.sum(3) @ _cells(rows, shares)
+        return SCALE * torch.cat([x, y], dim=1)[..., None, None]
+
+
+class KeypointDecoder(nn.Module):
+    """Paint what differs from the background, from the places of key points."""
+
+    def __init__(self, channels: tuple[int, ...], num_keypoints: int, image_size: tuple[int, int]) -> None:
+        """Prepare; `channels` are those of the encoder."""
+        super().__init__()
+        _, width = channels
+        self.grid = (image_size[0] // STRIDE, image_size[1] // STRIDE)
+        self.paint = nn.Sequential(
+            nn.Conv2d(num_keypoints, 2 * width, 3, padding=1),
+            *_normalised(2 * width),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+            *_normalised(width),
+            nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1),
+        )
+
+    def blobs(self, coordinates: Float[Tensor, "batch coordinate"]) -> Float[Tensor, "batch keypoint rows columns"]:
+        """Draw a Gaussian at each key point, round in cells."""
+        rows, columns = self.grid
+        x, y = (coordinates / SCALE).chunk(2, dim=1)
+        across = torch.exp(-0.5 * ((_cells(columns, x) - x[..., None]) * (columns - 1) / (2 * BLOB)).square())
+        down = torch.exp(-0.5 * ((_cells(rows, y) - y[..., None]) * (rows - 1) / (2 * BLOB)).square())
+        return down[..., :, None] * across[..., None, :]
+
+    def forward(self, coordinates: Float[Tensor, "batch coordinate 1 1"]) -> Float[Tensor, "batch 3 height width"]:
+        """Return pixels, to be added to the background."""
+        return self.paint(self.blobs(rearrange(coordinates, "n c 1 1 -> n c")))

@@ -1,0 +1,84 @@
+"""Key points are places: read from heat maps, drawn as blobs, found by reconstruction alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig
+from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from embodied_wm.tokenizer.keypoints import SCALE, KeypointDecoder, KeypointEncoder
+
+CONFIG = FrameTokenizerConfig(
+    image_size=(32, 32), channels=(8, 16), keypoints=2, bottleneck=BottleneckConfig(width=4, weight=0.0)
+)
+
+
+def test_a_key_point_is_the_mean_place_of_its_heat_map() -> None:
+    encoder = KeypointEncoder((8, 16), 3)
+    encoder.maps = nn.Sequential(nn.Identity())
+    maps = torch.full((1, 3, 5, 9), -100.0)
+    maps[0, 0, 0, 8] = 100.0  # the upper right corner
+    maps[0, 1, 2, 4] = 100.0  # the middle
+    maps[0, 2, 4, 0] = maps[0, 2, 4, 2] = 100.0  # two peaks in the last row: between them
+    x, y = encoder(maps).flatten().chunk(2)
+    assert torch.allclose(x, SCALE * torch.tensor([1.0, 0.0, -0.75]), atol=1e-5)
+    assert torch.allclose(y, SCALE * torch.tensor([-1.0, 0.0, 1.0]), atol=1e-5)
+
+
+def test_blobs_are_drawn_where_the_key_points_are() -> None:
+    decoder = KeypointDecoder((8, 16), 2, (32, 64))
+    blobs = decoder.blobs(SCALE * torch.tensor([[1.0, -1 / 15, -1.0, 1 / 7]]))[0]
+    assert blobs.shape == (2, 8, 16)
+    assert blobs[0].argmax() == 15  # first row, last column
+    assert blobs[1].argmax() == 4 * 16 + 7
+    assert torch.allclose(blobs[1, 4, 6], blobs[1, 4, 8])  # round, whatever the shape of the frame
+    assert torch.allclose(blobs[1, 3, 7], blobs[1, 4, 8])
+
+
+def frames_of_a_dot(places: np.ndarray) -> torch.Tensor:
+    """Draw a soft dot at each place [N, 2] (x, y in pixels) of a 32x32 frame."""
+    row, column = np.mgrid[0:32, 0:32]
+    distance = np.square(column - places[:, 0, None, None]) + np.square(row - places[:, 1, None, None])
+    return torch.from_numpy(np.repeat((255 * np.exp(-distance / 8))[..., None], 3, axis=-1).astype(np.uint8))
+
+
+def test_a_dot_is_found_where_no_training_frame_had_it() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    places = rng.uniform(4, 28, size=(512, 2))
+    middle = np.abs(places - 16).max(1) < 5
+    seen, unseen = frames_of_a_dot(places[~middle]), frames_of_a_dot(places[middle])
+    tokenizer = FrameTokenizer(CONFIG)
+    tokenizer.fit_background(seen)
+    optimiser = torch.optim.Adam(tokenizer.parameters(), lr=4e-3)
+    for step in range(200):
+        batch = seen[rng.integers(len(seen), size=32)][:, None]
+        loss, _ = tokenizer.loss(batch, torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    tokenizer.eval().fit_statistics(seen)
+
+    def inputs(frames: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tokenizer.encode(frames).flatten(1), torch.ones(len(frames), 1)], dim=1).double()
+
+    fit = torch.linalg.lstsq(inputs(seen), torch.from_numpy(places[~middle])).solution
+    error = (inputs(unseen) @ fit - torch.from_numpy(places[middle])).abs().mean()
+    assert error < 0.5  # pixels; a heat map's cell is 4 of them, and always saying "the middle" is off by 2.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channels": (8, 16, 32)}, "channels"),
+        ({"token_grid": (2, 2)}, "token_grid"),
+        ({"keypoints": 3}, "expected 6, x and y of each"),
+        ({"image_size": (30, 32)}, "multiples of 4"),
+    ],
+)
+def test_settings_that_do_not_fit_key_points_are_refused(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FrameTokenizer(replace(CONFIG, **change))
