@@ -6,6 +6,12 @@ et al. 2018, arXiv 1806.07823, and Minderer et al. 2019, arXiv 1906.07889). Both
 
 Why: where things are is then a smooth, nearly linear part of the latents, and the same everywhere in the frame. In a
 free code, "the pusher is here" is another direction at every place, and the predictor must learn motion at each anew.
+On `push` (600 episodes, minutes on two CPU cores, one seed), one token of 64 free numbers against 16 key points, all
+else alike: a probe reads the pusher to 0.7 against 0.2 cm and the box to 0.34 against 0.12 cm; imagined cost ranks
+candidates like the physical one (Spearman 0.30 against 0.82); planning brings the box home in 0 against 11 of 20.
+(15 of 20 since, by mending how context is corrupted and by executing the mean of CEM's elites.)
+On `reach` free numbers do better: a long thin arm is painted badly from blobs (decoded frames 28.7 against 31 dB, tip
+imagined to 1.1 against 0.9 cm at 8 steps).
 """
 
 import torch
