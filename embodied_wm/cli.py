@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped b
 """
 
 import errno
+import json
 import os
 import re
 import sys
@@ -134,10 +135,14 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
 def read_overrides(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     """Return option or group to its text, from `name=value` arguments."""
     result: dict[str, str] = {}
+    further: list[str] = []
     for argument in arguments:
         if argument.startswith("-"):
             raise UsageError(f"there is no flag {argument}; options are written name=value")
         if not re.match(r"\w[\w.]*=", argument) and verb in options.POSITIONAL:
+            if options.POSITIONAL[verb] in result and verb in options.FURTHER:
+                further.append(argument)
+                continue
             argument = f"{options.POSITIONAL[verb]}={argument}"
         if "=" not in argument:
             raise UsageError(f"{argument!r}: options are written name=value")
@@ -145,6 +150,8 @@ def read_overrides(verb: str, arguments: Sequence[str]) -> dict[str, str]:
         if not re.fullmatch(r"[\w.]+", key):
             raise UsageError(f"{key!r} is no name of an option; options are written name=value")
         result[key] = value
+    if further:
+        result[options.FURTHER[verb]] = json.dumps(further)
     return result
 
 

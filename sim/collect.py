@@ -30,6 +30,7 @@ def features(
     """Describe what `collect` yields: name to (dtype, shape of one row, names, units)."""
     nstate = len(get_state(task.model, mujoco.MjData(task.model)))
     felt = task.proprioception
+    contact = {} if task.contact_sensor is None else {"sim.contact": ("float32", (1,), ("contact",), ("1",))}
     return {
         f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
         "observation.state": (
@@ -41,7 +42,7 @@ def features(
         "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
         "sim.physics": ("float64", (nstate,), (), ()),
         "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
-    }
+    } | contact
 
 
 def collect(
@@ -112,7 +113,7 @@ class _Collector:
         set_state(model, data, task.reset(model, rng))
         policy = self._make_policy(get_state(model, data), rng)
         rows = {name: np.empty((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
-        contacts = 0
+        contacts, touched = 0, task.in_contact(model, data)
         for row in range(self.num_rows):
             state = get_state(model, data)
             action = np.asarray(policy(state), dtype=np.float32)
@@ -121,6 +122,8 @@ class _Collector:
             rows["action"][row] = action
             rows["sim.physics"][row] = state
             rows["sim.quantities"][row] = task.state_quantities(state)
+            if "sim.contact" in rows:
+                rows["sim.contact"][row] = touched  # in the step that led to this row, as `sim.branch` has it
             if row + 1 < self.num_rows:
                 touched, warning = task.step(model, data, action)
                 contacts += touched

@@ -11,9 +11,19 @@ from rich.console import Console
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
+from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
+from embodied_wm.evaluation.judged import JudgedModel
 from embodied_wm.evaluation.latent_actions import measure_latent_actions
-from embodied_wm.evaluation.lineup import CONTROLLERS, PlanningSetup, line_up, train_baselines
+from embodied_wm.evaluation.lineup import (
+    CONTROLLERS,
+    POLICIES,
+    PlanningSetup,
+    judged_world_model,
+    line_up,
+    load_judged,
+    train_baselines,
+)
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.report import Headline, run_record, write_report
@@ -39,6 +49,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         planner=config["planner"],
         objective=config["objective"]["kind"],
         weights=config["objective"]["weights"],
+        adapter=config.get("adapter"),
     )
 
 
@@ -47,21 +58,17 @@ def planned_steps(planner: Any) -> int:
     return planner.num_candidates * (planner.num_iterations if isinstance(planner, CEM) else 1) * planner.horizon
 
 
-def camera_of(model: WorldModel) -> str:
-    """Return the simulator's name of the model's camera."""
-    return model.embodiment.camera.removeprefix("observation.images.")
-
-
-def benchmark_imagination(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
-    """Measure imagination against physics."""
+def benchmark_imagination(checkpoint: Path, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Measure imagination against physics, of our model or of one behind an adapter."""
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
     task = get_task(setup.task)
+    model = load_judged(checkpoint, setup, device=config["device"])
     judged = judge_task(model, setup, config, console)
     page = write_report(
         run_dir,
         kind="imagination",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={task.name: judged.measures},
         sections=pages.imagination_sections(task, judged),
         headline=imagination_headline(judged),
@@ -70,14 +77,13 @@ def benchmark_imagination(model: WorldModel, config: Mapping[str, Any], run_dir:
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
-def judge_task(model: WorldModel, setup: PlanningSetup, config: Mapping[str, Any], console: Console) -> Judged:
+def judge_task(model: JudgedModel, setup: PlanningSetup, config: Mapping[str, Any], console: Console) -> Judged:
     """Measure imagination on the task and with the planner of a verb's configuration."""
     return judge_imagination(
         get_task(setup.task),
         model,
         setup.planner,
         config["imagination"],
-        objective=setup.objective,
         weights=setup.weights,
         seed=config["seed"],
         console=console,
@@ -87,13 +93,14 @@ def judge_task(model: WorldModel, setup: PlanningSetup, config: Mapping[str, Any
 def imagination_headline(judged: Judged) -> list[Headline]:
     """Return the key figures of imagination, those that the task has."""
     found = [Headline(label="rank correlation with physics", value=judged.measures["spearman"], target=0.9)]
-    last, gain = last_step(judged.measures["psnr_over_copy"])
-    found.append(Headline(label=f"PSNR over copying, h = {last}", value=gain, unit="dB", target=5.0))
+    if "psnr_over_copy" in judged.measures:
+        last, gain = last_step(judged.measures["psnr_over_copy"])
+        found.append(Headline(label=f"PSNR over copying, h = {last}", value=gain, unit="dB", target=5.0))
     found.append(Headline(label="elite regret", value=judged.measures["elite_regret"], better="lower"))
     return found
 
 
-def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+def benchmark_planning(checkpoint: Path, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
     """Measure closed-loop planning against baselines and the oracle."""
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
@@ -102,11 +109,17 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
     unknown = [name for name in wanted if name not in CONTROLLERS]
     if unknown:
         raise ValueError(f"unknown controller {unknown[0]!r}; choose from: {', '.join(CONTROLLERS)}")
-    checkpoint = run_dir / "model"
-    model.save(checkpoint)
+    model = load_judged(checkpoint, setup)
     makers = dict(line_up(checkpoint, setup))
-    if {"behaviour_cloning", "inverse_dynamics"} & set(wanted):
-        makers |= train_baselines(checkpoint, training_latents(model, console), run_dir, seed=seed)
+    if set(POLICIES) & set(wanted):
+        if setup.adapter is not None:
+            raise ValueError(
+                f"{' and '.join(POLICIES)} are trained on the latents and the data of a checkpoint of ours; leave them "
+                "out of planning.controllers, or leave out adapter="
+            )
+        makers |= train_baselines(
+            checkpoint, training_latents(WorldModel.load(checkpoint), console), run_dir, seed=seed
+        )
     runs, measures = measure_planning(
         model,
         setup,
@@ -128,7 +141,7 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
     page = write_report(
         run_dir,
         kind="planning",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={task.name: measures},
         sections=pages.planning_sections(task, runs, measures),
         headline=headline,
@@ -138,7 +151,7 @@ def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Pa
 
 
 def measure_planning(
-    model: WorldModel,
+    model: JudgedModel,
     setup: PlanningSetup,
     makers: Mapping[str, Any],
     *,
@@ -148,7 +161,7 @@ def measure_planning(
 ) -> tuple[dict[str, Episodes], dict[str, Any]]:
     """Run all agents on the frozen pairs, time the deciding ones alone, and return runs and measures."""
     task = get_task(setup.task)
-    size, camera = model.config.tokenizer.image_size, camera_of(model)
+    size, camera = model.image_size, model.camera
     runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=size, camera=camera, console=console)
     timed = [name for name in makers if name not in ("random", "zero")]
     seconds = {
@@ -186,16 +199,14 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
     setup = setup_of(config)
     task = get_task(setup.task)
     speed = measure_speed(model, config["speed"], console=console)
-    checkpoint = run_dir / "model"
-    model.save(checkpoint)
-    agent = line_up(checkpoint, setup)["model"]()
+    judged = judged_world_model(model, setup)
     times = time_decisions(
         task,
-        agent,
+        ModelAgent(judged, setup.planner, context=setup.context),
         num_episodes=TIMED_EPISODES,
         seed=seed,
-        image_size=model.config.tokenizer.image_size,
-        camera=camera_of(model),
+        image_size=judged.image_size,
+        camera=judged.camera,
     )
     measures = measure_agents({}, {"model": times}, planned_steps=planned_steps(setup.planner), seed=seed)
     page = write_report(

@@ -17,7 +17,7 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.dataset import judge_dataset
-from embodied_wm.evaluation.lineup import line_up, make_model_agent, train_baselines
+from embodied_wm.evaluation.lineup import judged_world_model, line_up, make_model_agent, train_baselines
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
@@ -49,12 +49,13 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         start_from=model,
         console=console,
     )
-    judged = benchmarks.judge_task(model, setup, config, console)
+    behind = judged_world_model(model, setup)
+    judged = benchmarks.judge_task(behind, setup, config, console)
     makers = dict(line_up(run_dir / "model", setup))
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
     makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
     runs, planned = benchmarks.measure_planning(
-        model, setup, makers, num_pairs=config["planning"]["num_pairs"], seed=seed, console=console
+        behind, setup, makers, num_pairs=config["planning"]["num_pairs"], seed=seed, console=console
     )
     codes = benchmarks.latent_action_measures(few, store, seed=seed)
     speed = measure_speed(model, config["speed"], console=console)

@@ -28,6 +28,9 @@ MEASURES = ("imagination", "planning", "speed", "latent_actions")
 POSITIONAL = {"import": "source", "export": "source", "inspect": "path", "validate": "path", "report": "source"}
 """Option that a bare argument means, so that `embodied-wm inspect reach.zarr` works."""
 
+FURTHER = {"report": "others"}
+"""Option, a list, that bare arguments after the first one mean, as in `embodied-wm report runs/a runs/b`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manual:

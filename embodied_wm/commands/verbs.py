@@ -128,14 +128,14 @@ def benchmark_imagination(config: Config, run: Run) -> None:
     """Measure imagination against physics."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_imagination(load_model_for_task(config), config, run.folder, run.console)
+    benchmarks.benchmark_imagination(judged_checkpoint(config), _on_device(config), run.folder, run.console)
 
 
 def benchmark_planning(config: Config, run: Run) -> None:
     """Measure closed-loop planning."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_planning(load_model_for_task(config), config, run.folder, run.console)
+    benchmarks.benchmark_planning(judged_checkpoint(config), config, run.folder, run.console)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:
@@ -191,12 +191,12 @@ def edit(config: Config, run: Run) -> None:
 
 
 def report(config: Config, console: Console) -> None:
-    """Render a report.json again."""
+    """Render a report.json again, or compare several."""
+    from embodied_wm.evaluation.compare import write_comparison
     from embodied_wm.evaluation.report import render_report
 
-    source = _path(config["source"])
-    source = source / "report.json" if source.is_dir() else source
-    page = render_report(source)
+    sources = [_path(text) for text in (config["source"], *config["others"])]
+    page = write_comparison(sources, _path(config["out"])) if config["others"] else render_report(sources[0])
     console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
 
 
@@ -221,6 +221,19 @@ def load_model_for_task(config: Config) -> "WorldModel":
             f"size {task.action_size}. Choose another task=, or a checkpoint that was trained on {task.name}"
         )
     return model
+
+
+def judged_checkpoint(config: Config) -> Path:
+    """Return the checkpoint that is judged; ours is checked to be of the configuration's task."""
+    path = _path(config["checkpoint"])
+    if config["adapter"] is not None:
+        return path
+    load_model_for_task(config)
+    return checkpoint_folder(path)
+
+
+def _on_device(config: Config) -> Config:
+    return {**config, "device": choose_device(config["device"])}
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.baselines import GoalPolicy
-from embodied_wm.evaluation.oracle import ObjectiveKind, OracleDynamics, model_objective, oracle_objective
-from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from embodied_wm.evaluation.judged import JudgedModel
+from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
+from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
 from planners.mpc import MPC
 from planners.objectives import StepWeights
@@ -84,56 +85,41 @@ class OracleAgent:
 
 
 class ModelAgent:
-    """Plan by imagination: from frames to a goal image, with the last C frames as cached context."""
+    """Plan by imagination: from frames to a goal image, with the last C frames as context."""
 
     needs_frames = True
 
-    def __init__(
-        self,
-        world_model: WorldModel,
-        task: Task,
-        planner: Planner,
-        weights: StepWeights,
-        *,
-        objective: ObjectiveKind,
-        kind: ActionKind = "real",
-        context: int = 3,
-        num_steps: int = 1,
-    ) -> None:
-        self.model, self.task, self.weights = world_model, task, weights
-        self.objective_kind: ObjectiveKind = objective
-        self.kind: ActionKind = kind
-        self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
-        self.control = MPC(planner, self.dynamics, seed=0)
-        self.latents: deque[Tensor] = deque(maxlen=context)
+    def __init__(self, model: JudgedModel, planner: Planner, *, context: int = 3) -> None:
+        self.model = model
+        self.control = MPC(planner, model, seed=0)
+        self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
-        self.context = context
         self.objective: Objective | None = None
         self.seconds: list[float] = []
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
-        """Encode the goal image and forget the last episode."""
+        """Take the goal image and forget the last episode."""
         if goal_frame is None:
-            raise ValueError("a world model plans towards a goal image; got none")
+            raise ValueError("a model plans towards a goal image; got none")
         self.control.reset(seed=seed)
-        self.dynamics.generator.manual_seed(seed)
-        self.latents.clear()
+        self.model.reseed(seed)
+        self.codes.clear()
         self.actions.clear()
-        self.objective = model_objective(self.objective_kind, self.model, self.task, goal_frame, self.weights)
+        self.objective = self.model.objective(torch.from_numpy(goal_frame))
 
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
         """Encode the newest frame, prefill the context, plan."""
         if frame is None or self.objective is None:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
         began = time.perf_counter()
-        self.latents.append(self.model.encode(torch.from_numpy(frame)[None])[0])
-        latents = torch.stack(list(self.latents))
-        past = torch.stack(list(self.actions))[-(len(latents) - 1) :] if len(latents) > 1 else None
-        context = self.model.prefill_latents(latents, past, kind=self.kind)
+        self.codes.append(self.model.encode(torch.from_numpy(frame)[None])[0])
+        past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
+        none = self.model.action_low.new_zeros(0, self.model.action_size)
+        context = self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
         action = self.control.act(context, self.objective).action
         self.seconds.append(time.perf_counter() - began)
         self.actions.append(action)
-        return action.numpy()
+        return action.cpu().numpy()
 
 
 class PolicyAgent:

@@ -3,21 +3,18 @@
 At each of N states, from episodes that no training store holds, S candidates of H steps are replayed from the exact
 physics state: a third recorded (its own continuation first, then stretches of other held-out episodes), a third
 uniformly random, a third taken evenly from what the model's planner compared on its way to a goal drawn for this
-state.
+state. All but the planner's third depends on the task, the camera and the seed alone, so every model meets the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from embodied_wm.evaluation.oracle import ObjectiveKind, model_objective
-from embodied_wm.progress import Track
-from embodied_wm.world_model import ImaginedDynamics, WorldModel
-from planners.base import Planner
-from planners.objectives import StepWeights
+from planners.base import Dynamics, Objective, Planner
 from sim.branch import Brancher
 from sim.collect import collect
 from sim.render import Renderer
@@ -26,39 +23,6 @@ from sim.tasks.base import Task
 HELD_OUT_SEED = 900_001
 """Seed of the episodes that branch points are drawn from; training collections must use another."""
 SOURCES = ("recorded", "random", "planner")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchPoint:
-    """Hold one state, its candidates, and the truth about them.
-
-    Attributes:
-        frames: Context frames, uint8 [C, h, w, 3], the last one at the branch state.
-        past_actions: Actions between them [C - 1, A].
-        physics: Exact physics state at the last context frame.
-        quantities: The task's quantities there [Q].
-        goal_frame: Goal image of the planner's candidates.
-        goal_quantities: True quantities of the goal [Q].
-        actions: Candidates [S, H, A]; the first is the recorded continuation.
-        sources: Where each candidate comes from, S entries of SOURCES.
-        chosen: Index of the candidate that the planner chose.
-        true_quantities: [S, H, Q] by MuJoCo.
-        true_frames: [S, H, h, w, 3], rendered.
-        contacts: [S, H], whether a contact that counts happened.
-    """
-
-    frames: np.ndarray
-    past_actions: np.ndarray
-    physics: np.ndarray
-    quantities: np.ndarray
-    goal_frame: np.ndarray
-    goal_quantities: np.ndarray
-    actions: np.ndarray
-    sources: tuple[str, ...]
-    chosen: int
-    true_quantities: np.ndarray
-    true_frames: np.ndarray
-    contacts: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +47,57 @@ class BranchConfig:
             raise ValueError(f"num_candidates={self.num_candidates} must be a multiple of 3: recorded, random, planner")
 
 
-def _episodes(task: Task, world_model: WorldModel, config: BranchConfig, camera: str) -> list[dict[str, np.ndarray]]:
-    size = world_model.config.tokenizer.image_size[0]
-    episodes = collect(
-        task.name,
-        num_episodes=config.num_branch_points,
-        seed=HELD_OUT_SEED,
-        image_size=size,
-        camera=camera,
-        num_workers=1,
-    )
-    return [episode["features"] for episode in episodes]
+@dataclass(frozen=True, kw_only=True)
+class BranchStart:
+    """Hold one state, its goal, and the candidates that do not depend on the model.
+
+    Attributes:
+        frames: Context frames, uint8 [C, h, w, 3], the last one at the branch state.
+        past_actions: Actions between them [C - 1, A].
+        physics: Exact physics state at the last context frame.
+        quantities: The task's quantities there [Q].
+        touching: Whether a contact that counts happened in the step to that state.
+        goal_frame: Goal image of the planner's candidates.
+        goal_physics: Physics state of the goal.
+        goal_quantities: True quantities of the goal [Q].
+        actions: Recorded and random candidates [2S/3, H, A]; the first is the recorded continuation.
+    """
+
+    frames: np.ndarray
+    past_actions: np.ndarray
+    physics: np.ndarray
+    quantities: np.ndarray
+    touching: bool
+    goal_frame: np.ndarray
+    goal_physics: np.ndarray
+    goal_quantities: np.ndarray
+    actions: np.ndarray
 
 
-def _candidates(
+@dataclass(frozen=True, kw_only=True)
+class BranchPoint:
+    """Hold all candidates of one state, and the truth about them.
+
+    Attributes:
+        start: The state and its goal.
+        actions: Candidates [S, H, A].
+        sources: Where each candidate comes from, S entries of SOURCES.
+        chosen: Index of the candidate that the planner chose.
+        true_quantities: [S, H, Q] by MuJoCo.
+        true_frames: [S, H, h, w, 3], rendered.
+        contacts: [S, H], whether a contact that counts happened.
+    """
+
+    start: BranchStart
+    actions: np.ndarray
+    sources: tuple[str, ...]
+    chosen: int
+    true_quantities: np.ndarray
+    true_frames: np.ndarray
+    contacts: np.ndarray
+
+
+def _recorded_and_random(
     rng: np.random.Generator, episodes: Sequence[dict[str, np.ndarray]], own: tuple[int, int], config: BranchConfig
 ) -> np.ndarray:
     """Return the recorded and the random thirds, [2S/3, H, A]."""
@@ -111,98 +112,127 @@ def _candidates(
     return np.concatenate([np.stack(recorded), random]).astype(np.float32)
 
 
-def branch_points(
-    task: Task,
-    world_model: WorldModel,
-    planner: Planner,
-    config: BranchConfig,
-    *,
-    objective: ObjectiveKind,
-    weights: StepWeights,
-    seed: int,
-    console: Console | None = None,
-) -> list[BranchPoint]:
-    """Draw the branch points, let the model's planner add its candidates, and replay all in MuJoCo.
+def branch_starts(
+    task: Task, config: BranchConfig, *, image_size: tuple[int, int], camera: str, seed: int
+) -> Iterator[BranchStart]:
+    """Draw the states, their goals, and the candidates that do not depend on a model; the same ones every time.
 
     Args:
         task: The task.
-        world_model: The model that is judged; its planner's candidates are judged with it.
-        planner: The planner, as in closed-loop use; its horizon may be shorter than H (the rest is zero action).
         config: How much.
-        objective: What the planner minimises.
-        weights: How much each imagined step counts for it.
+        image_size: Height and width of frames.
+        camera: Camera of the frames.
         seed: Draws states, goals and random candidates.
-        console: Where progress is shown.
+
+    Raises:
+        ValueError: If the context and the horizon do not fit in an episode.
     """
-    camera = world_model.embodiment.camera.removeprefix("observation.images.")
-    episodes = _episodes(task, world_model, config, camera)
-    size = world_model.config.tokenizer.image_size
-    renderer = Renderer(task.model, size[0], size[1], camera)
-    brancher = Brancher(task)
-    points = []
-    total = config.num_branch_points
-    with Track(f"branch {task.name}", total, unit="states", console=console) as track:
-        for index, episode in enumerate(episodes):
-            rng = np.random.default_rng([seed, index])
-            time = int(rng.integers(config.context - 1, len(episode["action"]) - config.horizon))
-            physics = episode["sim.physics"][time]
-            goal = task.sample_goal(task.model, physics, rng)
-            goal_frame = renderer.render_states(goal[None])[0]
-            first = time - config.context + 1
-            frames = episode[world_model.embodiment.camera][first : time + 1]
-            past_actions = episode["action"][first:time]
-            actions = _candidates(rng, episodes, (index, time), config)
-            planned, chosen = _planner_candidates(
-                world_model,
-                planner,
-                (frames, past_actions),
-                model_objective(objective, world_model, task, goal_frame, weights),
-                config,
-                seed=seed + index,
-            )
-            actions = np.concatenate([actions, planned])
-            truth = brancher(physics, actions)
-            flat = truth.states.reshape(-1, truth.states.shape[-1])
-            third = config.num_candidates // 3
-            points.append(
-                BranchPoint(
-                    frames=frames,
-                    past_actions=past_actions,
-                    physics=physics,
-                    quantities=task.state_quantities(physics),
-                    goal_frame=goal_frame,
-                    goal_quantities=task.state_quantities(goal),
-                    actions=actions,
-                    sources=tuple(source for source in SOURCES for _ in range(third)),
-                    chosen=2 * third + chosen,
-                    true_quantities=truth.quantities,
-                    true_frames=renderer.render_states(flat).reshape(*truth.states.shape[:2], *size, 3),
-                    contacts=truth.contacts,
-                )
-            )
-            track.advance()
+    found = collect(
+        task.name,
+        num_episodes=config.num_branch_points,
+        seed=HELD_OUT_SEED,
+        image_size=image_size[0],
+        camera=camera,
+        num_workers=1,
+    )
+    episodes = [episode["features"] for episode in found]
+    num_rows = len(episodes[0]["action"])
+    if config.context + config.horizon > num_rows:
+        raise ValueError(
+            f"context={config.context} and horizon={config.horizon} do not fit in episodes of {num_rows} rows; "
+            "lower one of them"
+        )
+    renderer = Renderer(task.model, *image_size, camera)
+    for index, episode in enumerate(episodes):
+        rng = np.random.default_rng([seed, index])
+        time = int(rng.integers(config.context - 1, num_rows - config.horizon))
+        physics = episode["sim.physics"][time]
+        goal = task.sample_goal(task.model, physics, rng)
+        first = time - config.context + 1
+        yield BranchStart(
+            frames=episode[f"observation.images.{camera}"][first : time + 1],
+            past_actions=episode["action"][first:time],
+            physics=physics,
+            quantities=task.state_quantities(physics),
+            touching=bool("sim.contact" in episode and episode["sim.contact"][time, 0]),
+            goal_frame=renderer.render_states(goal[None])[0],
+            goal_physics=goal,
+            goal_quantities=task.state_quantities(goal),
+            actions=_recorded_and_random(rng, episodes, (index, time), config),
+        )
     renderer.close()
-    brancher.close()
-    return points
 
 
-def _planner_candidates(
-    world_model: WorldModel,
-    planner: Planner,
-    seen: tuple[np.ndarray, np.ndarray],
-    objective: object,
-    config: BranchConfig,
+class _Replayer:
+    """Replays candidates in MuJoCo and renders them; to be used by one thread alone, where its OpenGL context lives."""
+
+    def __init__(self, task: Task, image_size: tuple[int, int], camera: str) -> None:
+        self.brancher = Brancher(task, num_threads=1)
+        self.renderer = Renderer(task.model, *image_size, camera)
+
+    def __call__(self, start: BranchStart, planned: np.ndarray, chosen: int) -> BranchPoint:
+        actions = np.concatenate([start.actions, planned])
+        truth = self.brancher(start.physics, actions)
+        shape = truth.states.shape
+        frames = self.renderer.render_states(truth.states.reshape(-1, shape[-1]))
+        return BranchPoint(
+            start=start,
+            actions=actions,
+            sources=tuple(np.repeat(SOURCES, len(planned)).tolist()),
+            chosen=len(start.actions) + chosen,
+            true_quantities=truth.quantities,
+            true_frames=frames.reshape(*shape[:2], *frames.shape[1:]),
+            contacts=truth.contacts,
+        )
+
+    def close(self) -> None:
+        self.brancher.close()
+        self.renderer.close()
+
+
+def branch_points(
+    task: Task,
+    starts: Iterator[BranchStart],
+    plan: Callable[[BranchStart], tuple[np.ndarray, int]],
     *,
-    seed: int,
+    image_size: tuple[int, int],
+    camera: str,
+) -> Iterator[BranchPoint]:
+    """Complete starts by the planner's candidates and replay all, one point ahead of whoever reads, in a thread.
+
+    Args:
+        task: The task.
+        starts: From `branch_starts`.
+        plan: What gives the planner's candidates [S/3, H, A] of a start, and the index of the chosen one.
+        image_size: Height and width of frames.
+        camera: Camera of the frames.
+    """
+    with ThreadPoolExecutor(1, "replay") as pool:
+        replay = pool.submit(_Replayer, task, image_size, camera).result()
+        try:
+            ahead: Future[BranchPoint] | None = None
+            for start in starts:
+                upcoming = pool.submit(replay, start, *plan(start))
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = upcoming
+            if ahead is not None:
+                yield ahead.result()
+        finally:
+            pool.submit(replay.close).result()
+
+
+def planner_candidates(
+    dynamics: Dynamics, planner: Planner, context: Any, objective: Objective, config: BranchConfig, *, seed: int
 ) -> tuple[np.ndarray, int]:
-    """Plan once and return an even sample of what was compared, the chosen plan among it: ([S/3, H, A], its index)."""
-    context = world_model.prefill(torch.from_numpy(seen[0]), torch.from_numpy(seen[1]))
-    dynamics = ImaginedDynamics(world_model, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    plan = planner.plan(dynamics, context, objective, generator=generator)  # pyright: ignore[reportArgumentType]
+    """Plan once and return an even sample of what was compared, the chosen plan first: ([S/3, H, A], its index).
+
+    The planner is as in closed-loop use; where its horizon is shorter than H, the rest is zero action.
+    """
+    plan = planner.plan(dynamics, context, objective, generator=torch.Generator().manual_seed(seed))
     third = config.num_candidates // 3
     rows = torch.linspace(0, len(plan.candidates) - 1, third - 1).round().long()
-    sample = torch.cat([plan.actions[None], plan.candidates[rows]])[:, : config.horizon]
+    sample = torch.cat([plan.actions[None], plan.candidates[rows]])[:, : config.horizon].cpu()
     padded = torch.zeros(third, config.horizon, sample.shape[-1])
     padded[:, : sample.shape[1]] = sample
     return padded.numpy(), 0

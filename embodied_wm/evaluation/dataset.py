@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.evaluation.imagination import ssim
+from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.progress import Track
 from embodied_wm.tokenizer.frames import psnr

@@ -1,16 +1,19 @@
-"""The line-up of the planning benchmark: which agents meet, made from a checkpoint in whatever process they run in."""
+"""The line-up of the benchmarks: models and agents, made from a checkpoint in whatever process they run in."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from safetensors.torch import load_file
 
 from embodied_wm.checkpoint import write_tensors
 from embodied_wm.evaluation.agents import Agent, ModelAgent, OracleAgent, PolicyAgent, RandomAgent
 from embodied_wm.evaluation.baselines import GoalPolicy, GoalPolicyConfig, train_goal_policy
-from embodied_wm.evaluation.oracle import ObjectiveKind
+from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel, ObjectiveKind, check_fits
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
@@ -33,6 +36,7 @@ class PlanningSetup:
         weights: How much each imagined step counts.
         context: Frames of context.
         kind: How actions condition the model.
+        adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
     """
 
     task: str
@@ -41,19 +45,61 @@ class PlanningSetup:
     weights: StepWeights
     context: int = 3
     kind: ActionKind = "real"
+    adapter: str | None = None
+
+
+class Loads(Protocol):
+    """Make a model behind its adapter from a checkpoint."""
+
+    def __call__(self, checkpoint: Path, setup: PlanningSetup, /) -> JudgedModel:
+        """Return the model, ready to imagine."""
+        ...
+
+
+def load_judged(checkpoint: Path, setup: PlanningSetup, *, device: str = "cpu") -> JudgedModel:
+    """Load the model that is judged: ours, or through the setup's adapter; checked against the task.
+
+    Raises:
+        ValueError: If the adapter cannot be found, or the model is of another camera or number of actions.
+    """
+    task = get_task(setup.task)
+    if setup.adapter is None:
+        model = judged_world_model(WorldModel.load(checkpoint, device=device), setup)
+    else:
+        model = _adapter(setup.adapter)(checkpoint, setup)
+    check_fits(model, task)
+    return model
+
+
+def judged_world_model(world_model: WorldModel, setup: PlanningSetup) -> JudgedModel:
+    """Put our model behind its adapter."""
+    return JudgedWorldModel(
+        world_model, get_task(setup.task), objective=setup.objective, weights=setup.weights, kind=setup.kind
+    )
+
+
+def _adapter(place: str) -> Loads:
+    name, _, function = place.rpartition(":")
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(name)
+        return getattr(module, function)
+    except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"adapter={place}: {error}. Expected package.module:function or path/to/file.py:function, a function that "
+            "takes (checkpoint, setup) and returns a JudgedModel (see embodied_wm/evaluation/judged.py)"
+        ) from error
 
 
 def make_model_agent(checkpoint: Path, setup: PlanningSetup) -> Agent:
-    """Make the world model's planning agent."""
-    return ModelAgent(
-        WorldModel.load(checkpoint),
-        get_task(setup.task),
-        setup.planner,
-        setup.weights,
-        objective=setup.objective,
-        kind=setup.kind,
-        context=setup.context,
-    )
+    """Make the agent that plans in a model's imagination."""
+    return ModelAgent(load_judged(checkpoint, setup), setup.planner, context=setup.context)
 
 
 def make_oracle_agent(setup: PlanningSetup, num_threads: int = 1) -> Agent:

@@ -1,23 +1,18 @@
-"""MuJoCo behind the planners' `Dynamics` protocol (the oracle), and the objectives that judge and plan with a task.
+"""MuJoCo behind the planners' `Dynamics` protocol (the oracle), and the costs that judge and plan with a task.
 
 The oracle's "latents" are the task's physical quantities, [S, H, Q]; its context is a physics state.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from embodied_wm.world_model import WorldModel
 from planners.base import Objective
-from planners.objectives import GoalDistance, StateCost, StepWeights
+from planners.objectives import StateCost, StepWeights
 from sim.branch import Brancher
 from sim.tasks.base import Task
-
-ObjectiveKind = Literal["latent", "state"]
-QUANTITIES = "sim.quantities"
 
 
 class OracleDynamics:
@@ -48,31 +43,3 @@ def oracle_objective(task: Task, goal_physics: np.ndarray, weights: StepWeights)
     """Return the objective of the oracle: distance to the goal in metres, from true quantities."""
     goal = task.state_quantities(goal_physics)
     return StateCost(readout=lambda states: states, cost=task_cost(task, goal), weights=weights)
-
-
-def model_objective(
-    kind: ObjectiveKind, world_model: WorldModel, task: Task, goal_frame: np.ndarray, weights: StepWeights
-) -> Objective:
-    """Return the objective that a world model plans with, from a goal image alone.
-
-    Args:
-        kind: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined latents
-            and
-            from the goal's latents, and takes their distance in metres.
-        world_model: Encodes the goal.
-        task: Says which quantities the goal is about.
-        goal_frame: uint8 [height, width, 3].
-        weights: How much each imagined step counts.
-
-    Raises:
-        ValueError: If the kind is unknown, or the model lacks the readout.
-    """
-    goal = world_model.encode(torch.from_numpy(goal_frame))
-    if kind == "latent":
-        return GoalDistance(goal=goal, weights=weights, metric="euclidean")
-    if kind == "state":
-        readout = world_model.readout(QUANTITIES)
-        with torch.no_grad():
-            goal_quantities = readout(goal)
-        return StateCost(readout=readout, cost=task_cost(task, goal_quantities), weights=weights)
-    raise ValueError(f"unknown objective {kind!r}; choose one of: latent, state")

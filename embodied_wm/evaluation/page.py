@@ -31,8 +31,12 @@ MEANINGS = {
     "state_error": "physical state read from imagined latents against MuJoCo's; lower is better",
     "state_error_true": "the same probe on the true frame's latents (its own error)",
     "spearman": "rank correlation of imagined with physical cost over candidates; higher is better",
+    "elite_regret_chance": "the same for choosing blindly",
     "elite_regret": "cost lost by trusting imagination's favourite, as a share of the spread; lower is better",
-    "optimism": "physical minus imagined cost of the chosen candidate, against a random one; near 0 is better",
+    "optimism": "true minus imagined cost of the planner's choice, in the objective's unit; near 0 is better",
+    "optimism_random": "the same for random candidates",
+    "spearman_true": "the same, had imagination been perfect: the objective on the true frames",
+    "state_error_copy": "error of assuming that nothing moves",
     "ghost_motion": "imagined motion of objects that MuJoCo did not move, m; 0 is best",
     "spread_skill": "correlation of disagreement between samples with true error; higher is better",
     "contact_f1": "contact onsets read from imagination against MuJoCo's; higher is better",
@@ -206,7 +210,7 @@ def _meaning(name: str) -> str:
     return MEANINGS.get(name.split(".")[0], "")
 
 
-def _all_figures(name: str, figures: Mapping[str, Any]) -> str:
+def figure_tables(name: str, figures: Mapping[str, Any]) -> str:
     """Return the tables of every figure of one task: single ones, then those by horizon."""
     leaves = flatten(figures)
     single = [(k, v, _meaning(k)) for k, v in leaves if not isinstance(v, Mapping) or is_estimate(v)]
@@ -290,9 +294,9 @@ def compose_page(
 
 def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]) -> str:
     """Return the page of a report; `pictures` are the decoded pictures of each section."""
-    figures = "".join(_all_figures(name, values) for name, values in report["tasks"].items())
+    figures = "".join(figure_tables(name, values) for name, values in report["tasks"].items())
     if report["speed"]:
-        figures += _all_figures("speed", report["speed"])
+        figures += figure_tables("speed", report["speed"])
     run, items = report["run"], report["headline"]
     headline = _headline("".join(_headline_item(item) for item in items), len(items))
     if headline:

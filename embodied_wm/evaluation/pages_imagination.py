@@ -15,6 +15,7 @@ from embodied_wm.tokenizer.frames import psnr
 from sim.tasks.base import Task
 
 STRIP_COLUMNS = 10
+CONTACT_MARK = "\u25cf"
 COPY, CEILING, PROBE = "copying the last frame", "tokenizer's ceiling", "probe on true frames"
 _MEANINGS: Mapping[str, tuple[str, str, str]] = {
     "spearman": (
@@ -35,6 +36,7 @@ _MEANINGS: Mapping[str, tuple[str, str, str]] = {
         "Cost lost by taking imagination's favourite instead of the best candidate, as a share of the spread; 0 is "
         "none.",
     ),
+    "elite_regret_chance": ("elite regret, by chance", "", "The same for taking any candidate, without imagination."),
     "optimism": (
         "optimism, planner's choice",
         "",
@@ -88,10 +90,11 @@ def in_unit(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
     }
 
 
-def step_labels(num_context: int, num_imagined: int) -> list[str]:
-    """Return labels of given frames, up to "t", and of imagined ones, from "t+1"."""
+def step_labels(num_context: int, num_imagined: int, contacts: Sequence[bool] | np.ndarray = ()) -> list[str]:
+    """Return labels of given frames, up to "t", and of imagined ones, from "t+1"; steps with contact are marked."""
     given = [f"given, t-{back}" if back else "given, t" for back in reversed(range(num_context))]
-    return [*given, *(f"t+{step}" for step in range(1, num_imagined + 1))]
+    marks = [f" {CONTACT_MARK}" if touched else "" for touched in contacts] or [""] * num_imagined
+    return [*given, *(f"t+{step}{mark}" for step, mark in enumerate(marks, start=1))]
 
 
 def last_step(value: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -107,12 +110,18 @@ def imagination_sections(task: Task, judged: Judged) -> list[Section]:
         task: The task.
         judged: From `judge_imagination`.
     """
-    return [_films(task, judged), _errors(task, judged.measures), _costs(judged)]
+    found = [_films(task, judged), _errors(task, judged.measures), _costs(judged)]
+    if judged.missing:
+        rows = [list(pair) for pair in sorted(judged.missing.items())]
+        found.append(Section(title="Not measured", table=Table(columns=["figure", "why"], rows=rows)))
+    return found
 
 
 def _films(task: Task, judged: Judged) -> Section:
-    truth = np.stack([point.true_frames[0] for point in judged.points])
-    quality = psnr(torch.from_numpy(judged.imagined_frames), torch.from_numpy(truth)).mean(1).numpy()
+    imagined_frames, context = judged.imagined_frames, len(judged.starts[0].frames)
+    if imagined_frames is None:
+        return Section(title="What the model imagines", text="The model decodes no frames, so there is nothing to see.")
+    quality = psnr(torch.from_numpy(imagined_frames), torch.from_numpy(judged.true_frames)).mean(1).numpy()
     order = np.argsort(-quality, kind="stable").tolist()
     middle = (len(order) - 1) // 2
     typical, worst = order[middle : middle + 2], order[-1]
@@ -120,10 +129,10 @@ def _films(task: Task, judged: Judged) -> Section:
     chosen.append((worst, "Worst"))
     strips, loops = [], []
     for place, (index, what) in enumerate(dict(chosen).items()):
-        point, imagined = judged.points[index], judged.imagined_frames[index]
-        given = point.frames[-_given_shown(len(point.frames), len(imagined)) :]
-        real, shown = np.concatenate([given, point.true_frames[0]]), np.concatenate([given, imagined])
-        labels = step_labels(len(given), len(imagined))
+        start, imagined = judged.starts[index], imagined_frames[index]
+        given = start.frames[-_given_shown(context, len(imagined)) :]
+        real, shown = np.concatenate([given, judged.true_frames[index]]), np.concatenate([given, imagined])
+        labels = step_labels(len(given), len(imagined), judged.contacts[index])
         rank = f"{what} of {len(order)} states: {quality[index]:.1f} dB PSNR on average over the imagined steps."
         title = f"{what} case" if what == "Worst" else f"Typical case (state {index})"
         strips.append(
@@ -134,20 +143,18 @@ def _films(task: Task, judged: Judged) -> Section:
                 title=title,
                 caption=f"{rank} Goal: what the planner's candidates of this state aim at, not these actions.",
                 num_context=len(given),
-                goal=point.goal_frame,
+                goal=start.goal_frame,
             )
         )
         if place == 0:
             loops.append(looping(real, shown, labels=labels, title=f"{title}, in motion", caption=rank))
-    horizon = judged.imagined_frames.shape[1]
-    context = len(judged.points[0].frames)
+    touched = f" {CONTACT_MARK} marks steps in which MuJoCo has a contact that counts." if judged.contacts.any() else ""
     return Section(
         title="What the model imagines",
-        text=f"The model sees {context} frames and then only actions: {horizon} frames are imagined, one after the "
-        "other. "
-        f"MuJoCo replays the same actions from the same state ({task.name}, recorded actions that no training data "
-        "hold). The strips begin with the last of the given frames. Typical means in the middle of all states when "
-        "they are sorted by error.",
+        text=f"The model sees {context} frames and then only actions: {imagined_frames.shape[1]} frames are imagined, "
+        f"one after the other. MuJoCo replays the same actions from the same state ({task.name}, recorded actions that "
+        "no training data hold). The strips begin with the last of the given frames. Typical means in the middle of "
+        f"all states when they are sorted by error.{touched}",
         pictures=[*loops, *strips],
     )
 
@@ -179,11 +186,26 @@ def _errors(task: Task, measures: Mapping[str, Any]) -> Section:
                 references=[PROBE, "nothing moves", "success tolerance"],
             ),
         )
+        pictures[1:1] = _contact_chart(measures)
     return Section(
         title="How the error grows",
         text="Averaged over all states and candidates: recorded, random, and those that the planner compared.",
         pictures=pictures,
     )
+
+
+def _contact_chart(measures: Mapping[str, Any]) -> list[Picture]:
+    """Chart the error of candidates with and without a contact, where the task has contacts."""
+    names = {"touched": "with contact", "untouched": "without contact"}
+    series = {
+        name: in_unit(measures[f"state_error.{part}"], 100)
+        for part, name in names.items()
+        if f"state_error.{part}" in measures
+    }
+    if "with contact" not in series:
+        return []
+    words = "The same error, apart for candidates in which MuJoCo has a contact that counts, and for the others."
+    return [horizon_chart(series, title="Where imagination breaks", ylabel="position error (cm)", caption=words)]
 
 
 def quality_charts(measures: Mapping[str, Any]) -> list[Picture]:
@@ -210,7 +232,7 @@ def quality_charts(measures: Mapping[str, Any]) -> list[Picture]:
 
 
 def _costs(judged: Judged) -> Section:
-    sources = [source for point in judged.points for source in point.sources]
+    sources = list(judged.sources) * len(judged.starts)
     scatter = cost_scatter(
         judged.imagined_costs.ravel(),
         judged.physical_costs.ravel(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.figures import Picture, film_rows, film_strip, learning_curve, looping
-from embodied_wm.evaluation.oracle import QUANTITIES, ObjectiveKind
+from embodied_wm.evaluation.judged import JudgedWorldModel, ObjectiveKind, check_fits
 from embodied_wm.evaluation.pages_imagination import in_unit
 from embodied_wm.evaluation.pages_planning import episode_strip, thinned
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
@@ -111,11 +111,12 @@ def plan_once(
         ValueError: If the model belongs to another robot or camera.
     """
     began = time.monotonic()
-    camera = _check_robot(world_model, task)
+    model = JudgedWorldModel(world_model, task, objective=objective, weights=weights)
+    check_fits(model, task)
     recorder = RecordingPlanner(planner)
-    agent = ModelAgent(world_model, task, recorder, weights, objective=objective, context=context)
-    renderer = Renderer(task.model, *world_model.config.tokenizer.image_size, camera)
-    shown = _run(task, agent, recorder, renderer, seed, console)
+    agent = ModelAgent(model, recorder, context=context)
+    renderer = Renderer(task.model, *model.image_size, model.camera)
+    shown = _run(task, model, agent, recorder, renderer, seed, console)
     renderer.close()
     final, reached = float(shown.cost_m[-1]), bool(shown.cost_m[-1] <= task.tolerance_m)
     verdict = f"Goal {'reached' if reached else 'missed'}: the episode ends {100 * final:.1f} cm from it (tolerance "
@@ -159,26 +160,14 @@ def plan_once(
     return report
 
 
-def _check_robot(world_model: WorldModel, task: Task) -> str:
-    """Return the simulator's name of the model's camera."""
-    robot = world_model.embodiment
-    if robot.action_size != task.action_size:
-        raise ValueError(
-            f"the model wants actions of size {robot.action_size} ({robot.robot}); {task.name} has {task.action_size}: "
-            f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
-        )
-    camera = robot.camera.removeprefix("observation.images.")
-    if camera not in task.cameras:
-        raise ValueError(
-            f"the model sees the camera {robot.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
-            "that was "
-            f"trained on {task.name}, or another task=."
-        )
-    return camera
-
-
 def _run(
-    task: Task, agent: ModelAgent, recorder: RecordingPlanner, renderer: Renderer, seed: int, console: Console
+    task: Task,
+    model: JudgedWorldModel,
+    agent: ModelAgent,
+    recorder: RecordingPlanner,
+    renderer: Renderer,
+    seed: int,
+    console: Console,
 ) -> Shown:
     """Run the episode, then decode what was imagined (afterwards, so that it costs no decision time)."""
     start, goal, pair_seed = evaluation_pairs(task.name, 1, seed)[0]
@@ -192,17 +181,15 @@ def _run(
             states.append(brancher(states[-1], np.asarray(action, np.float32)[None, None]).states[0, 0])
             track.advance()
     goal_quantities = task.state_quantities(goal)
-    model, generator = agent.model, torch.Generator().manual_seed(seed)
+    model.reseed(seed)
     latents = torch.stack(
         [
-            model.imagine(context, plan.actions[None], kind=agent.kind, generator=generator)[0]
+            model.imagine(context, plan.actions[None])[0]
             for context, plan in zip(recorder.contexts, recorder.plans, strict=True)
         ]
     )
-    expected = None
-    if QUANTITIES in model.embodiment.readouts:
-        with torch.no_grad():
-            expected = task.cost(model.readout(QUANTITIES)(latents[:, -1]).double().cpu().numpy(), goal_quantities)
+    read = model.read(latents[:, -1])
+    expected = None if read is None else task.cost(read.double().cpu().numpy(), goal_quantities)
     replayed = brancher(start, recorder.plans[0].actions.cpu().numpy()[None]).states[0]
     brancher.close()
     frames = renderer.render_states(np.stack(states))

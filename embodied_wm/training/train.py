@@ -25,7 +25,7 @@ from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import Batch, Metrics, StageConfig, fit
 from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 
-READOUT_FEATURES = ("sim.quantities", "observation.state")
+READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
 TOKENIZER_WINDOW = 3
 CHANGE_BATCHES = 16
 

@@ -17,6 +17,7 @@ from embodied_wm.evaluation.branches import BranchConfig
 from embodied_wm.evaluation.dataset import DatasetJudged, judge_dataset
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
 from embodied_wm.evaluation.imagine import imagine_episode
+from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.pages_imagination import step_labels
 from embodied_wm.evaluation.plan_once import plan_once
 from embodied_wm.evaluation.planning import Episodes, measure_agents
@@ -67,10 +68,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EpisodeStore]:
 def judged(world_model: WorldModel) -> Judged:
     return judge_imagination(
         REACH,
-        world_model,
+        JudgedWorldModel(world_model, REACH, objective="latent", weights=StepWeights()),
         PLANNER,
         BranchConfig(num_branch_points=2, num_candidates=6, horizon=2),
-        objective="latent",
         weights=StepWeights(),
         seed=0,
         console=quiet(),
@@ -111,9 +111,9 @@ def test_imagination_sections_show_films_errors_and_costs(judged: Judged, tmp_pa
 
 def test_the_worst_case_is_the_worst(judged: Judged) -> None:
     """A future that was imagined without any error is never the one called worst."""
-    truth = np.stack([point.true_frames[0] for point in judged.points])
+    assert judged.imagined_frames is not None
     mixed = judged.imagined_frames.copy()
-    mixed[0] = truth[0]
+    mixed[0] = judged.true_frames[0]
     films = pages.imagination_sections(REACH, replace(judged, imagined_frames=mixed))[0]
     worst = next(picture for picture in films.pictures if picture.title == "Worst case")
     assert "60.0 dB" not in worst.caption
@@ -121,12 +121,13 @@ def test_the_worst_case_is_the_worst(judged: Judged) -> None:
 
 
 def test_one_branch_point_is_enough(judged: Judged) -> None:
+    assert judged.imagined_frames is not None
     single = replace(
         judged,
-        imagined_costs=judged.imagined_costs[:1],
-        physical_costs=judged.physical_costs[:1],
-        imagined_frames=judged.imagined_frames[:1],
-        points=judged.points[:1],
+        **{
+            name: getattr(judged, name)[:1]
+            for name in ("imagined_costs", "physical_costs", "imagined_frames", "true_frames", "contacts", "starts")
+        },
     )
     assert len(pages.imagination_sections(REACH, single)[0].pictures) == 2
 
@@ -314,3 +315,4 @@ def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) ->
 
 def test_labels_count_from_the_last_given_frame() -> None:
     assert step_labels(2, 2) == ["given, t-1", "given, t", "t+1", "t+2"]
+    assert step_labels(1, 2, [False, True]) == ["given, t", "t+1", "t+2 \u25cf"]

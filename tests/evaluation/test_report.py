@@ -4,18 +4,15 @@ import io
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Page
 from PIL import Image
 
-from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import figures
-from embodied_wm.evaluation.contact_sheet import write_contact_sheet
 from embodied_wm.evaluation.film import difference
 from embodied_wm.evaluation.page import format_number
 from embodied_wm.evaluation.report import (
@@ -31,28 +28,6 @@ from embodied_wm.evaluation.report import (
     write_report,
 )
 from embodied_wm.evaluation.statistics import wilson
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-class Page(HTMLParser):
-    """Collect tags, text and the values of <data> elements."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.values: list[float] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "data":
-            self.values.append(float(dict(attrs)["value"] or "nan"))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags[-1:] and self.tags[-1][0] != "style":
-            self.text += data
 
 
 def minimal(folder: Path, **changes: Any) -> Path:
@@ -247,44 +222,3 @@ def test_bad_pictures_are_refused(episode: tuple[np.ndarray, np.ndarray]) -> Non
         figures.film_strip(real, imagined, labels=["a", "b"])
     with pytest.raises(figures.PictureError, match="three equal"):
         figures.cost_scatter([1.0, 2.0], [1.0], ["a", "b"])
-
-
-@pytest.mark.render
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on PATH; install Debian's chromium to check the page")
-@pytest.mark.parametrize(("page", "width", "num_figures"), [("report", 400, 6), ("report", 1200, 6), ("store", 400, 3)])
-def test_page_fits_its_window(
-    example: Path, tiny_store: Path, tmp_path: Path, page: str, width: int, num_figures: int
-) -> None:
-    """In a real browser nothing sticks out sideways, every picture loads, and ink is drawn.
-
-    The page sits in a frame of the wanted width, because headless windows have a least width; a script outside of it
-    measures.
-    """
-    if page == "report":
-        shutil.copy(example.with_suffix(".html"), tmp_path / "page.html")
-    else:
-        write_contact_sheet(EpisodeStore.open(tiny_store), tmp_path / "page.html")
-    (tmp_path / "outer.html").write_text(
-        f'<body style="margin:0"><iframe src="page.html" style="border:0;width:{width}px;height:2400px"></iframe>'
-        "<script>"
-        'onload = () => { const d = document.querySelector("iframe").contentDocument;'
-        "document.title = JSON.stringify({wide: d.documentElement.scrollWidth,"
-        'broken: [...d.images].filter(i => !i.naturalWidth).length, figures: d.querySelectorAll("figure").length}); }'
-        "</script>"
-    )
-    command = [
-        str(CHROMIUM),
-        *["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-        *["--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--hide-scrollbars"],
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={max(width, 500)},2400",
-    ]
-    target = (tmp_path / "outer.html").as_uri()
-    done = subprocess.run([*command, "--dump-dom", target], capture_output=True, text=True, timeout=60, check=True)
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None, done.stderr
-    assert json.loads(title[1]) == {"wide": width, "broken": 0, "figures": num_figures}
-    shot = tmp_path / "page.png"
-    subprocess.run([*command, f"--screenshot={shot}", target], capture_output=True, timeout=60, check=True)
-    pixels = np.asarray(Image.open(shot).convert("L"))[:, :width]
-    assert 0.01 < (pixels < 128).mean() < 0.5

@@ -1,0 +1,198 @@
+"""What the judge needs of a model: the adapter by which any model, ours or not, is judged and plans.
+
+`benchmark imagination` and `benchmark planning` know a model by `JudgedModel` alone; `JudgedWorldModel` is ours. To
+have another one judged, subclass `JudgedModel` and name a function that makes it:
+
+    def load(checkpoint: Path, setup: PlanningSetup) -> JudgedModel: ...
+
+    embodied-wm benchmark imagination task=push checkpoint=gru.pt adapter=my_adapter.py:load
+
+The required parts are `encode` (once per frame), `prefill` (once per decision), `imagine` (all candidates, from that
+one context: keep it shared, it is what makes a decision fast) and `objective` (the cost of imagined states). The
+optional ones return None where a model cannot; what needs them is left out of the report, which says so.
+`scripts/judge_recurrent.py` and `scripts/judge_lewm.py` are examples.
+
+Shapes: C context frames, S candidates, H horizon, A action size, Q the task's quantities.
+"""
+
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from embodied_wm.evaluation.oracle import task_cost
+from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from planners.base import Objective
+from planners.objectives import GoalDistance, StateCost, StepWeights
+from sim.tasks.base import Task
+
+ObjectiveKind = Literal["latent", "state"]
+QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
+
+
+class JudgedModel(Protocol):
+    """Imagine what a planner asks for, from frames; it is a planner's `Dynamics`, too.
+
+    Attributes:
+        camera: The simulator's name of the camera whose frames the model sees.
+        image_size: Height and width of those frames.
+        action_size: A.
+        action_low: Smallest action that a planner may try, [A].
+        action_high: Largest.
+    """
+
+    camera: str
+    image_size: tuple[int, int]
+    action_size: int
+    action_low: Tensor
+    action_high: Tensor
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Return what the model keeps of each frame: uint8 [N, h, w, 3] to codes [N, ...]."""
+        ...
+
+    def prefill(self, codes: Tensor, actions: Tensor) -> Any:
+        """Return the context that all candidates start from.
+
+        Args:
+            codes: Codes of the last frames, oldest first, [C, ...].
+            actions: The C - 1 actions between them, [C - 1, A].
+        """
+        ...
+
+    def imagine(self, context: Any, actions: Tensor) -> Tensor:
+        """Return the states [S, H, ...] after each action of S candidates [S, H, A]."""
+        ...
+
+    def objective(self, goal_frame: Tensor) -> Objective:
+        """Return the cost of imagined states towards a goal image, uint8 [h, w, 3]: the one that planning minimises."""
+        ...
+
+    def reseed(self, seed: int) -> None:
+        """Restart the model's noise; a model without noise has nothing to do."""
+
+    def observe(self, codes: Tensor, actions: Tensor) -> Tensor | None:
+        """Return the states [N, T, ...] after *seeing* frames: codes [N, T, ...], and actions [N, T - 1, A] between.
+
+        Optional: `latent_mse`, ceilings, `optimism` and what is compared with the present need it.
+        """
+        return None
+
+    def decode(self, states: Tensor, seen: Tensor) -> Tensor | None:
+        """Return frames uint8 [..., h, w, 3] of states; `seen` is the last frame given. Optional: films, PSNR, SSIM."""
+        return None
+
+    def read(self, states: Tensor) -> Tensor | None:
+        """Return the task's quantities [..., Q], in its units. Optional: errors in metres, and ghost motion."""
+        return None
+
+    def touches(self, states: Tensor) -> Tensor | None:
+        """Return whether a contact that counts happened in the step to each state, bool [...]. Optional."""
+        return None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what identifies the weights ("checkpoint") and the training data ("dataset"), for the report."""
+        return {}
+
+
+class JudgedWorldModel(JudgedModel):
+    """Our world model: codes and states are latents, the context is the cached one that all candidates share."""
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        task: Task,
+        *,
+        objective: ObjectiveKind,
+        weights: StepWeights,
+        kind: ActionKind = "real",
+        num_steps: int = 1,
+    ) -> None:
+        """Take a model and what it is judged on.
+
+        Args:
+            world_model: The model.
+            task: Says which quantities the goal is about.
+            objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
+                latents and from the goal's latents, and takes their distance in metres.
+            weights: How much each imagined step counts.
+            kind: How actions condition the model.
+            num_steps: Denoising steps per imagined frame.
+        """
+        if objective == "state":
+            world_model.readout(QUANTITIES)  # says what to do where there is none
+        self.world_model, self.task, self.weights = world_model, task, weights
+        self.kind: ActionKind = kind
+        self.objective_kind: ObjectiveKind = objective
+        self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
+        self.device = next(world_model.parameters()).device
+        self.camera = world_model.embodiment.camera.removeprefix("observation.images.")
+        self.image_size = world_model.config.tokenizer.image_size
+        self.action_size = self.dynamics.action_size
+        self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Return standardised latents."""
+        return self.world_model.encode(frames.to(self.device))
+
+    def prefill(self, codes: Tensor, actions: Tensor) -> Any:
+        """Return keys and values of the context, computed once."""
+        return self.world_model.prefill_latents(codes, actions.to(self.device), kind=self.kind)
+
+    def imagine(self, context: Any, actions: Tensor) -> Tensor:
+        """Return imagined latents; all candidates get the same noise, so that it does not decide between them."""
+        return self.dynamics.imagine(context, actions.to(self.device))
+
+    @torch.no_grad()
+    def objective(self, goal_frame: Tensor) -> Objective:
+        """Return the distance to the goal, in latents or in what is read from them."""
+        goal = self.encode(goal_frame)
+        if self.objective_kind == "latent":
+            return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
+        readout = self.world_model.readout(QUANTITIES)
+        return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
+
+    def reseed(self, seed: int) -> None:
+        """Restart the noise of imagination."""
+        self.dynamics.generator.manual_seed(seed)
+
+    def observe(self, codes: Tensor, actions: Tensor) -> Tensor:
+        """Return the codes: a latent is of one frame."""
+        return codes
+
+    def decode(self, states: Tensor, seen: Tensor) -> Tensor:
+        """Return decoded frames, blended into the last one seen where nothing changed."""
+        return self.world_model.decode(states, seen=seen.to(self.device))
+
+    def read(self, states: Tensor) -> Tensor | None:
+        """Return what the readout of the task's quantities says, if the model has it."""
+        return self._readout(QUANTITIES, states)
+
+    def touches(self, states: Tensor) -> Tensor | None:
+        """Return whether the readout of contacts says more yes than no, if the model has it."""
+        found = self._readout(CONTACT, states)
+        return None if found is None else found[..., 0] > 0.5
+
+    @torch.no_grad()
+    def _readout(self, feature: str, states: Tensor) -> Tensor | None:
+        has_it = feature in self.world_model.embodiment.readouts
+        return self.world_model.readout(feature)(states) if has_it else None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Return the fingerprints of the weights and of the store that they were trained on."""
+        return {"dataset": self.world_model.card.get("fingerprint"), "checkpoint": self.world_model.fingerprint()}
+
+
+def check_fits(model: JudgedModel, task: Task) -> None:
+    """Raise ValueError unless a model's actions and camera are the task's."""
+    if model.action_size != task.action_size:
+        raise ValueError(
+            f"the model wants actions of size {model.action_size}; {task.name} has {task.action_size}: "
+            f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
+        )
+    if model.camera not in task.cameras:
+        raise ValueError(
+            f"the model sees the camera {model.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
+            f"that was trained on {task.name}, or another task=."
+        )
