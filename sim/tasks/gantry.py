@@ -18,7 +18,6 @@ import numpy as np
 from sim.experts import constant_policy, noise_policy, segments
 from sim.tasks.base import Policy, Quantity, get_state
 
-
 ACTION_NAMES = ("hand_velocity_x", "hand_velocity_y", "hand_velocity_z", "hand_velocity_yaw", "grip_velocity")
 ACTION_SCALE = (0.25, 0.25, 0.25, 2.0, 0.08)
 STEP = 0.1 * np.array(ACTION_SCALE)
@@ -30,7 +29,7 @@ HAND_HEIGHT_M = (0.07, 0.15)
 FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014
 GAP_OPEN_M, GAP_HOLDING_M = 2.0 * FINGER_OPEN_M, 2.0 * FINGER_HOLDING_M
 HOVER_M = 0.05
-CLEAR_M = 0.11
+CLEAR_M, CARRY_M = 0.11, 0.09
 TRAVEL_M = 0.035
 
 HAND_QUANTITIES = (
@@ -130,7 +129,7 @@ def grasp_cost(hand: np.ndarray, cube: np.ndarray) -> np.ndarray:
 
 
 def descent_cost(cube: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return how far, in metres, a cube [..., 5] is below the funnel by which its goal [..., 5] is come to from above."""
+    """Return how far, in metres, a cube [..., 5] is below the funnel that leads down to its goal [..., 5]."""
     offset = np.sqrt(np.square(cube[..., :2] - goal[..., :2]).sum(axis=-1))
     wanted = goal[..., 2] + TRAVEL_M * np.clip((offset - 0.008) / 0.03, 0.0, 1.0)
     return np.maximum(wanted - cube[..., 2], 0.0)
@@ -160,7 +159,7 @@ def _bring(hand: np.ndarray, cube: np.ndarray, target: np.ndarray) -> np.ndarray
     """Return the action of a hand [5] that holds a cube [5] and brings it to `target` [3] from above."""
     error = target - cube[:3]
     offset = np.linalg.norm(error[:2])
-    travel = max(target[2], HALF_CUBE_M + 0.01) + TRAVEL_M
+    travel = max(target[2] + TRAVEL_M, CARRY_M)
     if offset < 0.012:
         move = error
     elif cube[2] < travel - 0.02:
@@ -196,7 +195,6 @@ def carry(index: int, target: np.ndarray, *, release: bool) -> Policy:
         return _fetch(hand, cube, hand[3] + turn / 4.0)
 
     return policy
-
 
 
 def meddle(index: int, rng: np.random.Generator) -> Policy:

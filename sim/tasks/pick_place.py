@@ -2,8 +2,8 @@
 # (mujoco's names live in a compiled module without stubs)
 """Pick and place: lift a cube and bring it to where it is in a goal image: on a shelf, in the air, or on the table.
 
-The arm is that of `sim.tasks.gantry`, and so are the reasons for it. The shelf is 6 cm high: nothing gets there, or into
-the air, without a grasp. Only the cube's place counts.
+The arm is that of `sim.tasks.gantry`, and so are the reasons for it. The shelf is 6 cm high: no cube gets there, or
+into the air, without a grasp. Only the cube's place counts.
 """
 
 import mujoco
@@ -96,7 +96,7 @@ PICK_PLACE = Task(
     action_names=gantry.ACTION_NAMES,
     action_scale=gantry.ACTION_SCALE,
     substeps=gantry.CONTROL_SUBSTEPS,
-    episode_steps=50,
+    episode_steps=32,
     quantities=(*gantry.HAND_QUANTITIES, *gantry.cube_quantity_list("cube")),
     quantities_of=quantities_of,
     proprioception=gantry.PROPRIOCEPTION,
@@ -112,5 +112,5 @@ PICK_PLACE = Task(
     objects={"cube": (5, 6, 7)},
     contact_sensor="hand_touch",
     approach_cost=approach_cost,
-    oracle_planner={"horizon": 10, "num_candidates": 64, "num_iterations": 3},
+    oracle_planner={"horizon": 8, "num_candidates": 32, "num_iterations": 2, "num_elites": 6, "num_kept": 3},
 )
