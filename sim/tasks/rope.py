@@ -62,7 +62,7 @@ def _draw_rope(rng: np.random.Generator) -> np.ndarray:
     """Draw a smoothly bent rope that lies on the table, [13, 2]."""
     along = np.linspace(0.0, 1.0, NUM_POINTS - 1)
     while True:
-        bend = rng.normal(scale=1.0) * along + rng.normal(scale=0.7) * np.sin(2.0 * np.pi * (along + rng.random()))
+        bend = rng.normal(scale=0.9) * along + rng.normal(scale=0.5) * np.sin(2.0 * np.pi * (along + rng.random()))
         heading = rng.uniform(-np.pi, np.pi) + bend
         steps = EDGE_M * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
         points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
