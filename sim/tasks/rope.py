@@ -255,7 +255,7 @@ ROPE = Task(
     action_names=("finger_velocity_x", "finger_velocity_y", "finger_velocity_z"),
     action_scale=(MAX_SPEED_M_S, MAX_SPEED_M_S, MAX_SPEED_M_S),
     substeps=5,
-    episode_steps=40,
+    episode_steps=50,
     quantities=(
         *(Quantity(name=f"finger_{axis}", unit="m") for axis in "xyz"),
         *(Quantity(name=f"point_{point}_{axis}", unit="m") for point in range(NUM_SHOWN) for axis in "xy"),
@@ -278,5 +278,13 @@ ROPE = Task(
     objects={name: (3 + 2 * point, 4 + 2 * point) for name, point in (("head", 0), ("middle", 3), ("tail", 6))},
     contact_sensor="touch",
     approach_cost=approach_cost,
-    oracle_planner={"horizon": 10, "num_candidates": 40, "num_iterations": 2, "num_elites": 6, "num_kept": 3},
+    oracle_planner={
+        "horizon": 10,
+        "num_candidates": 60,
+        "num_iterations": 2,
+        "num_elites": 8,
+        "num_kept": 3,
+        "initial_std": 0.9,
+        "noise_correlation": 0.8,
+    },
 )
