@@ -1,10 +1,13 @@
 """The tasks, by name."""
 
 from sim.tasks.base import Task
+from sim.tasks.pick_place import PICK_PLACE
 from sim.tasks.push import PUSH
 from sim.tasks.reach import REACH
+from sim.tasks.rope import ROPE
+from sim.tasks.stack import STACK
 
-_TASKS = {task.name: task for task in (REACH, PUSH)}
+_TASKS = {task.name: task for task in (REACH, PUSH, PICK_PLACE, STACK, ROPE)}
 
 
 def task_names() -> tuple[str, ...]:

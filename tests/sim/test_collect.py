@@ -44,7 +44,7 @@ def test_replaying_stored_actions_reproduces_frames_and_physics_exactly(recorded
         rows = episode["features"]
         frames, states = replay(task, rows, rows["action"])
         assert np.array_equal(states, rows["sim.physics"])
-        assert np.array_equal(frames, rows["observation.images.top"])
+        assert np.array_equal(frames, rows[f"observation.images.{task.cameras[0]}"])
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
@@ -54,14 +54,14 @@ def test_shifting_actions_by_one_row_is_noticed(recorded, shift):
         rows = episode["features"]
         frames, states = replay(task, rows, np.roll(rows["action"], shift, axis=0))
         assert not np.array_equal(states, rows["sim.physics"])
-        assert not np.array_equal(frames, rows["observation.images.top"])
+        assert not np.array_equal(frames, rows[f"observation.images.{task.cameras[0]}"])
 
 
 def test_stored_states_render_to_stored_frames(recorded):
     task, episodes = recorded
     rows = episodes[0]["features"]
     renderer = Renderer(task.model, SIZE, SIZE, task.cameras[0])
-    assert np.array_equal(renderer.render_states(rows["sim.physics"]), rows["observation.images.top"])
+    assert np.array_equal(renderer.render_states(rows["sim.physics"]), rows[f"observation.images.{task.cameras[0]}"])
     renderer.close()
 
 

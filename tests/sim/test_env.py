@@ -134,7 +134,7 @@ def test_bad_arguments_say_what_is_valid(env):
         env.step(np.zeros(env.task.action_size + 1))
     with pytest.raises(ValueError, match=r"'begin'.*'start' and 'goal'"):
         env.reset(options={"begin": 1})
-    with pytest.raises(ValueError, match="valid cameras are top"):
+    with pytest.raises(ValueError, match=f"valid cameras are {', '.join(env.task.cameras)}"):
         MujocoTaskEnv(env.task.name, camera="wrist")
     with pytest.raises(ValueError, match="rgb_array"):
         MujocoTaskEnv(env.task.name, render_mode="human")
