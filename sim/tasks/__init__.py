@@ -1,10 +1,13 @@
 """The tasks, by name."""
 
 from sim.tasks.base import Task
+from sim.tasks.drawer import DRAWER
+from sim.tasks.maze import MAZE
 from sim.tasks.push import PUSH
+from sim.tasks.push_t import PUSH_T
 from sim.tasks.reach import REACH
 
-_TASKS = {task.name: task for task in (REACH, PUSH)}
+_TASKS = {task.name: task for task in (REACH, PUSH, PUSH_T, MAZE, DRAWER)}
 
 
 def task_names() -> tuple[str, ...]:

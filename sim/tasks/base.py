@@ -45,6 +45,7 @@ class Task:
         proprioception_of: Positions and velocities to proprioception [..., P].
         proprioception_limits: Bound on the size of each, generous, for the observation space.
         goal_indices: Which quantities the goal is about, all in metres; the cost is their Euclidean distance.
+        goal_points: How many points those are coordinates of; the cost is the root mean square of their distances.
         tolerance_m: Success means a cost of at most this.
         cameras: Camera names; the first is the default.
         objects: Things that must not move untouched: name to the indices of their x and y among the quantities.
@@ -79,6 +80,7 @@ class Task:
     objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     reversible: bool = False
     contact_sensor: str | None = None
+    goal_points: int = 1
     approach_cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     @property
@@ -152,7 +154,7 @@ class Task:
         """Return the distance to the goal in metres, [...], of quantities [..., Q]; goal [Q] or broadcastable."""
         index = list(self.goal_indices)
         difference = np.asarray(quantities)[..., index] - np.asarray(goal_quantities)[..., index]
-        return np.sqrt(np.square(difference).sum(axis=-1))
+        return np.sqrt(np.square(difference).sum(axis=-1) / self.goal_points)
 
     def planning_cost(self, quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
         """Return the cost plus the approach cost, [...], in metres: what a planner that sees quantities minimises."""
