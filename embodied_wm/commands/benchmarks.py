@@ -1,7 +1,7 @@
 """The benchmark verbs: measure, then write report.json and report.html."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
 from embodied_wm.evaluation.latent_actions import measure_latent_actions
-from embodied_wm.evaluation.lineup import CONTROLLERS, PlanningSetup, line_up, train_baselines
+from embodied_wm.evaluation.lineup import CONTROLLERS, NEED_NO_MODEL, PlanningSetup, line_up, train_baselines
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.report import Headline, run_record, write_report
@@ -50,6 +50,12 @@ def planned_steps(planner: Any) -> int:
 def camera_of(model: WorldModel) -> str:
     """Return the simulator's name of the model's camera."""
     return model.embodiment.camera.removeprefix("observation.images.")
+
+
+def view_of(model: WorldModel) -> tuple[int, int]:
+    """Return height and width of the model's frames."""
+    height, width = model.config.tokenizer.image_size
+    return height, width
 
 
 def benchmark_imagination(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
@@ -93,67 +99,101 @@ def imagination_headline(judged: Judged) -> list[Headline]:
     return found
 
 
-def benchmark_planning(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
-    """Measure closed-loop planning against baselines and the oracle."""
+def benchmark_planning(model: WorldModel | None, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Measure closed-loop planning against baselines and the oracle; without a model, the oracle and what needs none."""
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
-    planning = config["planning"]
-    wanted = list(planning["controllers"])
-    unknown = [name for name in wanted if name not in CONTROLLERS]
-    if unknown:
-        raise ValueError(f"unknown controller {unknown[0]!r}; choose from: {', '.join(CONTROLLERS)}")
-    checkpoint = run_dir / "model"
-    model.save(checkpoint)
-    makers = dict(line_up(checkpoint, setup))
-    if {"behaviour_cloning", "inverse_dynamics"} & set(wanted):
-        makers |= train_baselines(checkpoint, training_latents(model, console), run_dir, seed=seed)
+    task = get_task(setup.task)
     runs, measures = measure_planning(
-        model,
         setup,
-        {name: makers[name] for name in wanted},
-        num_pairs=planning["num_pairs"],
+        planning_agents(model, setup, config["planning"]["controllers"], run_dir, seed=seed, console=console),
+        view=view_of(model) if model else (config["task"]["image_size"],) * 2,
+        camera=camera_of(model) if model else config["task"]["camera"] or task.cameras[0],
+        num_pairs=config["planning"]["num_pairs"],
         seed=seed,
         console=console,
     )
-    task = get_task(setup.task)
-    headline = [Headline(label="success", value=measures["success"], unit="%", target=0.9)] if "model" in wanted else []
-    if "cpg" in measures:
-        headline.append(Headline(label="oracle minus model", value=measures["cpg"], unit="%", better="lower"))
-    if "seconds_per_decision" in measures:
-        headline.append(
-            Headline(
-                label="one decision", value=scaled(measures["seconds_per_decision"], 1e3), unit="ms", better="lower"
-            )
-        )
+    marks = fingerprints(model) if model else {}
     page = write_report(
         run_dir,
         kind="planning",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **marks),
         tasks={task.name: measures},
         sections=pages.planning_sections(task, runs, measures),
-        headline=headline,
+        headline=planning_headline(measures),
         title=f"Closed-loop planning: {task.name}",
     )
+    for name, run in runs.items():
+        console.print(f"{name}: success {run.success.mean():.2f}, at any step {run.success_any.mean():.2f}")
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
+def planning_agents(
+    model: WorldModel | None, setup: PlanningSetup, wanted: Sequence[str], run_dir: Path, *, seed: int, console: Console
+) -> dict[str, Any]:
+    """Return what makes each of the wanted agents; the model's own checkpoint goes into the run folder.
+
+    Raises:
+        ValueError: An unknown controller, or one that needs a model where there is none.
+    """
+    valid = CONTROLLERS if model else NEED_NO_MODEL
+    unknown = [name for name in wanted if name not in valid]
+    if unknown:
+        why = "unknown controller" if unknown[0] not in CONTROLLERS else "without a model there is no controller"
+        raise ValueError(f"{why} {unknown[0]!r}; choose from: {', '.join(valid)}")
+    if model is None:
+        makers = dict(line_up(None, setup))
+    else:
+        checkpoint = run_dir / "model"
+        model.save(checkpoint)
+        makers = dict(line_up(checkpoint, setup))
+        if {"behaviour_cloning", "inverse_dynamics"} & set(wanted):
+            makers |= train_baselines(checkpoint, training_latents(model, console), run_dir, seed=seed)
+    return {name: makers[name] for name in wanted}
+
+
+def planning_headline(measures: Mapping[str, Any]) -> list[Headline]:
+    """Return the key figures of planning, those that were measured."""
+    found = []
+    if "success" in measures:
+        found.append(Headline(label="success", value=measures["success"], unit="%", target=0.9))
+    elif "success.oracle" in measures:
+        found.append(Headline(label="oracle's success", value=measures["success.oracle"], unit="%", target=0.95))
+    if "cpg" in measures:
+        found.append(Headline(label="oracle minus model", value=measures["cpg"], unit="%", better="lower"))
+    if "seconds_per_decision" in measures:
+        decision = scaled(measures["seconds_per_decision"], 1e3)
+        found.append(Headline(label="one decision", value=decision, unit="ms", better="lower"))
+    return found
+
+
 def measure_planning(
-    model: WorldModel,
     setup: PlanningSetup,
     makers: Mapping[str, Any],
     *,
+    view: tuple[int, int],
+    camera: str,
     num_pairs: int,
     seed: int,
     console: Console,
 ) -> tuple[dict[str, Episodes], dict[str, Any]]:
-    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs and measures."""
+    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs and measures.
+
+    Args:
+        setup: What plans, and how.
+        makers: Agent to what makes it.
+        view: Height and width of the frames.
+        camera: The simulator's name of their camera.
+        num_pairs: Start and goal pairs.
+        seed: Of pairs, candidates and noise.
+        console: Where progress is shown.
+    """
     task = get_task(setup.task)
-    size, camera = model.config.tokenizer.image_size, camera_of(model)
-    runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=size, camera=camera, console=console)
+    runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=view, camera=camera, console=console)
     timed = [name for name in makers if name not in ("random", "zero")]
     seconds = {
         name: time_decisions(
-            task, makers[name](), num_episodes=TIMED_EPISODES, seed=seed, image_size=size, camera=camera
+            task, makers[name](), num_episodes=TIMED_EPISODES, seed=seed, image_size=view, camera=camera
         )
         for name in timed
     }
@@ -194,7 +234,7 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
         agent,
         num_episodes=TIMED_EPISODES,
         seed=seed,
-        image_size=model.config.tokenizer.image_size,
+        image_size=view_of(model),
         camera=camera_of(model),
     )
     measures = measure_agents({}, {"model": times}, planned_steps=planned_steps(setup.planner), seed=seed)
@@ -261,13 +301,16 @@ __all__ = [
     "benchmark_latent_actions",
     "benchmark_planning",
     "benchmark_speed",
+    "camera_of",
     "fingerprints",
     "imagination_headline",
     "judge_task",
     "latent_action_measures",
     "measure_planning",
+    "planning_agents",
     "resolved",
     "scaled",
     "setup_of",
     "training_latents",
+    "view_of",
 ]
