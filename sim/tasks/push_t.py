@@ -88,6 +88,8 @@ def _contacts() -> tuple[np.ndarray, np.ndarray]:
 
 
 CONTACTS_M, INWARD = _contacts()
+BEFORE_M = CONTACTS_M - (PUSHER_RADIUS_M + CLEARANCE_M) * INWARD
+"""Where the pusher stands before it pushes at each contact, in the T's frame."""
 
 
 def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -107,45 +109,54 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
             return state_from_positions(model, np.array([*goal, *pusher]))
 
 
-_DEPTHS_M = np.arange(0.005, 0.09, 0.005)
+def _push_effects() -> np.ndarray:
+    """Return how far a push of one metre at each contact moves the key points, [contacts, 6], in the T's frame.
 
-
-def predicted_costs(pose: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return the cost (m) after pushing at each contact by each depth, [contacts, depths].
-
-    The push turns the T about its centre as quasi-static friction with an elliptic limit surface would.
+    Quasi-static friction with an elliptic limit surface, to first order: a push turns the T as much as it is off its
+    centre.
     """
     arm = CONTACTS_M[:, 0] * INWARD[:, 1] - CONTACTS_M[:, 1] * INWARD[:, 0]
-    share = _DEPTHS_M / (1.0 + np.square(arm / GYRATION_M))[:, None]
-    turn = share * (arm / GYRATION_M**2)[:, None]
-    middle = pose[2] + 0.5 * turn
-    cos, sin = np.cos(middle), np.sin(middle)
-    x, y = INWARD[:, 0, None], INWARD[:, 1, None]
-    moved = np.stack(
-        [pose[0] + share * (cos * x - sin * y), pose[1] + share * (sin * x + cos * y), pose[2] + turn], axis=-1
-    )
-    error = to_world(moved, KEY_POINTS_M) - to_world(goal, KEY_POINTS_M)
-    return np.sqrt(np.square(error).sum(axis=-1).mean(axis=-1))
+    share = 1.0 / (1.0 + np.square(arm / GYRATION_M))
+    turn = share * arm / GYRATION_M**2
+    across = np.stack([-KEY_POINTS_M[:, 1], KEY_POINTS_M[:, 0]], axis=-1)
+    return ((share[:, None] * INWARD)[:, None] + turn[:, None, None] * across).reshape(len(CONTACTS_M), 6)
+
+
+_EFFECTS = _push_effects()
+_EFFECT_SIZES = np.sqrt(np.square(_EFFECTS).sum(axis=-1))
+
+
+def best_pushes(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best push at each contact.
+
+    Args:
+        missing: Way of the key points to their goals in the T's frame, [..., 6], in metres.
+
+    Returns:
+        The cost that the push leaves, and its depth, [..., contacts] each, in metres.
+    """
+    gains = np.maximum(missing @ (_EFFECTS / _EFFECT_SIZES[:, None]).T, 0.0)
+    left = np.square(missing).sum(axis=-1)[..., None] - np.square(gains)
+    return np.sqrt(np.maximum(left, 0.0) / len(KEY_POINTS_M)), gains / _EFFECT_SIZES
 
 
 def push_to(goal: np.ndarray) -> Policy:
     """Return a policy that pushes the T to the pose `goal` [3], one good push after another."""
     contact: int | None = None
+    wanted = to_world(goal, KEY_POINTS_M)
 
     def policy(state: np.ndarray) -> np.ndarray:
         nonlocal contact
-        pose, pusher = state[1:4], from_world(state[1:4], state[4:6])
-        error = to_world(pose, KEY_POINTS_M) - to_world(goal, KEY_POINTS_M)
-        cost = np.sqrt(np.square(error).sum(axis=-1).mean())
-        costs = predicted_costs(pose, goal)
+        pose = state[1:4]
+        pusher, missing = from_world(pose, state[4:6]), from_world(pose, wanted) - KEY_POINTS_M
+        cost = np.sqrt(np.square(missing).sum() / len(KEY_POINTS_M))
         if cost < 0.004:
             return np.zeros(2)
-        if contact is None or costs[contact].min() > cost - 0.0015:
-            outside = CONTACTS_M - (PUSHER_RADIUS_M + CLEARANCE_M) * INWARD
-            travel = np.sqrt(np.square(outside - pusher).sum(axis=-1))
-            contact = int(np.argmin(costs.min(axis=1) + 0.02 * travel))
-        depth = float(_DEPTHS_M[int(np.argmin(costs[contact]))])
-        return _turned(_approach(pusher, contact, depth), pose[2])
+        left, depths = best_pushes(missing.ravel())
+        if contact is None or left[contact] > cost - 0.0015:
+            way = np.sqrt(np.square(BEFORE_M - pusher).sum(axis=-1))
+            contact = int(np.argmin(left + 0.02 * way))
+        return _turned(_approach(pusher, contact, depths[contact]), pose[2])
 
     return policy
 
@@ -165,8 +176,7 @@ def _approach(pusher: np.ndarray, contact: int, depth: float) -> np.ndarray:
     aside = offset - (offset @ inward) * inward
     if np.linalg.norm(aside) < 0.006 and along < 0.012:
         return min(depth - min(along, 0.0), STEP_M) * inward - aside
-    before = CONTACTS_M[contact] - (PUSHER_RADIUS_M + CLEARANCE_M) * inward
-    return _walk(pusher, before, inward)
+    return _walk(pusher, BEFORE_M[contact], inward)
 
 
 def _walk(pusher: np.ndarray, target: np.ndarray, inward: np.ndarray) -> np.ndarray:
@@ -219,16 +229,18 @@ def play_policy(rng: np.random.Generator) -> Policy:
 
 
 def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
-    """Return 0.2 times the pusher's distance from the T, [...], in metres.
+    """Return the cost that the best single push would leave, plus 0.15 times the way to where it starts, [...], in m.
 
-    Until the pusher touches the T, the T's pose says nothing about which action is better.
+    Until the pusher is at the right side of the T, the T's pose says nothing about which action is better.
     """
-    offset = quantities[..., 0:2] - quantities[..., 2:4]
     cos, sin = quantities[..., 4], quantities[..., 5]
-    inside = np.stack(
-        [cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], axis=-1
-    )
-    return 0.2 * np.maximum(distance_to_surface(inside) - PUSHER_RADIUS_M, 0.0)
+    to_t = np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)], axis=-2)
+    error = (goal_quantities[..., 6:12] - quantities[..., 6:12]).reshape(*cos.shape, 3, 2)
+    missing = np.einsum("...ij,...kj->...ki", to_t, error)
+    left, _ = best_pushes(missing.reshape(*cos.shape, 6))
+    pusher = np.einsum("...ij,...j->...i", to_t, quantities[..., 0:2] - quantities[..., 2:4])
+    way = np.sqrt(np.square(BEFORE_M - pusher[..., None, :]).sum(axis=-1))
+    return (left + 0.15 * way).min(axis=-1)
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
