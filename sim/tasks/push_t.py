@@ -17,17 +17,19 @@ MAX_SPEED_M_S = 0.3
 STEP_M = 0.1 * MAX_SPEED_M_S
 PUSHER_RADIUS_M = 0.016
 CLEARANCE_M = 0.008
-CIRCLE_M = 0.115
 START_FIELD_M = 0.08
 GOAL_FIELD_M = 0.10
 PUSHER_FIELD_M = 0.185
 GOAL_SHIFT_M = (0.03, 0.10)
 GOAL_TURN_RAD = (0.2, 1.0)
 MIN_GOAL_DISTANCE_M = 0.06
+_COMPASS = np.arange(24) * np.pi / 12
 BOXES_M = np.array([[0.0, 0.0257, 0.06, 0.015], [0.0, -0.0343, 0.015, 0.045]])
 """Bar and stem in the T's frame: centre x, y and half size x, y, as in the model."""
 KEY_POINTS_M = np.array([[-0.045, 0.0257], [0.045, 0.0257], [0.0, -0.0643]])
 """Middles of the bar's left and right end and of the stem's end, in the T's frame."""
+MIN_GAIN_M = 0.0015
+WAY_WEIGHT = 0.02
 GYRATION_M = 0.045
 """Friction torque over friction force: how far from the centre a push turns the T as much as it shifts it."""
 
@@ -109,54 +111,58 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
             return state_from_positions(model, np.array([*goal, *pusher]))
 
 
-def _push_effects() -> np.ndarray:
-    """Return how far a push of one metre at each contact moves the key points, [contacts, 6], in the T's frame.
-
-    Quasi-static friction with an elliptic limit surface, to first order: a push turns the T as much as it is off its
-    centre.
-    """
-    arm = CONTACTS_M[:, 0] * INWARD[:, 1] - CONTACTS_M[:, 1] * INWARD[:, 0]
-    share = 1.0 / (1.0 + np.square(arm / GYRATION_M))
-    turn = share * arm / GYRATION_M**2
-    across = np.stack([-KEY_POINTS_M[:, 1], KEY_POINTS_M[:, 0]], axis=-1)
-    return ((share[:, None] * INWARD)[:, None] + turn[:, None, None] * across).reshape(len(CONTACTS_M), 6)
+# Quasi-static friction with an elliptic limit surface: a push shifts the T less, and turns it more, the further its line
+# is from the centre. Per metre of push at each contact, [contacts, 1]: metres of shift along the push, radians of turn.
+_ARMS_M = (CONTACTS_M[:, 0] * INWARD[:, 1] - CONTACTS_M[:, 1] * INWARD[:, 0])[:, None]
+_SHARES = 1.0 / (1.0 + np.square(_ARMS_M / GYRATION_M))
+_TURNS = _SHARES * _ARMS_M / GYRATION_M**2
+_DEPTHS_M = np.arange(0.005, 0.09, 0.005)
+_ACROSS_M = np.stack([-KEY_POINTS_M[:, 1], KEY_POINTS_M[:, 0]], axis=-1)
+_EFFECTS = ((_SHARES * INWARD)[:, None] + _TURNS[..., None] * _ACROSS_M).reshape(len(CONTACTS_M), 6)
+_UNIT_EFFECTS = _EFFECTS / np.sqrt(np.square(_EFFECTS).sum(axis=-1, keepdims=True))
 
 
-_EFFECTS = _push_effects()
-_EFFECT_SIZES = np.sqrt(np.square(_EFFECTS).sum(axis=-1))
-
-
-def best_pushes(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best push at each contact.
+def cost_after_push(missing: np.ndarray) -> np.ndarray:
+    """Return the cost that the best push at each contact leaves, to first order, [..., contacts], in metres.
 
     Args:
         missing: Way of the key points to their goals in the T's frame, [..., 6], in metres.
-
-    Returns:
-        The cost that the push leaves, and its depth, [..., contacts] each, in metres.
     """
-    gains = np.maximum(missing @ (_EFFECTS / _EFFECT_SIZES[:, None]).T, 0.0)
+    gains = np.maximum(missing @ _UNIT_EFFECTS.T, 0.0)
     left = np.square(missing).sum(axis=-1)[..., None] - np.square(gains)
-    return np.sqrt(np.maximum(left, 0.0) / len(KEY_POINTS_M)), gains / _EFFECT_SIZES
+    return np.sqrt(np.maximum(left, 0.0) / len(KEY_POINTS_M))
+
+
+def costs_of_pushes(wanted: np.ndarray) -> np.ndarray:
+    """Return the cost that a push at each contact by each of `_DEPTHS_M` leaves, [contacts, depths], in metres.
+
+    Args:
+        wanted: Where the key points should be, in the T's frame, [3, 2], in metres.
+    """
+    turn, shift = _TURNS * _DEPTHS_M, _SHARES * _DEPTHS_M
+    cos, sin = np.cos(0.5 * turn), np.sin(0.5 * turn)
+    x, y = INWARD[:, 0, None], INWARD[:, 1, None]
+    moved = np.stack([shift * (cos * x - sin * y), shift * (sin * x + cos * y), turn], axis=-1)
+    error = to_world(moved, KEY_POINTS_M) - wanted
+    return np.sqrt(np.square(error).sum(axis=-1).mean(axis=-1))
 
 
 def push_to(goal: np.ndarray) -> Policy:
     """Return a policy that pushes the T to the pose `goal` [3], one good push after another."""
     contact: int | None = None
-    wanted = to_world(goal, KEY_POINTS_M)
 
     def policy(state: np.ndarray) -> np.ndarray:
         nonlocal contact
         pose = state[1:4]
-        pusher, missing = from_world(pose, state[4:6]), from_world(pose, wanted) - KEY_POINTS_M
-        cost = np.sqrt(np.square(missing).sum() / len(KEY_POINTS_M))
+        pusher, wanted = from_world(pose, state[4:6]), from_world(pose, to_world(goal, KEY_POINTS_M))
+        cost = np.sqrt(np.square(wanted - KEY_POINTS_M).sum(axis=-1).mean())
         if cost < 0.004:
             return np.zeros(2)
-        left, depths = best_pushes(missing.ravel())
-        if contact is None or left[contact] > cost - 0.0015:
+        costs = costs_of_pushes(wanted)
+        if contact is None or costs[contact].min() > cost - MIN_GAIN_M:
             way = np.sqrt(np.square(BEFORE_M - pusher).sum(axis=-1))
-            contact = int(np.argmin(left + 0.02 * way))
-        return _turned(_approach(pusher, contact, depths[contact]), pose[2])
+            contact = int(np.argmin(costs.min(axis=1) + WAY_WEIGHT * way))
+        return _turned(_approach(pusher, contact, _DEPTHS_M[np.argmin(costs[contact])]), pose[2])
 
     return policy
 
@@ -176,26 +182,36 @@ def _approach(pusher: np.ndarray, contact: int, depth: float) -> np.ndarray:
     aside = offset - (offset @ inward) * inward
     if np.linalg.norm(aside) < 0.006 and along < 0.012:
         return min(depth - min(along, 0.0), STEP_M) * inward - aside
-    return _walk(pusher, BEFORE_M[contact], inward)
+    return _walk(pusher, BEFORE_M[contact])
 
 
-def _walk(pusher: np.ndarray, target: np.ndarray, inward: np.ndarray) -> np.ndarray:
-    """Return a step (m) towards `target` that leaves the T alone: straight where free, else by a circle round it."""
-    way = target - pusher
-    samples = pusher + np.linspace(0.15, 1.0, 12)[:, None] * way
-    if distance_to_surface(samples).min() > PUSHER_RADIUS_M + 0.001:
-        return way
-    radius = float(np.linalg.norm(pusher))
-    out = pusher / max(radius, 1e-6)
-    if radius < CIRCLE_M - 0.01 and distance_to_surface(pusher + 0.02 * out) <= PUSHER_RADIUS_M:
-        offsets = 0.02 * np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], axis=-1)
-        return offsets[int(np.argmax(distance_to_surface(pusher + offsets)))]
-    entry = target - 0.5 * CIRCLE_M * inward
-    angle, wanted = np.arctan2(pusher[1], pusher[0]), np.arctan2(entry[1], entry[0])
-    turn = (wanted - angle + np.pi) % (2.0 * np.pi) - np.pi
-    step = np.clip(turn, -0.28, 0.28) if radius > CIRCLE_M - 0.03 else 0.0
-    next_radius = radius + np.clip(CIRCLE_M - radius, -STEP_M, STEP_M)
-    return next_radius * np.array([np.cos(angle + step), np.sin(angle + step)]) - pusher
+_VIAS_M = np.concatenate(
+    [radius * np.stack([np.cos(_COMPASS), np.sin(_COMPASS)], axis=-1) for radius in (0.075, 0.095, 0.12)]
+)
+
+
+def _is_clear(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Tell whether the pusher can go straight from `start` to `end`, [..., 2] each, without touching the T."""
+    part = np.linspace(0.15, 1.0, 12)[:, None]
+    places = start[..., None, :] + part * (end - start)[..., None, :]
+    return distance_to_surface(places).min(axis=-1) > PUSHER_RADIUS_M + 0.001
+
+
+def _walk(pusher: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return a step (m) towards `target` that leaves the T alone: straight where that is clear, else by one corner."""
+    if _is_clear(pusher, target):
+        return target - pusher
+    open_vias = _VIAS_M[_is_clear(pusher, _VIAS_M) & _is_clear(_VIAS_M, target)]
+    if len(open_vias):
+        length = np.sqrt(np.square(open_vias - pusher).sum(axis=-1)) + np.sqrt(np.square(target - open_vias).sum(axis=-1))
+        return open_vias[np.argmin(length)] - pusher
+    angle, radius = np.arctan2(pusher[1], pusher[0]), float(np.linalg.norm(pusher))
+    if radius > 0.09:
+        turn = (np.arctan2(target[1], target[0]) - angle + np.pi) % (2.0 * np.pi) - np.pi
+        angle += np.clip(turn, -0.28, 0.28)
+        return 0.12 * np.array([np.cos(angle), np.sin(angle)]) - pusher
+    offsets = 0.02 * np.stack([np.cos(_COMPASS), np.sin(_COMPASS)], axis=-1)
+    return offsets[int(np.argmax(distance_to_surface(pusher + offsets)))]
 
 
 def chase(aim: np.ndarray, speed: float) -> Policy:
@@ -237,7 +253,7 @@ def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.nda
     to_t = np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)], axis=-2)
     error = (goal_quantities[..., 6:12] - quantities[..., 6:12]).reshape(*cos.shape, 3, 2)
     missing = np.einsum("...ij,...kj->...ki", to_t, error)
-    left, _ = best_pushes(missing.reshape(*cos.shape, 6))
+    left = cost_after_push(missing.reshape(*cos.shape, 6))
     pusher = np.einsum("...ij,...j->...i", to_t, quantities[..., 0:2] - quantities[..., 2:4])
     way = np.sqrt(np.square(BEFORE_M - pusher[..., None, :]).sum(axis=-1))
     return (left + 0.15 * way).min(axis=-1)
