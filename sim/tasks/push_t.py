@@ -2,8 +2,8 @@
 # (mujoco's names live in a compiled module without stubs)
 """Push-T: bring a T-shaped block to a place and a direction, with a velocity-controlled pusher, on a 40 cm table.
 
-The camera looks down, slightly tilted. The T slides with dry friction and does not move unless touched. Its pose counts
-through three points of it, the middles of the bar's two ends and of the stem's end: the cost is the root mean square of
+The camera looks down, slightly tilted. The T slides as on a film of oil: it moves where it is pushed, stops where it is
+left, and a push shifts and turns it the same way in every direction. Its pose counts through three points of it, the middles of the bar's two ends and of the stem's end: the cost is the root mean square of
 their distances to where they should be, so 2 cm is a shift of 2 cm or a turn of 20 degrees.
 """
 
@@ -31,7 +31,7 @@ KEY_POINTS_M = np.array([[-0.045, 0.0257], [0.045, 0.0257], [0.0, -0.0643]])
 MIN_GAIN_M = 0.0015
 WAY_WEIGHT = 0.02
 GYRATION_M = 0.045
-"""Friction torque over friction force: how far from the centre a push turns the T as much as it shifts it."""
+"""Root of angular over linear drag: how far from the centre a push turns the T as much as it shifts it."""
 
 
 def to_world(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
             return state_from_positions(model, np.array([*goal, *pusher]))
 
 
-# Quasi-static friction with an elliptic limit surface: a push shifts the T less, and turns it more, the further its line
+# Without inertia, and with drag alone: a push shifts the T less, and turns it more, the further its line
 # is from the centre. Per metre of push at each contact, [contacts, 1]: metres of shift along the push, radians of turn.
 _ARMS_M = (CONTACTS_M[:, 0] * INWARD[:, 1] - CONTACTS_M[:, 1] * INWARD[:, 0])[:, None]
 _SHARES = 1.0 / (1.0 + np.square(_ARMS_M / GYRATION_M))
@@ -271,7 +271,7 @@ PUSH_T = Task(
     action_names=("pusher_velocity_x", "pusher_velocity_y"),
     action_scale=(MAX_SPEED_M_S, MAX_SPEED_M_S),
     substeps=5,
-    episode_steps=60,
+    episode_steps=50,
     quantities=(
         *(Quantity(name=name, unit="m") for name in ("pusher_x", "pusher_y", "t_x", "t_y")),
         *(Quantity(name=name, unit="1") for name in ("t_yaw_cos", "t_yaw_sin")),
