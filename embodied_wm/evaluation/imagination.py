@@ -95,7 +95,6 @@ class ImaginationJudge:
         self.task, self.model, self.weights = task, world_model, weights
         self.objective: ObjectiveKind = objective
         self.num_steps, self.seed = num_steps, seed
-        self.goal_index = list(task.goal_indices)
         self.generator = torch.Generator().manual_seed(seed)
         self.brancher = Brancher(task)
 
@@ -142,11 +141,10 @@ class ImaginationJudge:
 
     def _states(self, point: BranchPoint, imagined: Tensor, true_latents: Tensor, rows: _Rows) -> None:
         truth, read = point.true_quantities, self._read(imagined)
-        index = self.goal_index
-        error = np.linalg.norm((read - truth)[..., index], axis=-1)
+        error = self.task.cost(read, truth)
         rows.curve("state_error", error)
-        rows.curve("state_error_true", np.linalg.norm((self._read(true_latents) - truth)[..., index], axis=-1))
-        rows.curve("state_error_copy", np.linalg.norm((point.quantities - truth)[..., index], axis=-1))
+        rows.curve("state_error_true", self.task.cost(self._read(true_latents), truth))
+        rows.curve("state_error_copy", self.task.cost(truth, point.quantities))
         for source in SOURCES:
             rows.curve(f"state_error.{source}", error[[name == source for name in point.sources]])
         for number, name in enumerate(self.task.quantity_names):
@@ -194,7 +192,7 @@ class ImaginationJudge:
         actions = np.concatenate([there, -there[:, ::-1]], axis=1)
         truth = self.brancher(point.physics, actions).quantities
         read = self._read(self._imagine(point, actions))
-        rows.value("stability", float(np.linalg.norm((read - truth)[:, -1][:, self.goal_index], axis=-1).mean()))
+        rows.value("stability", float(self.task.cost(read[:, -1], truth[:, -1]).mean()))
 
 
 def judge_imagination(

@@ -60,6 +60,25 @@ def test_branch_continues_an_episode_that_was_never_interrupted(name):
     assert np.array_equal(branch(task, state, actions).states[0, -1], get_state(task.model, data))
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_replay_from_a_restored_state_is_exact_over_200_steps(name):
+    task = get_task(name)
+    state, data = middle_of_an_episode(task, seed=2)
+    policy = task.play_policy(np.random.default_rng(7))
+    actions, states = [], []
+    for _ in range(200):
+        actions.append(policy(get_state(task.model, data)))
+        _, warning = task.step(task.model, data, actions[-1])
+        assert warning is None
+        states.append(get_state(task.model, data))
+    assert np.array_equal(branch(task, state, np.stack(actions)[None]).states[0], np.stack(states))
+    other = mujoco.MjData(task.model)
+    set_state(task.model, other, state)
+    for action, expected in zip(actions, states, strict=True):
+        task.step(task.model, other, action)
+        assert np.array_equal(get_state(task.model, other), expected)
+
+
 def test_a_brancher_can_be_used_again_and_takes_a_state_per_candidate():
     task = get_task("push")
     brancher = Brancher(task, num_threads=2)
@@ -145,7 +164,13 @@ def cross_entropy_plan(task, brancher, state, goal_quantities, mean, rng):
     return mean
 
 
-@pytest.mark.parametrize("name", TASKS)
+HEAVY = ("push_t", "drawer")
+"""Tasks whose search takes more than some seconds; their experts solve them in the default suite."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in TASKS]
+)
 def test_oracle_planner_solves_the_task(name):
     task = get_task(name)
     brancher = Brancher(task, num_threads=2)
