@@ -99,6 +99,7 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
         ("edit operation=merge out=x", ["give sources=[...]"]),
         ("benchmark plan", ["no measure 'plan'", "did you mean planning"]),
         ("benchmark planning task=reach", ["give checkpoint=..."]),
+        ("benchmark planning dynamics=oracle checkpoint=x", ["no option 'checkpoint'"]),
         ("imagine checkpoint=x data.path=y device=3 horizon=a", ["horizon=a", "whole number"]),
         ("train data.path=x resume=true", ["needs run_dir"]),
     ],

@@ -55,7 +55,13 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
     makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
     runs, planned = benchmarks.measure_planning(
-        behind, setup, makers, num_pairs=config["planning"]["num_pairs"], seed=seed, console=console
+        setup,
+        makers,
+        view=behind.image_size,
+        camera=behind.camera,
+        num_pairs=config["planning"]["num_pairs"],
+        seed=seed,
+        console=console,
     )
     codes = benchmarks.latent_action_measures(few, store, seed=seed)
     speed = measure_speed(model, config["speed"], console=console)

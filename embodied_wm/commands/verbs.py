@@ -135,7 +135,8 @@ def benchmark_planning(config: Config, run: Run) -> None:
     """Measure closed-loop planning."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_planning(judged_checkpoint(config), config, run.folder, run.console)
+    checkpoint = judged_checkpoint(config) if "checkpoint" in config else None  # dynamics=oracle has none
+    benchmarks.benchmark_planning(checkpoint, config, run.folder, run.console)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:

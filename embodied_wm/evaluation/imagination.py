@@ -145,7 +145,6 @@ class ImaginationJudge:
 
     def __init__(self, task: Task, model: JudgedModel, *, weights: StepWeights) -> None:
         self.task, self.model, self.weights = task, model, weights
-        self.goal_index = list(task.goal_indices)
         self.brancher = Brancher(task)
         self.rows = _Rows()
 
@@ -223,16 +222,16 @@ class ImaginationJudge:
         self.rows.value("spread_skill", spearman(spread.numpy(), error.mean(1).numpy()))
 
     def _states(self, point: BranchPoint, imagined: _Imagined) -> None:
-        truth, read, index = point.true_quantities, self._read(imagined.states), self.goal_index
-        self.rows.curve("state_error_copy", np.linalg.norm((point.start.quantities - truth)[..., index], axis=-1))
+        truth, read = point.true_quantities, self._read(imagined.states)
+        self.rows.curve("state_error_copy", self.task.cost(truth, point.start.quantities))
         if read is None:
             self.rows.lacks("read")
             return
-        error = np.linalg.norm((read - truth)[..., index], axis=-1)
+        error = self.task.cost(read, truth)
         self.rows.curve("state_error", error)
         seen = self._read(imagined.true_states)
         if seen is not None:
-            self.rows.curve("state_error_true", np.linalg.norm((seen - truth)[..., index], axis=-1))
+            self.rows.curve("state_error_true", self.task.cost(seen, truth))
         for source in SOURCES:
             self.rows.curve(f"state_error.{source}", error[[name == source for name in point.sources]])
         if self.task.contact_sensor is not None:
@@ -314,8 +313,7 @@ class ImaginationJudge:
         read = self._read(self.model.imagine(imagined.context, torch.from_numpy(actions)))
         if read is not None:
             truth = self.brancher(point.start.physics, actions).quantities
-            error = np.linalg.norm((read - truth)[:, -1][:, self.goal_index], axis=-1)
-            self.rows.value("stability", float(error.mean()))
+            self.rows.value("stability", float(self.task.cost(read[:, -1], truth[:, -1]).mean()))
 
 
 def favourites(costs: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from planners.objectives import StepWeights
 from sim.tasks import get_task
 
 CONTROLLERS = ("model", "oracle", "behaviour_cloning", "inverse_dynamics", "random", "zero")
+NEED_NO_MODEL = ("oracle", "random", "zero")
 POLICIES = {"behaviour_cloning": 25, "inverse_dynamics": 8}
 """Baseline to the farthest goal, in frames, that it is trained on."""
 
@@ -140,11 +141,11 @@ def train_baselines(
     return makers
 
 
-def line_up(checkpoint: Path, setup: PlanningSetup) -> dict[str, Callable[[], Agent]]:
-    """Return what makes the agents that need no training: model, oracle, random, zero."""
-    return {
-        "model": partial(make_model_agent, checkpoint, setup),
+def line_up(checkpoint: Path | None, setup: PlanningSetup) -> dict[str, Callable[[], Agent]]:
+    """Return what makes the agents that need no training: model (where there is a checkpoint), oracle, random, zero."""
+    needless: dict[str, Callable[[], Agent]] = {
         "oracle": partial(make_oracle_agent, setup),
         "random": partial(make_random_agent, setup, 1.0),
         "zero": partial(make_random_agent, setup, 0.0),
     }
+    return needless if checkpoint is None else {"model": partial(make_model_agent, checkpoint, setup), **needless}

@@ -1,13 +1,16 @@
 """The tasks, by name."""
 
 from sim.tasks.base import Task
+from sim.tasks.drawer import DRAWER
+from sim.tasks.maze import MAZE
 from sim.tasks.pick_place import PICK_PLACE
 from sim.tasks.push import PUSH
+from sim.tasks.push_t import PUSH_T
 from sim.tasks.reach import REACH
 from sim.tasks.rope import ROPE
 from sim.tasks.stack import STACK
 
-_TASKS = {task.name: task for task in (REACH, PUSH, PICK_PLACE, STACK, ROPE)}
+_TASKS = {task.name: task for task in (REACH, PUSH, PUSH_T, MAZE, DRAWER, PICK_PLACE, STACK, ROPE)}
 
 
 def task_names() -> tuple[str, ...]:

@@ -45,8 +45,7 @@ class Task:
         proprioception_of: Positions and velocities to proprioception [..., P].
         proprioception_limits: Bound on the size of each, generous, for the observation space.
         goal_indices: Which quantities the goal is about, all in metres; the cost is their Euclidean distance.
-        num_goal_points: How many points these are the places of, where the cost is to be the root of their mean
-            squared distance.
+        goal_points: How many points those are coordinates of; the cost is the root mean square of their distances.
         tolerance_m: Success means a cost of at most this.
         cameras: Camera names; the first is the default.
         objects: Things that must not move untouched: name to the indices of its place among the quantities.
@@ -58,8 +57,6 @@ class Task:
         expert: (goal state, rng) to a scripted policy that solves the task.
         approach_cost: What a planner should also keep small, (quantities, goal quantities) to metres [...]; None
             where the cost alone shows the way. It never counts for success.
-        oracle_planner: Settings of `planners.CEM`, by name, with which the oracle solves the task; empty where its
-            own are enough.
     """
 
     name: str
@@ -83,9 +80,8 @@ class Task:
     objects: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     reversible: bool = False
     contact_sensor: str | None = None
+    goal_points: int = 1
     approach_cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    num_goal_points: int = 1
-    oracle_planner: Mapping[str, int | float] = field(default_factory=dict)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -158,7 +154,7 @@ class Task:
         """Return the distance to the goal in metres, [...], of quantities [..., Q]; goal [Q] or broadcastable."""
         index = list(self.goal_indices)
         difference = np.asarray(quantities)[..., index] - np.asarray(goal_quantities)[..., index]
-        return np.sqrt(np.square(difference).sum(axis=-1) / self.num_goal_points)
+        return np.sqrt(np.square(difference).sum(axis=-1) / self.goal_points)
 
     def planning_cost(self, quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
         """Return the cost plus the approach cost, [...], in metres: what a planner that sees quantities minimises."""

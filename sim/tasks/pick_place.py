@@ -112,5 +112,4 @@ PICK_PLACE = Task(
     objects={"cube": (5, 6, 7)},
     contact_sensor="hand_touch",
     approach_cost=approach_cost,
-    oracle_planner={"horizon": 8, "num_candidates": 32, "num_iterations": 2, "num_elites": 6, "num_kept": 3},
 )

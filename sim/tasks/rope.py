@@ -268,7 +268,7 @@ ROPE = Task(
     proprioception_of=proprioception_of,
     proprioception_limits=(1.0, 1.0, 1.0, 10.0, 10.0, 10.0),
     goal_indices=tuple(range(3, 3 + 2 * NUM_SHOWN)),
-    num_goal_points=NUM_SHOWN,
+    goal_points=NUM_SHOWN,
     tolerance_m=0.025,
     cameras=("top", "front"),
     reset=reset,
@@ -278,13 +278,4 @@ ROPE = Task(
     objects={name: (3 + 2 * point, 4 + 2 * point) for name, point in (("head", 0), ("middle", 3), ("tail", 6))},
     contact_sensor="touch",
     approach_cost=approach_cost,
-    oracle_planner={
-        "horizon": 10,
-        "num_candidates": 60,
-        "num_iterations": 2,
-        "num_elites": 8,
-        "num_kept": 3,
-        "initial_std": 0.9,
-        "noise_correlation": 0.8,
-    },
 )

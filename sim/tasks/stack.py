@@ -117,5 +117,4 @@ STACK = Task(
     objects={"red": (5, 6, 7), "blue": (10, 11, 12)},
     contact_sensor="hand_touch",
     approach_cost=approach_cost,
-    oracle_planner={"horizon": 8, "num_candidates": 32, "num_iterations": 2, "num_elites": 6, "num_kept": 3},
 )

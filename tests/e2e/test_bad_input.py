@@ -218,7 +218,8 @@ def test_a_model_of_another_task(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("collect task=pull out=x", ["task=pull", "push, reach"]),
+        ("collect task=pull out=x", ["task=pull", "did you mean", "push", "reach"]),
+        ("benchmark planning dynamics=orakel", ["dynamics=orakel", "did you mean oracle"]),
         ("plan planner=mppi checkpoint=x", ["planner=mppi", "cem, random_shooting"]),
         ("train model=giant data.path=x", ["model=giant", "nano"]),
         (

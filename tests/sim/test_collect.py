@@ -15,6 +15,7 @@ from sim.render import Renderer
 
 TASKS = task_names()
 SIZE = 32
+PLAY: dict[str, Any] = {"num_episodes": 30, "seed": 0, "image_size": 8, "num_workers": 1}
 pytestmark = pytest.mark.render
 
 
@@ -108,12 +109,26 @@ def test_reach_play_covers_workspace_and_actions():
         assert np.histogram(channel, bins=5, range=(-1, 1))[0].min() > 0.08 * len(actions)
 
 
-def test_push_play_moves_the_box_in_many_steps():
-    episodes = list(collect("push", num_episodes=40, seed=0, image_size=8, num_workers=1))
-    boxes = np.stack([episode["features"]["sim.quantities"][:, 2:4] for episode in episodes])
-    moved = np.linalg.norm(np.diff(boxes, axis=1), axis=-1) > 1e-3
-    assert 0.3 < moved.mean() < 0.6
+@pytest.mark.parametrize(("name", "places"), [("push", (2, 3)), ("push_t", (2, 3)), ("drawer", (0,))])
+def test_play_moves_the_object_in_many_steps(name, places):
+    episodes = list(collect(name, num_episodes=30, seed=0, image_size=8, num_workers=1))
+    objects = np.stack([episode["features"]["sim.quantities"][:, list(places)] for episode in episodes])
+    moved = np.linalg.norm(np.diff(objects, axis=1), axis=-1) > 1e-3
+    assert 0.3 < moved.mean() < 0.55
     assert np.mean([episode["info"]["contact_steps"] > 0 for episode in episodes]) > 0.8
+
+
+def test_push_t_play_turns_the_t_and_drawer_play_uses_its_whole_range():
+    turns = [episode["features"]["sim.quantities"][:, 4:6] for episode in collect(**PLAY, task_name="push_t")]
+    assert np.mean([np.linalg.norm(turn[0] - turn[-1]) > 0.3 for turn in turns]) > 0.4
+    openings = np.concatenate([e["features"]["sim.quantities"][:, 0] for e in collect(**PLAY, task_name="drawer")])
+    assert np.histogram(openings, bins=4, range=(0.0, 0.12))[0].min() > 0.1 * len(openings)
+
+
+def test_maze_play_visits_every_cell():
+    places = np.concatenate([e["features"]["sim.quantities"] for e in collect(**PLAY, task_name="maze")])
+    visits = np.histogram2d(*places.T, bins=5, range=[(-0.2, 0.2)] * 2)[0]
+    assert visits.min() > 0.002 * len(places)
 
 
 def test_bad_arguments_say_what_is_valid():

@@ -40,8 +40,8 @@ def assert_same(first, second):
 
 
 def test_ids_are_registered():
-    assert "embodied_wm/Reach-v0" in gymnasium.registry
-    assert "embodied_wm/Push-v0" in gymnasium.registry
+    for name in ("Reach", "Push", "PushT", "Maze", "Drawer"):
+        assert f"embodied_wm/{name}-v0" in gymnasium.registry
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.render
 
 
-def draw(task, states, size=64):
-    renderer = Renderer(task.model, size, size, task.cameras[0])
+def draw(task, states, size=64, camera=None):
+    renderer = Renderer(task.model, size, size, camera or task.cameras[0])
     frames = renderer.render_states(states)
     renderer.close()
     return frames
@@ -37,6 +37,20 @@ def test_goal_and_start_look_different(name):
         assert frames.shape == (2, 64, 64, 3)
         changed = np.abs(frames[0] - frames[1]).max(axis=-1) > 40
         assert changed.sum() > 30
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_camera_sees_start_and_goal_from_its_own_place(name):
+    task = get_task(name)
+    assert len(task.cameras) >= 2
+    rng = np.random.default_rng(0)
+    start = task.reset(task.model, rng)
+    states = np.stack([start, task.sample_goal(task.model, start, rng)])
+    views = [draw(task, states, camera=camera).astype(int) for camera in task.cameras]
+    for frames in views:
+        assert (np.abs(frames[0] - frames[1]).max(axis=-1) > 40).sum() > 20
+        assert len(np.unique(frames[0].reshape(-1, 3) // 32, axis=0)) >= 5
+    assert (np.abs(views[0][0] - views[1][0]).max(axis=-1) > 20).mean() > 0.3
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -86,7 +100,7 @@ def test_rendering_is_fast_enough_to_collect_with():
 
 def test_bad_arguments_say_what_is_valid():
     model = get_task("reach").model
-    with pytest.raises(ValueError, match=r"'side'.*\['top'\]"):
+    with pytest.raises(ValueError, match=r"'side'.*\['top', 'front'\]"):
         Renderer(model, 64, 64, "side")
     with pytest.raises(ValueError, match="at least 1"):
         Renderer(model, 0, 64, "top")

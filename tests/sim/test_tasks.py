@@ -12,8 +12,8 @@ from sim.physics import get_state, set_state, state_size
 TASKS = task_names()
 
 
-def test_there_are_reach_and_push():
-    assert set(TASKS) >= {"reach", "push"}
+def test_the_suite_has_its_tasks():
+    assert set(TASKS) >= {"reach", "push", "push_t", "maze", "drawer"}
 
 
 def test_unknown_task_lists_the_valid_names():
