@@ -93,8 +93,9 @@ def _adapter(place: str) -> Loads:
         return getattr(module, function)
     except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"adapter={place}: {error}. Expected package.module:function or path/to/file.py:function, a function that "
-            "takes (checkpoint, setup) and returns a JudgedModel (see embodied_wm/evaluation/judged.py)"
+            f"adapter={place} cannot be loaded: {error}. An adapter is package.module:function or "
+            "path/to/file.py:function, which takes (checkpoint, setup) and returns a JudgedModel; what it imports must "
+            "be installed (see embodied_wm/evaluation/judged.py)"
         ) from error
 
 

@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 
 class Visit(NamedTuple):
-    """Hold what a browser made of a page: its document, what its console said, and every address that the page asked for."""
+    """Hold a page as a browser made it: its document, what its console said, what addresses it asked for."""
 
     html: str
     console: list[str]
