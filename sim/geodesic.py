@@ -40,18 +40,26 @@ class Geodesics:
     def distance(self, points: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return the length of the shortest way from points [..., 2] to `goal` [2], [...], in metres.
 
-        Points and goals that are inside a wall count as the nearest place beside it.
+        Points and goals that are inside a wall count as the nearest place beside it; points beyond the grid first go
+        straight to its border.
         """
-        field = self._field(float(goal[0]), float(goal[1]))
-        last = len(field) - 1
-        scaled = np.clip((np.asarray(points) + self.half_size_m) / self.spacing_m, 0.0, last - 1e-9)
+        return self.distances(points, np.asarray(goal)[None])[..., 0]
+
+    def distances(self, points: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Return the lengths of the shortest ways from points [..., 2] to each of the goals [G, 2], [..., G]."""
+        points = np.asarray(points)
+        fields = np.stack([self._field(float(x), float(y)) for x, y in goals])
+        last = fields.shape[-1] - 1
+        inside = np.clip(points, -self.half_size_m, self.half_size_m)
+        scaled = np.clip((inside + self.half_size_m) / self.spacing_m, 0.0, last - 1e-9)
         low = scaled.astype(int)
         part = scaled - low
         i, j, u, v = low[..., 0], low[..., 1], part[..., 0], part[..., 1]
-        near = (1 - u) * ((1 - v) * field[i, j] + v * field[i, j + 1])
-        far = u * ((1 - v) * field[i + 1, j] + v * field[i + 1, j + 1])
-        straight = np.sqrt(np.square(np.asarray(points) - np.asarray(goal)).sum(axis=-1))
-        return np.maximum(near + far, straight)
+        near = (1 - u) * ((1 - v) * fields[:, i, j] + v * fields[:, i, j + 1])
+        far = u * ((1 - v) * fields[:, i + 1, j] + v * fields[:, i + 1, j + 1])
+        beyond = np.sqrt(np.square(points - inside).sum(axis=-1))
+        straight = np.sqrt(np.square(points[..., None, :] - goals).sum(axis=-1))
+        return np.maximum(np.moveaxis(near + far + beyond, 0, -1), straight)
 
     @staticmethod
     def _clearance(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:

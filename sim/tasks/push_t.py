@@ -7,10 +7,13 @@ left, and a push shifts and turns it the same way in every direction. Its pose c
 their distances to where they should be, so 2 cm is a shift of 2 cm or a turn of 20 degrees.
 """
 
+import functools
+
 import mujoco
 import numpy as np
 
 from sim.experts import constant_policy, noise_policy, segments
+from sim.geodesic import Geodesics
 from sim.tasks.base import Policy, Quantity, Task, state_from_positions
 
 MAX_SPEED_M_S = 0.3
@@ -23,7 +26,7 @@ PUSHER_FIELD_M = 0.185
 GOAL_SHIFT_M = (0.03, 0.10)
 GOAL_TURN_RAD = (0.2, 1.0)
 MIN_GOAL_DISTANCE_M = 0.06
-_COMPASS = np.arange(24) * np.pi / 12
+_COMPASS = np.stack([np.cos(np.arange(24) * np.pi / 12), np.sin(np.arange(24) * np.pi / 12)], axis=-1)
 BOXES_M = np.array([[0.0, 0.0257, 0.06, 0.015], [0.0, -0.0343, 0.015, 0.045]])
 """Bar and stem in the T's frame: centre x, y and half size x, y, as in the model."""
 KEY_POINTS_M = np.array([[-0.045, 0.0257], [0.045, 0.0257], [0.0, -0.0643]])
@@ -79,7 +82,7 @@ def _contacts() -> tuple[np.ndarray, np.ndarray]:
     """Return points on the T's outline, and the direction into the T at each, [N, 2] each, in its frame."""
     points, normals = [], []
     for x, y, half_x, half_y in BOXES_M:
-        for along in np.linspace(-0.85, 0.85, 7):
+        for along in np.linspace(-0.85, 0.85, 5):
             points += [[x + along * half_x, y + side * half_y] for side in (-1.0, 1.0)]
             normals += [[0.0, -side] for side in (-1.0, 1.0)]
             points += [[x + side * half_x, y + along * half_y] for side in (-1.0, 1.0)]
@@ -160,7 +163,7 @@ def push_to(goal: np.ndarray) -> Policy:
             return np.zeros(2)
         costs = costs_of_pushes(wanted)
         if contact is None or costs[contact].min() > cost - MIN_GAIN_M:
-            way = np.sqrt(np.square(BEFORE_M - pusher).sum(axis=-1))
+            way = ways().distances(pusher, BEFORE_M)
             contact = int(np.argmin(costs.min(axis=1) + WAY_WEIGHT * way))
         return _turned(_approach(pusher, contact, _DEPTHS_M[np.argmin(costs[contact])]), pose[2])
 
@@ -185,33 +188,17 @@ def _approach(pusher: np.ndarray, contact: int, depth: float) -> np.ndarray:
     return _walk(pusher, BEFORE_M[contact])
 
 
-_VIAS_M = np.concatenate(
-    [radius * np.stack([np.cos(_COMPASS), np.sin(_COMPASS)], axis=-1) for radius in (0.075, 0.095, 0.12)]
-)
-
-
-def _is_clear(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Tell whether the pusher can go straight from `start` to `end`, [..., 2] each, without touching the T."""
-    part = np.linspace(0.15, 1.0, 12)[:, None]
-    places = start[..., None, :] + part * (end - start)[..., None, :]
-    return distance_to_surface(places).min(axis=-1) > PUSHER_RADIUS_M + 0.001
+@functools.cache
+def ways() -> Geodesics:
+    """Return the shortest ways of the pusher round the T, in the T's frame."""
+    return Geodesics(BOXES_M, radius_m=PUSHER_RADIUS_M + 0.002, half_size_m=0.13)
 
 
 def _walk(pusher: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return a step (m) towards `target` that leaves the T alone: straight where that is clear, else by one corner."""
-    if _is_clear(pusher, target):
+    """Return a step (m) along the shortest way to `target`, round the T."""
+    if ways().distance(pusher, target) < STEP_M:
         return target - pusher
-    open_vias = _VIAS_M[_is_clear(pusher, _VIAS_M) & _is_clear(_VIAS_M, target)]
-    if len(open_vias):
-        length = np.sqrt(np.square(open_vias - pusher).sum(axis=-1)) + np.sqrt(np.square(target - open_vias).sum(axis=-1))
-        return open_vias[np.argmin(length)] - pusher
-    angle, radius = np.arctan2(pusher[1], pusher[0]), float(np.linalg.norm(pusher))
-    if radius > 0.09:
-        turn = (np.arctan2(target[1], target[0]) - angle + np.pi) % (2.0 * np.pi) - np.pi
-        angle += np.clip(turn, -0.28, 0.28)
-        return 0.12 * np.array([np.cos(angle), np.sin(angle)]) - pusher
-    offsets = 0.02 * np.stack([np.cos(_COMPASS), np.sin(_COMPASS)], axis=-1)
-    return offsets[int(np.argmax(distance_to_surface(pusher + offsets)))]
+    return STEP_M * _COMPASS[int(np.argmin(ways().distance(pusher + 0.6 * STEP_M * _COMPASS, target)))]
 
 
 def chase(aim: np.ndarray, speed: float) -> Policy:
@@ -245,7 +232,7 @@ def play_policy(rng: np.random.Generator) -> Policy:
 
 
 def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
-    """Return the cost that the best single push would leave, plus 0.15 times the way to where it starts, [...], in m.
+    """Return the cost that the best single push would leave, plus 0.15 times the way round the T to where it starts, [...], in m.
 
     Until the pusher is at the right side of the T, the T's pose says nothing about which action is better.
     """
@@ -255,7 +242,7 @@ def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.nda
     missing = np.einsum("...ij,...kj->...ki", to_t, error)
     left = cost_after_push(missing.reshape(*cos.shape, 6))
     pusher = np.einsum("...ij,...j->...i", to_t, quantities[..., 0:2] - quantities[..., 2:4])
-    way = np.sqrt(np.square(BEFORE_M - pusher[..., None, :]).sum(axis=-1))
+    way = ways().distances(pusher, BEFORE_M)
     return (left + 0.15 * way).min(axis=-1)
 
 
