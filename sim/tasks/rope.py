@@ -2,8 +2,9 @@
 # (mujoco's names live in a compiled module without stubs)
 """Rope: bring a rope on a table into the shape that a goal image shows, with a fingertip that drags it.
 
-The rope is a MuJoCo flex of one dimension: 13 points that slide on the table with dry friction, so that it stays as it
-is left, joined by edges of constant length; weak springs between next neighbours but one resist kinks. The fingertip
+The rope is a MuJoCo flex of one dimension: 13 points that slide on the table with dry friction, joined by edges of
+constant length. Dampers between next neighbours but one resist kinking; springs would too, but a bent rope would creep
+under their load, and this one stays exactly as it is left. It may lie across itself. The fingertip
 moves up and down too: pressed onto the rope it drags it by friction, beside it it pushes it, raised it passes over. It
 is driven by velocities along x, y and z, so controls are the actions times a constant and candidates can be replayed in
 native threads. The cost is the root mean square distance of every other point from its place in the goal.

@@ -60,7 +60,7 @@ def test_pressed_it_drags_and_raised_it_passes_over():
         assert result.contacts.all()
         over = branch(task, press_on_middle(seed, 0.03), actions * [1.0, 1.0, 0.0])
         assert not over.contacts.any()
-        assert np.abs(rope.rope_points(over.states[0, -1][1:])[6] - middle).max() < 1e-4
+        assert np.abs(rope.rope_points(over.states[0, -1][1:])[6] - middle).max() < 1e-6
 
 
 def test_rope_keeps_its_length_and_stays_where_it_is_left():
@@ -73,13 +73,13 @@ def test_rope_keeps_its_length_and_stays_where_it_is_left():
         for _ in range(40):
             state = brancher(state, policy(state)[None, None]).states[0, 0]
             edges = np.linalg.norm(np.diff(rope.rope_points(state[1:]), axis=0), axis=-1)
-            assert np.abs(edges / rope.EDGE_M - 1.0).max() < 0.2  # while it is pulled hard
+            assert np.abs(edges / rope.EDGE_M - 1.0).max() < 0.25  # while it is pulled hard
         away = np.zeros((1, 20, 3))
         away[:, :6, 2] = 1.0
         states = brancher(state, away).states[0]
         lying = rope.rope_points(states[-1][1:])
         assert np.abs(np.linalg.norm(np.diff(lying, axis=0), axis=-1) / rope.EDGE_M - 1.0).max() < 0.04
-        assert np.abs(lying - rope.rope_points(states[9][1:])).max() < 1e-4
+        assert np.abs(lying - rope.rope_points(states[9][1:])).max() < 1e-5
     brancher.close()
 
 
