@@ -7,17 +7,16 @@ An episode depends on the task, the seed and its number alone, so the number of 
 
 import itertools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from sim.physics import get_state, raise_instability, set_state
-from sim.render import Renderer
+from sim.physics import raise_instability
 from sim.tasks import get_task
 from sim.tasks.base import Task
+from sim.variation import factor_names
 from sim.workers import end_with_parent
 
 EPISODE_ROWS = 50
@@ -28,9 +27,9 @@ def features(
     task: Task, image_size: int = 64, camera: str | None = None
 ) -> dict[str, tuple[str, tuple[int, ...], tuple[str, ...], tuple[str, ...]]]:
     """Describe what `collect` yields: name to (dtype, shape of one row, names, units)."""
-    nstate = len(get_state(task.model, mujoco.MjData(task.model)))
     felt = task.proprioception
-    return {
+    reward = {"sim.reward": ("float32", (1,), ("reward",), ("1",))} if task.environment else {}
+    return reward | {
         f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
         "observation.state": (
             "float32",
@@ -39,7 +38,7 @@ def features(
             tuple(quantity.unit for quantity in felt),
         ),
         "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
-        "sim.physics": ("float64", (nstate,), (), ()),
+        "sim.physics": ("float64", (task.state_size,), (), ()),
         "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
     }
 
@@ -55,6 +54,7 @@ def collect(
     num_workers: int = 2,
     num_rows: int = EPISODE_ROWS,
     first_episode: int = 0,
+    variation: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Yield episodes in order, each a dict of `features` (name to array [rows, ...]) and `info` (JSON values).
 
@@ -68,6 +68,8 @@ def collect(
         num_workers: Processes; 0 or 1 collects in this one.
         num_rows: Rows per episode.
         first_episode: Number of the first episode, so that a collection can be continued.
+        variation: Factors that differ from episode to episode (see `sim.variation`); `info["variation"]` of an episode
+            says how it differs, and `varied` with its factors and seed gives the task to replay it on.
 
     Raises:
         ValueError: unknown task, policy or camera, or a size below 1.
@@ -76,7 +78,9 @@ def collect(
     task = get_task(task_name)
     camera = _check_arguments(task, num_episodes, image_size, policy, camera, num_rows)
     numbers = range(first_episode, first_episode + num_episodes)
-    arguments = (task_name, seed, image_size, policy, camera, num_rows)
+    factors = factor_names(variation)
+    task.varied(factors, seed)
+    arguments = (task_name, seed, image_size, policy, camera, num_rows, factors)
     if num_workers <= 1 or num_episodes == 1:
         return _collect_here(arguments, numbers)
     return _collect_in_processes(arguments, numbers, num_workers)
@@ -95,45 +99,76 @@ def _check_arguments(
     return camera or task.cameras[0]
 
 
-class _Collector:
-    """Keeps one task's renderer warm and records episodes with it."""
+def variation_seed(seed: int, number: int) -> int:
+    """Return the seed of the variation of episode `number` of a collection; apart from what else is drawn for it."""
+    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0])
 
-    def __init__(self, task_name: str, seed: int, image_size: int, policy: str, camera: str, num_rows: int) -> None:
-        self.task = get_task(task_name)
+
+class _Collector:
+    """Keeps one task's simulation and renderer warm and records episodes with them."""
+
+    def __init__(
+        self,
+        task_name: str,
+        seed: int,
+        image_size: int,
+        policy: str,
+        camera: str,
+        num_rows: int,
+        factors: tuple[str, ...],
+    ) -> None:
         self.seed, self.policy, self.camera, self.num_rows = seed, policy, camera, num_rows
-        self._data = mujoco.MjData(self.task.model)
-        self.renderer = Renderer(self.task.model, image_size, image_size, camera)
-        self._specs = features(self.task, image_size, camera)
+        self._image_size, self._factors = image_size, factors
+        self._open(get_task(task_name))
+        self._specs = features(self.task.varied(factors, 0), image_size, camera)
+
+    def _open(self, task: Task) -> None:
+        self.task, self.simulation = task, task.simulation()
+        self.renderer = task.renderer(self._image_size, self._image_size, self.camera)
+
+    def close(self) -> None:
+        """Free the simulation and the renderer."""
+        self.renderer.close()
+        self.simulation.close()
 
     def episode(self, number: int) -> dict[str, Any]:
         """Record episode `number`."""
-        task, data, model = self.task, self._data, self.task.model
+        info = {"task": self.task.name, "policy": self.policy, "seed": self.seed, "episode": number}
+        if self._factors:
+            self.close()
+            self._open(self.task.varied(self._factors, variation_seed(self.seed, number)))
+            info["variation"] = self.task.variation_info()
+        task, simulation = self.task, self.simulation
         rng = np.random.default_rng([self.seed, number])
-        set_state(model, data, task.reset(model, rng))
-        policy = self._make_policy(get_state(model, data), rng)
-        rows = {name: np.empty((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
+        simulation.restore(task.reset(task.model, rng))
+        policy = self._make_policy(simulation.state(), rng)
+        rows = {name: np.zeros((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
         contacts = 0
         for row in range(self.num_rows):
-            state = get_state(model, data)
+            state = simulation.state()
             action = np.asarray(policy(state), dtype=np.float32)
-            rows[f"observation.images.{self.camera}"][row] = self.renderer.render(data)
+            rows[f"observation.images.{self.camera}"][row] = self._picture(row)
             rows["observation.state"][row] = task.state_proprioception(state)
             rows["action"][row] = action
             rows["sim.physics"][row] = state
             rows["sim.quantities"][row] = task.state_quantities(state)
             if row + 1 < self.num_rows:
-                touched, warning = task.step(model, data, action)
+                touched, warning = simulation.step(action)
                 contacts += touched
                 if warning is not None:
                     raise_instability(task.name, (self.seed, number), row, warning)
-        info = {
-            "task": task.name,
-            "policy": self.policy,
-            "seed": self.seed,
-            "episode": number,
-            "contact_steps": int(contacts),
-        }
-        return {"features": rows, "info": info}
+                if task.environment is not None:
+                    rows["sim.reward"][row] = simulation.reward
+        return {"features": rows, "info": info | {"contact_steps": int(contacts)}}
+
+    def _picture(self, row: int) -> np.ndarray:
+        picture = self.renderer.render(self.simulation.data)
+        if row == 0 and (picture == picture[0, 0]).all():
+            raise ValueError(
+                f"camera {self.camera!r} of {self.task.name} sees nothing: its picture has one colour. Choose another: "
+                f"{', '.join(self.task.cameras)}"
+            )
+        return picture
 
     def _make_policy(self, start: np.ndarray, rng: np.random.Generator):
         if self.policy == "play":
@@ -149,7 +184,7 @@ def _collect_here(arguments: tuple, numbers: range) -> Iterator[dict[str, Any]]:
         for number in numbers:
             yield collector.episode(number)
     finally:
-        collector.renderer.close()
+        collector.close()
 
 
 _worker: _Collector | None = None

@@ -1,6 +1,9 @@
-"""The tasks, by name."""
+"""The tasks: ours by name, other people's MuJoCo environments by their Gymnasium id."""
+
+import re
 
 from sim.tasks.base import Task
+from sim.tasks.gym import environment_task
 from sim.tasks.push import PUSH
 from sim.tasks.reach import REACH
 
@@ -8,19 +11,25 @@ _TASKS = {task.name: task for task in (REACH, PUSH)}
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of all tasks."""
+    """Return the names of our own tasks."""
     return tuple(_TASKS)
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`.
+    """Return the task called `name`, or of the Gymnasium environment with that id, such as FetchPush-v4.
 
     Raises:
-        ValueError: there is no such task; the message lists the valid names.
+        ValueError: there is no such task; the message lists the valid names. An environment that cannot be used says
+            why.
     """
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}")
-    return _TASKS[name]
+    if name in _TASKS:
+        return _TASKS[name]
+    if not re.search(r"-v\d+$", name):
+        raise ValueError(
+            f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}, and any Gymnasium MuJoCo environment by its id "
+            "(task=gym id=FetchPush-v4)"
+        )
+    return environment_task(name)
 
 
 __all__ = ["Task", "get_task", "task_names"]

@@ -2,15 +2,21 @@
 # (mujoco's names live in a compiled module without stubs)
 """What a task is: a model file, a few constants, and the functions that give it meaning."""
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from sim.physics import get_state, set_state, warning_text
+from sim.external import Environment
+from sim.physics import get_state, set_state, state_size, warning_text
+from sim.render import Renderer
+from sim.simulation import ControlSimulation, Simulation
+from sim.variation import FACTORS, Variation, factor_names, varied_model
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -56,10 +62,13 @@ class Task:
         expert: (goal state, rng) to a scripted policy that solves the task.
         approach_cost: What a planner should also keep small, (quantities, goal quantities) to metres [...]; None
             where the cost alone shows the way. It never counts for success.
+        environment: Somebody else's environment, whose own `step` steps the task (see `sim.tasks.gym`); None for ours,
+            which are a model file and hold their actions as MuJoCo controls.
+        variation: How this episode's model differs from the file's; None is not at all (see `varied`).
     """
 
     name: str
-    xml: str
+    xml: str = ""
     action_names: tuple[str, ...]
     action_scale: tuple[float, ...]
     substeps: int
@@ -80,11 +89,77 @@ class Task:
     reversible: bool = False
     contact_sensor: str | None = None
     approach_cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    environment: Environment | None = None
+    variation: Variation | None = None
 
     @property
     def model(self) -> mujoco.MjModel:
         """The compiled model, shared; do not change it (copy it first)."""
-        return _load_model(self.xml)
+        if self.environment is not None:
+            return self.environment.model
+        return _load_model(self.xml) if self.variation is None else _load_varied(self.xml, self.variation)[0]
+
+    @property
+    def state_size(self) -> int:
+        """Return the number of float64 values in a physics state."""
+        return state_size(self.model) if self.environment is None else self.environment.state_size
+
+    def simulation(self) -> Simulation:
+        """Make what steps the task."""
+        if self.environment is None:
+            return ControlSimulation(self)
+        return self.environment.simulation(self.variation)
+
+    def renderer(self, height: int, width: int, camera: str | None = None) -> Renderer:
+        """Make what draws the task's physics states, and the data of its simulations.
+
+        Args:
+            height: Of a picture, in pixels.
+            width: Of a picture, in pixels.
+            camera: One of `cameras`; the first when None.
+
+        Raises:
+            ValueError: no such camera, or a size below 1.
+            RenderingError: this machine cannot render; the message says what to install or set.
+        """
+        camera = camera or self.cameras[0]
+        if camera not in self.cameras:
+            raise ValueError(f"task {self.name!r} has no camera {camera!r}; valid cameras are {', '.join(self.cameras)}")
+        if self.environment is None:
+            return Renderer(self.model, height, width, camera)
+        simulation = self.simulation()
+        model = simulation.data.model
+        seen = self.environment.camera(camera, model)
+        return Renderer(model, height, width, seen, simulation=simulation)
+
+    def varied(self, factors: Sequence[str], seed: int) -> "Task":
+        """Return the task with the model of one episode, varied by some factors; itself where there are none.
+
+        Its physics states and its replay belong to this variation: give the same factors and seed to branch them.
+
+        Raises:
+            ValueError: unknown factors, or some that this task's model cannot be varied by.
+        """
+        if not factors:
+            return self
+        names = factor_names(factors)
+        needing = [name for name in names if FACTORS[name].edit_file]
+        if self.environment is not None and needing:
+            raise ValueError(
+                f"{self.name} cannot be varied by {', '.join(needing)}: that changes a model's file, and its environment "
+                f"loads its own. It can be varied by {', '.join(name for name, factor in FACTORS.items() if factor.edit)}"
+            )
+        return replace(self, variation=Variation(factors=names, seed=seed))
+
+    def variation_info(self) -> dict[str, Any]:
+        """Return the factors, the seed and what was drawn, as JSON values; of a varied task."""
+        if self.variation is None:
+            raise ValueError(f"task {self.name!r} is not varied; call varied() first")
+        if self.environment is None:
+            values = _load_varied(self.xml, self.variation)[1]
+        else:
+            values = self.variation.edit(copy.copy(self.environment.model))
+        return {"factors": list(self.variation.factors), "seed": self.variation.seed, "values": values}
 
     @property
     def action_size(self) -> int:
@@ -174,6 +249,11 @@ def _split(model: mujoco.MjModel, states: np.ndarray) -> tuple[np.ndarray, np.nd
 @functools.cache
 def _load_model(xml: str) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_path(str(ASSETS / xml))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_varied(xml: str, variation: Variation) -> tuple[mujoco.MjModel, dict[str, Any]]:
+    return varied_model(ASSETS / xml, variation)
 
 
 def state_from_positions(model: mujoco.MjModel, positions: np.ndarray) -> np.ndarray:
