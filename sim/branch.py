@@ -101,20 +101,39 @@ class _Rollouts:
     """Steps a task of ours in native threads."""
 
     def __init__(self, task: Task, num_threads: int) -> None:
-        self._task, self._model = task, task.model
-        self._data = [mujoco.MjData(self._model) for _ in range(num_threads)]
+        self._task, self._num_threads = task, num_threads
+        self._model: mujoco.MjModel | None = None
+        self._data: list[mujoco.MjData] = []
         self._rollout = rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
 
     def __call__(self, initial: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return states [S, H, nstate] and contacts [S, H]."""
+        if not self._task.factors:
+            return self._roll(self._task.model, initial, actions)
+        states = np.empty((*actions.shape[:2], initial.shape[-1]))
+        contacts = np.empty(actions.shape[:2], dtype=bool)
+        states[..., -1] = initial[:, None, -1]
+        for seed in np.unique(initial[:, -1]):  # each variation is a model of its own
+            same = initial[:, -1] == seed
+            model = self._task.model_of(initial[same][0])
+            states[same, :, :-1], contacts[same] = self._roll(
+                model, np.ascontiguousarray(initial[same, :-1]), actions[same]
+            )
+        return states, contacts
+
+    def _roll(
+        self, model: mujoco.MjModel, initial: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if model is not self._model:
+            self._model, self._data = model, [mujoco.MjData(model) for _ in range(self._num_threads)]
         (num_candidates, horizon), substeps = actions.shape[:2], self._task.substeps
         repeated = np.repeat(self._task.controls(actions), substeps, axis=1)
-        outputs = self._rollout.rollout(self._model, self._data, initial, repeated)
+        outputs = self._rollout.rollout(model, self._data, initial, repeated)
         all_states, sensors = (np.asarray(output) for output in outputs)
         states = np.ascontiguousarray(all_states.reshape(num_candidates, horizon, substeps, -1)[:, :, -1])
         contacts = np.zeros((num_candidates, horizon), dtype=bool)
         if self._task.contact_sensor is not None:
-            found = sensors[..., self._model.sensor(self._task.contact_sensor).adr[0]] > 0
+            found = sensors[..., model.sensor(self._task.contact_sensor).adr[0]] > 0
             contacts |= found.reshape(num_candidates, horizon, substeps).any(axis=-1)
         return states, contacts
 

@@ -7,7 +7,7 @@ An episode depends on the task, the seed and its number alone, so the number of 
 
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 from sim.physics import raise_instability
 from sim.tasks import get_task
 from sim.tasks.base import Task
-from sim.variation import factor_names
 from sim.workers import end_with_parent
 
 EPISODE_ROWS = 50
@@ -54,12 +53,12 @@ def collect(
     num_workers: int = 2,
     num_rows: int = EPISODE_ROWS,
     first_episode: int = 0,
-    variation: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Yield episodes in order, each a dict of `features` (name to array [rows, ...]) and `info` (JSON values).
 
     Args:
-        task_name: One of `task_names()`.
+        task_name: What `get_task` takes: a task of ours or a Gymnasium id, and factors of variation. Episodes of a
+            varied task say in `info["variation"]` how they differ.
         num_episodes: How many.
         seed: Seed of the whole collection; episode i draws from (seed, i).
         image_size: Height and width of the frames, in pixels.
@@ -68,8 +67,6 @@ def collect(
         num_workers: Processes; 0 or 1 collects in this one.
         num_rows: Rows per episode.
         first_episode: Number of the first episode, so that a collection can be continued.
-        variation: Factors that differ from episode to episode (see `sim.variation`); `info["variation"]` of an episode
-            says how it differs, and `varied` with its factors and seed gives the task to replay it on.
 
     Raises:
         ValueError: unknown task, policy or camera, or a size below 1.
@@ -78,9 +75,7 @@ def collect(
     task = get_task(task_name)
     camera = _check_arguments(task, num_episodes, image_size, policy, camera, num_rows)
     numbers = range(first_episode, first_episode + num_episodes)
-    factors = factor_names(variation)
-    task.varied(factors, seed)
-    arguments = (task_name, seed, image_size, policy, camera, num_rows, factors)
+    arguments = (task_name, seed, image_size, policy, camera, num_rows)
     if num_workers <= 1 or num_episodes == 1:
         return _collect_here(arguments, numbers)
     return _collect_in_processes(arguments, numbers, num_workers)
@@ -99,32 +94,15 @@ def _check_arguments(
     return camera or task.cameras[0]
 
 
-def variation_seed(seed: int, number: int) -> int:
-    """Return the seed of the variation of episode `number` of a collection; apart from what else is drawn for it."""
-    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0])
-
-
 class _Collector:
     """Keeps one task's simulation and renderer warm and records episodes with them."""
 
-    def __init__(
-        self,
-        task_name: str,
-        seed: int,
-        image_size: int,
-        policy: str,
-        camera: str,
-        num_rows: int,
-        factors: tuple[str, ...],
-    ) -> None:
+    def __init__(self, task_name: str, seed: int, image_size: int, policy: str, camera: str, num_rows: int) -> None:
+        self.task = get_task(task_name)
         self.seed, self.policy, self.camera, self.num_rows = seed, policy, camera, num_rows
-        self._image_size, self._factors = image_size, factors
-        self._open(get_task(task_name))
-        self._specs = features(self.task.varied(factors, 0), image_size, camera)
-
-    def _open(self, task: Task) -> None:
-        self.task, self.simulation = task, task.simulation()
-        self.renderer = task.renderer(self._image_size, self._image_size, self.camera)
+        self.simulation = self.task.simulation()
+        self.renderer = self.task.renderer(image_size, image_size, camera)
+        self._specs = features(self.task, image_size, camera)
 
     def close(self) -> None:
         """Free the simulation and the renderer."""
@@ -133,11 +111,6 @@ class _Collector:
 
     def episode(self, number: int) -> dict[str, Any]:
         """Record episode `number`."""
-        info = {"task": self.task.name, "policy": self.policy, "seed": self.seed, "episode": number}
-        if self._factors:
-            self.close()
-            self._open(self.task.varied(self._factors, variation_seed(self.seed, number)))
-            info["variation"] = self.task.variation_info()
         task, simulation = self.task, self.simulation
         rng = np.random.default_rng([self.seed, number])
         simulation.restore(task.reset(task.model, rng))
@@ -159,7 +132,16 @@ class _Collector:
                     raise_instability(task.name, (self.seed, number), row, warning)
                 if task.environment is not None:
                     rows["sim.reward"][row] = simulation.reward
-        return {"features": rows, "info": info | {"contact_steps": int(contacts)}}
+        info = {
+            "task": task.name,
+            "policy": self.policy,
+            "seed": self.seed,
+            "episode": number,
+            "contact_steps": int(contacts),
+        }
+        if task.factors:
+            info["variation"] = task.variation_of(simulation.state())
+        return {"features": rows, "info": info}
 
     def _picture(self, row: int) -> np.ndarray:
         picture = self.renderer.render(self.simulation.data)

@@ -15,6 +15,7 @@ warm starts: candidates are stepped by as many copies of the environment as ther
 MuJoCo's part of a step is long (it runs without Python's lock).
 """
 
+import copy
 import difflib
 import importlib
 import warnings
@@ -28,7 +29,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sim.physics import raise_instability, warning_text
-from sim.variation import Variation
+from sim.variation import FACTORS, Variation, seed_of
 
 STATE_SPEC = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 PROBE_SEED = 20_011
@@ -43,23 +44,20 @@ _PACKAGES = {"dm_control/": "shimmy", "": "gymnasium_robotics"}
 class EnvironmentSimulation:
     """Steps one copy of a Gymnasium environment; see the module's text for what a state is."""
 
-    def __init__(self, env_id: str, variation: Variation | None = None) -> None:
-        """Make the environment; a variation changes its model once, in place.
+    def __init__(self, env_id: str, factors: tuple[str, ...] = ()) -> None:
+        """Make the environment; with factors its model is varied by the seed of each reset.
 
         Raises:
             ValueError: no such id, or no environment that this project can use; says what is missing.
         """
-        self.id = env_id
+        self.id, self._factors = env_id, factors
         self.env = make_environment(env_id)
+        draw_fast(self.data.model)
         self.reward = 0.0
-        self._seed = -1
-        self.reset(0)
         self.low, self.high = _action_bounds(env_id, self.env.action_space)
         self.action_size = len(self.low)
         self.dt_s = self._measure_step()
-        draw_fast(self.data.model)
-        if variation is not None:
-            variation.edit(self.data.model)
+        self._seed = -1
         self.reset(0)
 
     @property
@@ -69,10 +67,19 @@ class EnvironmentSimulation:
 
     def reset(self, seed: int) -> Any:
         """Start the environment's own episode of a seed, and return its own observation."""
+        observation = self._reset(seed)
+        self._settle()
+        return observation
+
+    def _reset(self, seed: int) -> Any:
+        if self._factors and seed != self._seed:  # a fresh copy, whose model nothing has changed yet
+            self.env.close()
+            self.env = make_environment(self.id)
+            draw_fast(self.data.model)
+            Variation(factors=self._factors, seed=seed).edit(self.data.model)
         with _quiet():
             observation, _ = self.env.reset(seed=seed)
         self._seed = seed
-        self._settle()
         return observation
 
     def state(self) -> np.ndarray:
@@ -91,11 +98,9 @@ class EnvironmentSimulation:
             raise ValueError(
                 f"a physics state of {self.id} has shape ({size},), got {values.shape}: was it stored for another task?"
             )
-        if not np.isfinite(values).all() or values[-1] < 0 or values[-1] != int(values[-1]):
-            raise ValueError(f"a physics state of {self.id} is finite and ends with the seed of its reset: {values}")
-        with _quiet():
-            self.env.reset(seed=int(values[-1]))
-        self._seed = int(values[-1])
+        if not np.isfinite(values).all():
+            raise ValueError(f"a physics state must be finite, got {values.tolist()}")
+        self._reset(seed_of(values))
         _set(self.data, values[:-1])
         draw_hook = getattr(self.env.unwrapped, "_render_callback", None)
         if draw_hook is not None:  # where gymnasium-robotics moves the goal's marker, just before it draws
@@ -321,7 +326,7 @@ class Environment:
             low, high = self._moving
             camera.lookat[:] = (low + high) / 2.0
             half_view = np.tan(np.deg2rad(model.vis.global_.fovy) / 2.0)
-            camera.distance = max(0.8 * float(np.linalg.norm(high - low)) / half_view, _NEAREST * model.stat.extent)
+            camera.distance = max(0.65 * float(np.linalg.norm(high - low)) / half_view, _NEAREST * model.stat.extent)
         for key in ("azimuth", "elevation"):  # a variation turns the free camera by changing these
             turn = getattr(model.vis.global_, key) - getattr(self.model.vis.global_, key)
             setattr(camera, key, getattr(camera, key) + turn)
@@ -332,9 +337,19 @@ class Environment:
         """Return the number of float64 values in a physics state."""
         return len(self.first.state())
 
-    def simulation(self, variation: Variation | None = None) -> EnvironmentSimulation:
+    def simulation(self, factors: tuple[str, ...] = ()) -> EnvironmentSimulation:
         """Make another copy, with its model varied where asked."""
-        return EnvironmentSimulation(self.id, variation)
+        return EnvironmentSimulation(self.id, factors)
+
+    def check_factor(self, name: str) -> None:
+        """Raise ValueError where the environment's model cannot be varied by a factor."""
+        if FACTORS[name].edit_file:
+            possible = ", ".join(name for name, factor in FACTORS.items() if factor.edit)
+            raise ValueError(
+                f"{self.id} cannot be varied by {name!r}: that changes a model's file, and an environment loads its "
+                f"own. What can be varied in one: {possible}"
+            )
+        Variation(factors=(name,), seed=0).edit(copy.copy(self.model))
 
     def _prove_exact(self, num_steps: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """Step once through and once restored in the middle; both must end in the same bits.

@@ -6,6 +6,7 @@ import atexit
 import copy
 import warnings
 import weakref
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -39,7 +40,7 @@ class Renderer:
         model: mujoco.MjModel,
         height: int,
         width: int,
-        camera: str | int | mujoco.MjvCamera,
+        camera: "_Camera",
         *,
         supersample: int = 2,
         simulation: Simulation | None = None,
@@ -50,7 +51,8 @@ class Renderer:
             model: What is drawn.
             height: Of a picture, in pixels.
             width: Of a picture, in pixels.
-            camera: Name or number of one of the model's cameras (-1 is the free one), or a free camera.
+            camera: Name or number of one of the model's cameras (-1 is the free one), or what finds it, or a free one,
+                for a model.
             supersample: How many times larger a picture is drawn before it is averaged.
             simulation: What puts the states of `render_states` in, where it takes more than the model; it is closed
                 with the renderer.
@@ -63,12 +65,19 @@ class Renderer:
             raise ValueError(f"height, width and supersample must be at least 1, got {height}, {width}, {supersample}")
         _check_camera(model, camera)
         self.height, self.width, self.supersample = height, width, supersample
-        self._model = copy.copy(model)
-        self._camera = _camera(model, camera)
         self._option = mujoco.MjvOption()
-        self._data: mujoco.MjData | None = None
+        self._wanted_camera = camera
         self._simulation = simulation
-        full_height, full_width = height * supersample, width * supersample
+        self._open(model)
+        _OPEN.add(self)
+        _close_all_at_exit()
+
+    def _open(self, model: mujoco.MjModel) -> None:
+        """Create the OpenGL context, which holds the model's meshes and textures."""
+        self._model = copy.copy(model)
+        self._drawn, self._camera = model, _camera(model, self._wanted_camera)
+        self._data: mujoco.MjData | None = None
+        full_height, full_width = self.height * self.supersample, self.width * self.supersample
         self._model.vis.global_.offheight, self._model.vis.global_.offwidth = full_height, full_width
         self._model.vis.quality.offsamples = 0
         try:
@@ -82,18 +91,25 @@ class Renderer:
         for flag in _FAST_FLAGS_OFF:
             self._renderer.scene.flags[flag] = 0
         self._buffer = np.empty((full_height, full_width, 3), dtype=np.uint8)
-        _OPEN.add(self)
-        _close_all_at_exit()
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
         """Draw what `data` holds, whose positions must be up to date; returns a new array.
 
         Colours, lights and cameras are those of `data.model`, which may differ from episode to episode.
         """
+        if data.model is not self._drawn:
+            self._follow(data.model)
         scene, everything = self._renderer.scene, int(mujoco.mjtCatBit.mjCAT_ALL)
         mujoco.mjv_updateScene(data.model, data, self._option, None, self._camera, everything, scene)
         self._renderer.render(out=self._buffer)
         return _average_blocks(self._buffer, self.supersample)
+
+    def _follow(self, model: mujoco.MjModel) -> None:
+        """Go on with the model of another episode; only other textures need another OpenGL context."""
+        if model.ntex != self._model.ntex or not np.array_equal(model.tex_data, self._model.tex_data):
+            self._renderer.close()
+            self._open(model)
+        self._drawn, self._camera = model, _camera(model, self._wanted_camera)
 
     def render_states(self, states: np.ndarray) -> np.ndarray:
         """Draw physics states [N, nstate]; returns uint8 [N, height, width, 3]."""
@@ -127,8 +143,13 @@ def _average_blocks(image: np.ndarray, factor: int) -> np.ndarray:
     return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
 
 
-def _camera(model: mujoco.MjModel, camera: str | int | mujoco.MjvCamera) -> mujoco.MjvCamera:
+type _Camera = str | int | Callable[[mujoco.MjModel], mujoco.MjvCamera | int]
+
+
+def _camera(model: mujoco.MjModel, camera: _Camera) -> mujoco.MjvCamera:
     """Return what the scene is seen through."""
+    if callable(camera):
+        camera = camera(model)
     if isinstance(camera, mujoco.MjvCamera):
         return camera
     found = mujoco.MjvCamera()
@@ -140,7 +161,7 @@ def _camera(model: mujoco.MjModel, camera: str | int | mujoco.MjvCamera) -> mujo
     return found
 
 
-def _check_camera(model: mujoco.MjModel, camera: str | int | mujoco.MjvCamera) -> None:
+def _check_camera(model: mujoco.MjModel, camera: _Camera) -> None:
     names = [model.camera(index).name for index in range(model.ncam)]
     if isinstance(camera, str) and camera not in names:
         raise ValueError(f"no camera {camera!r}; this model has {names}")

@@ -51,20 +51,20 @@ class Simulation(Protocol):
 
 
 class ControlSimulation:
-    """Steps a task of ours: its actions are MuJoCo controls."""
+    """Steps a task of ours: its actions are MuJoCo controls. Where it is varied, the state says which model that is."""
 
     reward = 0.0
 
     def __init__(self, task: "Task") -> None:
         """Make the simulation data."""
         self._task = task
-        self._model = task.model
         self.action_size = task.action_size
-        self.data = mujoco.MjData(self._model)
+        self._seed = np.zeros(1 if task.factors else 0)  # what a state ends with
+        self.data = mujoco.MjData(task.model_of(np.zeros(1)))
 
     def state(self) -> np.ndarray:
         """Return a copy of the physics state, float64 [nstate]."""
-        return get_state(self._model, self.data)
+        return np.concatenate([get_state(self.data.model, self.data), self._seed])
 
     def restore(self, state: np.ndarray) -> None:
         """Put a physics state back, bit for bit.
@@ -72,11 +72,16 @@ class ControlSimulation:
         Raises:
             ValueError: the state is of another model, or not finite.
         """
-        set_state(self._model, self.data, state)
+        model = self._task.model_of(state)
+        if model is not self.data.model:
+            self.data = mujoco.MjData(model)
+        split = len(state) - len(self._seed)
+        set_state(model, self.data, state[:split])
+        self._seed = np.array(state[split:], dtype=np.float64)
 
     def step(self, action: np.ndarray) -> tuple[bool, str | None]:
         """Hold `action` [A] for one control step; see `Task.step`."""
-        return self._task.step(self._model, self.data, action)
+        return self._task.step(self.data.model, self.data, action)
 
     def close(self) -> None:
         """Do nothing: the memory goes with the object."""

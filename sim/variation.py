@@ -162,7 +162,9 @@ class Variation:
                 continue
             draw = Draw(FACTORS[name].ranges, [self.seed, zlib.crc32(name.encode())])
             if not change(target, draw):
-                raise ValueError(f"this model has nothing that the factor {name!r} could vary ({FACTORS[name].meaning})")
+                raise ValueError(
+                    f"this model has nothing that the factor {name!r} could vary ({FACTORS[name].meaning}); leave it out"
+                )
             values[name] = draw.values
         return values
 
@@ -180,6 +182,18 @@ def factor_names(factors: Iterable[str]) -> tuple[str, ...]:
             raise ValueError(f"unknown factor of variation {name!r}; valid are {valid}")
         asked.update(GROUPS.get(name, (name,)))
     return tuple(name for name in FACTORS if name in asked)
+
+
+def seed_of(state: np.ndarray) -> int:
+    """Return the seed that a physics state of a varied task, or of an environment, ends with.
+
+    Raises:
+        ValueError: it ends with something else.
+    """
+    last = float(np.asarray(state)[-1])
+    if not 0 <= last < 2**32 or last != int(last):
+        raise ValueError(f"this physics state ends with {last}, not with a seed: was it stored for another task?")
+    return int(last)
 
 
 def varied_model(path: Path, variation: Variation) -> tuple[mujoco.MjModel, dict[str, Any]]:

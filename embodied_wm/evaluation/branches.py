@@ -20,7 +20,6 @@ from planners.base import Planner
 from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.collect import collect
-from sim.render import Renderer
 from sim.tasks.base import Task
 
 HELD_OUT_SEED = 900_001
@@ -137,7 +136,7 @@ def branch_points(
     camera = world_model.embodiment.camera.removeprefix("observation.images.")
     episodes = _episodes(task, world_model, config, camera)
     size = world_model.config.tokenizer.image_size
-    renderer = Renderer(task.model, size[0], size[1], camera)
+    renderer = task.renderer(size[0], size[1], camera)
     brancher = Brancher(task)
     points = []
     total = config.num_branch_points

@@ -114,7 +114,7 @@ def plan_once(
     camera = _check_robot(world_model, task)
     recorder = RecordingPlanner(planner)
     agent = ModelAgent(world_model, task, recorder, weights, objective=objective, context=context)
-    renderer = Renderer(task.model, *world_model.config.tokenizer.image_size, camera)
+    renderer = task.renderer(*world_model.config.tokenizer.image_size, camera)
     shown = _run(task, agent, recorder, renderer, seed, console)
     renderer.close()
     final, reached = float(shown.cost_m[-1]), bool(shown.cost_m[-1] <= task.tolerance_m)

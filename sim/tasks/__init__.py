@@ -1,6 +1,7 @@
 """The tasks: ours by name, other people's MuJoCo environments by their Gymnasium id."""
 
 import re
+from collections.abc import Iterable
 
 from sim.tasks.base import Task
 from sim.tasks.gym import environment_task
@@ -18,10 +19,22 @@ def task_names() -> tuple[str, ...]:
 def get_task(name: str) -> Task:
     """Return the task called `name`, or of the Gymnasium environment with that id, such as FetchPush-v4.
 
+    Factors of variation follow a plus sign: push+light+friction (see `sim.variation`).
+
     Raises:
         ValueError: there is no such task; the message lists the valid names. An environment that cannot be used says
             why.
     """
+    name, *factors = name.split("+")
+    return _plain_task(name).varied(factors)
+
+
+def varied_name(name: str, factors: Iterable[str]) -> str:
+    """Return the name of a task that is varied by some factors; `get_task` takes it."""
+    return "+".join([name, *factors])
+
+
+def _plain_task(name: str) -> Task:
     if name in _TASKS:
         return _TASKS[name]
     if not re.search(r"-v\d+$", name):
@@ -32,4 +45,4 @@ def get_task(name: str) -> Task:
     return environment_task(name)
 
 
-__all__ = ["Task", "get_task", "task_names"]
+__all__ = ["Task", "get_task", "task_names", "varied_name"]
