@@ -121,9 +121,7 @@ class _Rollouts:
             )
         return states, contacts
 
-    def _roll(
-        self, model: mujoco.MjModel, initial: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _roll(self, model: mujoco.MjModel, initial: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if model is not self._model:
             self._model, self._data = model, [mujoco.MjData(model) for _ in range(self._num_threads)]
         (num_candidates, horizon), substeps = actions.shape[:2], self._task.substeps

@@ -47,7 +47,7 @@ def change_gain(model: mujoco.MjModel, draw: "Draw") -> bool:
 
 
 def change_delay(spec: mujoco.MjSpec, draw: "Draw") -> bool:
-    """Delay all controls by the same time, kept in MuJoCo's own buffer.
+    """Delay all controls by the same time, rounded up to physics steps, in MuJoCo's own buffer.
 
     The buffer is as long as the longest delay needs, so that states of all seeds have one size.
     """

@@ -32,7 +32,9 @@ class Draw:
     def __call__(self, name: str, *shape: int, scale: bool = False) -> np.ndarray:
         """Draw uniformly from the range of `name`, or uniformly in its logarithm for a factor to multiply by."""
         low, high = self.ranges[name]
-        drawn = np.exp(self.rng.uniform(np.log(low), np.log(high), shape)) if scale else self.rng.uniform(low, high, shape)
+        drawn = (
+            np.exp(self.rng.uniform(np.log(low), np.log(high), shape)) if scale else self.rng.uniform(low, high, shape)
+        )
         self.values[name] = np.round(drawn, 6).tolist()
         return np.asarray(drawn)
 
@@ -113,7 +115,7 @@ FACTORS: Mapping[str, Factor] = {
     ),
     "delay": Factor(
         kind="physical",
-        meaning="delay of every control, in seconds",
+        meaning="delay of every control, in seconds, rounded up to physics steps",
         ranges={"seconds": (0.0, 0.1)},
         edit_file=change_delay,
     ),

@@ -135,7 +135,9 @@ class Task:
         """
         camera = camera or self.cameras[0]
         if camera not in self.cameras:
-            raise ValueError(f"task {self.name!r} has no camera {camera!r}; valid cameras are {', '.join(self.cameras)}")
+            raise ValueError(
+                f"task {self.name!r} has no camera {camera!r}; valid cameras are {', '.join(self.cameras)}"
+            )
         if self.environment is None:
             simulation = self.simulation() if self.factors else None
             return Renderer(self.model, height, width, camera, simulation=simulation)
@@ -187,7 +189,11 @@ class Task:
 
     def with_variation(self, state: np.ndarray, seed: int) -> np.ndarray:
         """Return a physics state of the task without variation as a state of this varied one, with no delayed action."""
-        return np.concatenate([state, np.zeros(self.state_size - len(state) - 1), [float(seed)]])
+        model = self.model_of(np.array([float(seed)]))
+        empty = get_state(model, mujoco.MjData(model))[
+            len(state) :
+        ]  # the buffer of delayed controls, where there is one
+        return np.concatenate([state, empty, [float(seed)]])
 
     def variation_of(self, state: np.ndarray) -> dict[str, Any]:
         """Return the factors, the seed and what was drawn, as JSON values, for a physics state of a varied task."""

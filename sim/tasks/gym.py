@@ -273,9 +273,7 @@ def _episode_steps(simulation: EnvironmentSimulation) -> int:
 class _Goals:
     """Draws starts by the environment's own reset, and goal states."""
 
-    def __init__(
-        self, simulation: EnvironmentSimulation, scene: _Scene, kinematics: Kinematics, num_goal: int
-    ) -> None:
+    def __init__(self, simulation: EnvironmentSimulation, scene: _Scene, kinematics: Kinematics, num_goal: int) -> None:
         self.simulation, self.scene, self.kinematics, self.num_goal = simulation, scene, kinematics, num_goal
 
     def reset(self, model: mujoco.MjModel, rng: np.random.Generator) -> np.ndarray:
@@ -288,7 +286,9 @@ class _Goals:
         if self.scene.goal_points:
             observation = self.simulation.reset(int(start[-1]))
             desired = np.ravel(observation["desired_goal"]).astype(np.float64)
-            goal = self._with_object_at(start, desired) if self.scene.goal_is_an_object else self._driven(start, desired)
+            goal = (
+                self._with_object_at(start, desired) if self.scene.goal_is_an_object else self._driven(start, desired)
+            )
             if goal is not None:
                 return goal
         return self._played(start, rng)
