@@ -5,7 +5,6 @@ import numpy as np
 from sim.branch import Brancher
 from sim.tasks import get_task
 
-
 DRAWS_PER_PAIR = 200
 """After so many draws for each pair asked for, the task is taken to have none."""
 

@@ -85,7 +85,7 @@ FACTORS: Mapping[str, Factor] = {
     ),
     "distractors": Factor(
         kind="visual",
-        meaning="coloured shapes near the picture's border that nothing touches: how many, size in shares of their distance",
+        meaning="coloured shapes near the picture's border that nothing touches: number, size in shares of distance",
         ranges={"number": (2.0, 6.0), "size": (0.025, 0.05), "place": (0.6, 0.92)},
         edit_file=visual.add_distractors,
     ),
@@ -165,7 +165,8 @@ class Variation:
             draw = Draw(FACTORS[name].ranges, [self.seed, zlib.crc32(name.encode())])
             if not change(target, draw):
                 raise ValueError(
-                    f"this model has nothing that the factor {name!r} could vary ({FACTORS[name].meaning}); leave it out"
+                    f"this model has nothing that the factor {name!r} could vary ({FACTORS[name].meaning}): leave it "
+                    "out"
                 )
             values[name] = draw.values
         return values

@@ -39,8 +39,8 @@ def _plain_task(name: str) -> Task:
         return _TASKS[name]
     if not re.search(r"-v\d+$", name):
         raise ValueError(
-            f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}, and any Gymnasium MuJoCo environment by its id "
-            "(task=gym id=FetchPush-v4)"
+            f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}, and any Gymnasium MuJoCo environment by its "
+            "id (task=gym id=FetchPush-v4)"
         )
     return environment_task(name)
 

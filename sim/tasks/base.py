@@ -147,11 +147,15 @@ class Task:
     def varied(self, factors: Iterable[str]) -> "Task":
         """Return the task whose model differs from episode to episode by some factors; itself where there are none.
 
-        "visual" and "physical" stand for all factors of that kind that this task's model has anything of. A physics state of a varied task ends with the seed of its variation, which its start state gave: replay,
+        A physics state of a varied task ends with the seed of its variation, which its start state gave: replay,
         branching and pictures need nothing else. Starts, goals and policies are drawn as without a variation.
 
+        Args:
+            factors: Names of `sim.variation.FACTORS`; "visual" and "physical" stand for all of that kind that this
+                task's model has anything of.
+
         Raises:
-            ValueError: unknown factors, or some that this task's model cannot be varied by.
+            ValueError: unknown factors, or one that this task's model has nothing of.
         """
         asked = tuple(factors)
         names = tuple(name for name in factor_names(asked) if name in asked or self._has(name))
@@ -188,12 +192,10 @@ class Task:
         return True
 
     def with_variation(self, state: np.ndarray, seed: int) -> np.ndarray:
-        """Return a physics state of the task without variation as a state of this varied one, with no delayed action."""
+        """Return a state of the task without variation as one of this varied task; no delayed action is on its way."""
         model = self.model_of(np.array([float(seed)]))
-        empty = get_state(model, mujoco.MjData(model))[
-            len(state) :
-        ]  # the buffer of delayed controls, where there is one
-        return np.concatenate([state, empty, [float(seed)]])
+        delayed = get_state(model, mujoco.MjData(model))[len(state) :]
+        return np.concatenate([state, delayed, [float(seed)]])
 
     def variation_of(self, state: np.ndarray) -> dict[str, Any]:
         """Return the factors, the seed and what was drawn, as JSON values, for a physics state of a varied task."""

@@ -120,7 +120,7 @@ def environment_task(env_id: str) -> Task:
         play_policy=_play(environment, kinematics, hand, targets),
         expert=_expert(environment, kinematics, num_goal, hand, targets),
         objects=objects,
-        approach_cost=_approach(hand, targets) if scene.goal_is_an_object else None,
+        approach_cost=_approach(hand, targets) if scene.goal_body is not None else None,
         environment=environment,
     )
 
@@ -142,7 +142,6 @@ class _Scene:
         self.hand = max(robot, key=lambda point: moved[point]) if robot else None
         self.goal_points = _matching_points(simulation, observations)
         self.goal_body = _free_body_at(model, self.goal_points)
-        self.goal_is_an_object = bool(self.goal_points) and self.goal_body is not None
         self.robot_joints = _joints(model, trees)
 
 
@@ -215,7 +214,7 @@ def _matching_points(simulation: EnvironmentSimulation, observations: list[Any])
     for start in range(0, achieved.shape[1], num_axes):
         wanted = achieved[:, None, start : start + num_axes]
         for is_site, places in ((False, np.stack(bodies)), (True, np.stack(sites))):
-            same = np.flatnonzero((np.abs(places[..., :num_axes] - wanted).max(axis=(0, 2)) < 1e-5))
+            same = np.flatnonzero(np.abs(places[..., :num_axes] - wanted).max(axis=(0, 2)) < 1e-5)
             if len(same):
                 points.append(_point(model, int(same[-1]), is_site=is_site, num_axes=num_axes))
                 break
@@ -286,16 +285,16 @@ class _Goals:
         if self.scene.goal_points:
             observation = self.simulation.reset(int(start[-1]))
             desired = np.ravel(observation["desired_goal"]).astype(np.float64)
-            goal = (
-                self._with_object_at(start, desired) if self.scene.goal_is_an_object else self._driven(start, desired)
-            )
+            body = self.scene.goal_body
+            goal = self._driven(start, desired) if body is None else self._with_object_at(start, desired, body)
             if goal is not None:
                 return goal
         return self._played(start, rng)
 
-    def _with_object_at(self, start: np.ndarray, desired: np.ndarray) -> np.ndarray:
+    def _with_object_at(self, start: np.ndarray, desired: np.ndarray, body: int) -> np.ndarray:
+        """Put the free body whose joint positions begin at `body` where the goal wants it, everything at rest."""
         model, goal = self.simulation.data.model, start.copy()
-        first = 1 + self.scene.goal_body
+        first = 1 + body
         point = self.scene.goal_points[0]
         now = self.kinematics(start[None, 1 : 1 + model.nq], np.empty(0))[0, : point.num_axes]
         goal[first : first + point.num_axes] += desired - now
