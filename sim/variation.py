@@ -85,7 +85,7 @@ FACTORS: Mapping[str, Factor] = {
     ),
     "distractors": Factor(
         kind="visual",
-        meaning="coloured shapes near the picture's border that nothing touches: number, size in shares of distance",
+        meaning="flat coloured shapes near the picture's border, for the eye only: number, size in shares of distance",
         ranges={"number": (2.0, 6.0), "size": (0.025, 0.05), "place": (0.6, 0.92)},
         edit_file=visual.add_distractors,
     ),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _PLAIN = np.array([0.5, 0.5, 0.5, 1.0])
 """Colour of a geom that leaves it to its material."""
-_SHAPES = (mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER)
+_SHAPES = (mujoco.mjtGeom.mjGEOM_ELLIPSOID, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER)
+_THICKNESS = 0.003
+"""Half the height of a distractor, in shares of its distance from the camera."""
 
 
 def change_color(model: mujoco.MjModel, draw: "Draw") -> bool:
@@ -101,7 +103,7 @@ def add_texture(spec: mujoco.MjSpec, draw: "Draw") -> bool:
 
 
 def add_distractors(spec: mujoco.MjSpec, draw: "Draw") -> bool:
-    """Put small shapes on what does not move, near the border of what the first camera sees."""
+    """Put flat shapes on what does not move, near the border of what the first camera sees; they hide nothing."""
     model = spec.compile()
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -114,12 +116,14 @@ def add_distractors(spec: mujoco.MjSpec, draw: "Draw") -> bool:
         else:
             continue
         place, distance = found
-        size = float(draw("size")) * distance
+        size, thickness = float(draw("size")) * distance, _THICKNESS * distance
+        shape = _SHAPES[int(draw.rng.integers(len(_SHAPES)))]
+        is_round = shape == mujoco.mjtGeom.mjGEOM_CYLINDER
         spec.worldbody.add_geom(
             name=f"distractor{added}",
-            type=_SHAPES[int(draw.rng.integers(len(_SHAPES)))],
-            size=[size, size, size],
-            pos=place + np.array([0.0, 0.0, size]),
+            type=shape,
+            size=[size, thickness, 0.0] if is_round else [size, 0.6 * size, thickness],
+            pos=place + np.array([0.0, 0.0, thickness]),
             euler=[0.0, 0.0, float(draw.rng.uniform(0.0, 360.0))],
             rgba=[*colorsys.hsv_to_rgb(float(draw.rng.uniform()), 0.75, 0.85), 1.0],
             contype=0,
