@@ -18,6 +18,7 @@ MuJoCo's part of a step is long (it runs without Python's lock).
 import copy
 import difflib
 import importlib
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ FREE_CAMERA, WORKSPACE_CAMERA = "default", "workspace"
 _NEAREST = 0.05
 """A free camera is at least so far away, in shares of the scene's extent."""
 EXTRA = 'pip install "embodied-wm[environments]"'
+_FILTERS = threading.RLock()
 _PACKAGES = {"dm_control/": "shimmy", "": "gymnasium_robotics"}
 """Beginning of an id to the package whose import registers such ids."""
 
@@ -77,8 +79,7 @@ class EnvironmentSimulation:
             self.env = make_environment(self.id)
             draw_fast(self.data.model)
             Variation(factors=self._factors, seed=seed).edit(self.data.model)
-        with _quiet():
-            observation, _ = self.env.reset(seed=seed)
+        observation, _ = self.env.reset(seed=seed)
         self._seed = seed
         return observation
 
@@ -122,8 +123,7 @@ class EnvironmentSimulation:
         share = (np.clip(np.asarray(action, dtype=np.float32).astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
         native = (self.low + share * (self.high - self.low)).astype(self.env.action_space.dtype)
         try:
-            with _quiet():
-                _, reward, *_ = self.env.step(native)
+            _, reward, *_ = self.env.step(native)
         except Exception:
             warned = warning_text(data)  # dm_control turns MuJoCo's warnings into an error of its own
             if warned is None:
@@ -153,8 +153,7 @@ class EnvironmentSimulation:
 
     def _measure_step(self) -> float:
         before = self.data.time
-        with _quiet():
-            self.env.step(((self.low + self.high) / 2.0).astype(self.env.action_space.dtype))
+        self.env.step(((self.low + self.high) / 2.0).astype(self.env.action_space.dtype))
         return float(self.data.time - before)
 
 
@@ -183,8 +182,8 @@ def _trees_touch(data: mujoco.MjData) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep other packages' Python warnings to themselves; MuJoCo's own are read from its data."""
-    with warnings.catch_warnings():
+    """Keep what other packages warn of while they load to themselves; Python's filters belong to all threads."""
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

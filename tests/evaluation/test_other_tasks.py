@@ -14,6 +14,7 @@ PLANNER = CEM(horizon=6, num_candidates=32, num_iterations=2, num_elites=6)
 
 
 def final_costs(name: str, num_pairs: int) -> dict[str, list[float]]:
+    """Return the distance to the goal at the end of each episode, by agent."""
     setup = PlanningSetup(task=name, planner=PLANNER, objective="latent", weights=StepWeights())
     arena = Arena(get_task(name), image_size=(16, 16), camera=get_task(name).cameras[0])
     agents = {"oracle": make_oracle_agent(setup), "zero": make_random_agent(setup, 0.0)}
