@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from sim.physics import get_state, raise_instability, set_state
-from sim.render import Renderer
+from sim.physics import raise_instability
 from sim.tasks import get_task
 from sim.tasks.base import Task
 from sim.workers import end_with_parent
@@ -28,10 +26,10 @@ def features(
     task: Task, image_size: int = 64, camera: str | None = None
 ) -> dict[str, tuple[str, tuple[int, ...], tuple[str, ...], tuple[str, ...]]]:
     """Describe what `collect` yields: name to (dtype, shape of one row, names, units)."""
-    nstate = len(get_state(task.model, mujoco.MjData(task.model)))
     felt = task.proprioception
     contact = {} if task.contact_sensor is None else {"sim.contact": ("float32", (1,), ("contact",), ("1",))}
-    return {
+    reward = {"sim.reward": ("float32", (1,), ("reward",), ("1",))} if task.environment else {}
+    return reward | {
         f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
         "observation.state": (
             "float32",
@@ -40,7 +38,7 @@ def features(
             tuple(quantity.unit for quantity in felt),
         ),
         "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
-        "sim.physics": ("float64", (nstate,), (), ()),
+        "sim.physics": ("float64", (task.state_size,), (), ()),
         "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
     } | contact
 
@@ -60,7 +58,8 @@ def collect(
     """Yield episodes in order, each a dict of `features` (name to array [rows, ...]) and `info` (JSON values).
 
     Args:
-        task_name: One of `task_names()`.
+        task_name: What `get_task` takes: a task of ours or a Gymnasium id, and factors of variation. Episodes of a
+            varied task say in `info["variation"]` how they differ.
         num_episodes: How many.
         seed: Seed of the whole collection; episode i draws from (seed, i).
         image_size: Height and width of the frames, in pixels.
@@ -97,27 +96,32 @@ def _check_arguments(
 
 
 class _Collector:
-    """Keeps one task's renderer warm and records episodes with it."""
+    """Keeps one task's simulation and renderer warm and records episodes with them."""
 
     def __init__(self, task_name: str, seed: int, image_size: int, policy: str, camera: str, num_rows: int) -> None:
         self.task = get_task(task_name)
         self.seed, self.policy, self.camera, self.num_rows = seed, policy, camera, num_rows
-        self._data = mujoco.MjData(self.task.model)
-        self.renderer = Renderer(self.task.model, image_size, image_size, camera)
+        self.simulation = self.task.simulation()
+        self.renderer = self.task.renderer(image_size, image_size, camera)
         self._specs = features(self.task, image_size, camera)
+
+    def close(self) -> None:
+        """Free the simulation and the renderer."""
+        self.renderer.close()
+        self.simulation.close()
 
     def episode(self, number: int) -> dict[str, Any]:
         """Record episode `number`."""
-        task, data, model = self.task, self._data, self.task.model
+        task, simulation = self.task, self.simulation
         rng = np.random.default_rng([self.seed, number])
-        set_state(model, data, task.reset(model, rng))
-        policy = self._make_policy(get_state(model, data), rng)
-        rows = {name: np.empty((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
-        contacts, touched = 0, task.in_contact(model, data)
+        simulation.restore(task.reset(task.model, rng))
+        policy = self._make_policy(simulation.state(), rng)
+        rows = {name: np.zeros((self.num_rows, *spec[1]), dtype=spec[0]) for name, spec in self._specs.items()}
+        contacts, touched = 0, task.in_contact(simulation.data.model, simulation.data)
         for row in range(self.num_rows):
-            state = get_state(model, data)
+            state = simulation.state()
             action = np.asarray(policy(state), dtype=np.float32)
-            rows[f"observation.images.{self.camera}"][row] = self.renderer.render(data)
+            rows[f"observation.images.{self.camera}"][row] = self._picture(row)
             rows["observation.state"][row] = task.state_proprioception(state)
             rows["action"][row] = action
             rows["sim.physics"][row] = state
@@ -125,10 +129,12 @@ class _Collector:
             if "sim.contact" in rows:
                 rows["sim.contact"][row] = touched  # in the step that led to this row, as `sim.branch` has it
             if row + 1 < self.num_rows:
-                touched, warning = task.step(model, data, action)
+                touched, warning = simulation.step(action)
                 contacts += touched
                 if warning is not None:
                     raise_instability(task.name, (self.seed, number), row, warning)
+                if task.environment is not None:
+                    rows["sim.reward"][row] = simulation.reward
         info = {
             "task": task.name,
             "policy": self.policy,
@@ -136,7 +142,18 @@ class _Collector:
             "episode": number,
             "contact_steps": int(contacts),
         }
+        if task.factors:
+            info["variation"] = task.variation_of(simulation.state())
         return {"features": rows, "info": info}
+
+    def _picture(self, row: int) -> np.ndarray:
+        picture = self.renderer.render(self.simulation.data)
+        if row == 0 and (picture == picture[0, 0]).all():
+            raise ValueError(
+                f"camera {self.camera!r} of {self.task.name} sees nothing: its picture has one colour. Choose another: "
+                f"{', '.join(self.task.cameras)}"
+            )
+        return picture
 
     def _make_policy(self, start: np.ndarray, rng: np.random.Generator):
         if self.policy == "play":
@@ -152,7 +169,7 @@ def _collect_here(arguments: tuple, numbers: range) -> Iterator[dict[str, Any]]:
         for number in numbers:
             yield collector.episode(number)
     finally:
-        collector.renderer.close()
+        collector.close()
 
 
 _worker: _Collector | None = None

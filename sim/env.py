@@ -5,11 +5,10 @@
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from sim.physics import get_state, raise_instability, set_state
+from sim.physics import raise_instability
 from sim.render import Renderer
 from sim.tasks import get_task, task_names
 
@@ -44,10 +43,9 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         self.render_mode = render_mode
         self.image_size = image_size
-        self._model = self.task.model
-        self._data = mujoco.MjData(self._model)
+        self._simulation = self.task.simulation()
         self._renderer: Renderer | None = None
-        self._goal_state = get_state(self._model, self._data)
+        self._goal_state = self._simulation.state()
         self._goal_image = np.zeros((image_size, image_size, 3), dtype=np.uint8)
         self._steps = 0
         self._seed: int | None = None
@@ -75,14 +73,15 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if unknown:
             raise ValueError(f"unknown reset options {sorted(unknown)}; valid are 'start' and 'goal' (physics states)")
         self._seed = seed if seed is not None else self._seed
-        drawn = self.task.reset(self._model, self.np_random)
+        model = self.task.model
+        drawn = self.task.reset(model, self.np_random)
         start = options.get("start", drawn)
-        goal = options["goal"] if "goal" in options else self.task.sample_goal(self._model, start, self.np_random)
+        goal = options["goal"] if "goal" in options else self.task.sample_goal(model, start, self.np_random)
         renderer = self._get_renderer()
-        set_state(self._model, self._data, goal)
-        self._goal_image = renderer.render(self._data)
-        self._goal_state = get_state(self._model, self._data)
-        set_state(self._model, self._data, start)
+        self._simulation.restore(goal)
+        self._goal_image = renderer.render(self._simulation.data)
+        self._goal_state = self._simulation.state()
+        self._simulation.restore(start)
         self._steps = 0
         return self._observe(), self._describe()
 
@@ -99,7 +98,7 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 f"an action of task {self.task.name!r} is {self.task.action_size} finite numbers "
                 f"({', '.join(self.task.action_names)}), got {action.tolist()}"
             )
-        _, warning = self.task.step(self._model, self._data, action)
+        _, warning = self._simulation.step(action)
         if warning is not None:
             raise_instability(self.task.name, self._seed, self._steps, warning)
         self._steps += 1
@@ -108,7 +107,7 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def physics_state(self) -> np.ndarray:
         """Return the full physics state, float64 [nstate]; it alone decides what follows."""
-        return get_state(self._model, self._data)
+        return self._simulation.state()
 
     def goal_state(self) -> np.ndarray:
         """Return the physics state whose picture is the goal image."""
@@ -120,12 +119,12 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ValueError: the state is of another task.
         """
-        set_state(self._model, self._data, state)
+        self._simulation.restore(state)
         return self._observe()
 
     def render(self) -> np.ndarray | None:
         """Return the present picture, uint8 [image_size, image_size, 3], or None without a render mode."""
-        return self._get_renderer().render(self._data) if self.render_mode == "rgb_array" else None
+        return self._get_renderer().render(self._simulation.data) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         """Free the OpenGL context."""
@@ -135,13 +134,13 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def _get_renderer(self) -> Renderer:
         if self._renderer is None:
-            self._renderer = Renderer(self._model, self.image_size, self.image_size, self.camera)
+            self._renderer = self.task.renderer(self.image_size, self.image_size, self.camera)
         return self._renderer
 
     def _observe(self) -> dict[str, np.ndarray]:
         felt = self.task.state_proprioception(self.physics_state()).astype(np.float32)
         return {
-            "pixels": self._get_renderer().render(self._data),
+            "pixels": self._get_renderer().render(self._simulation.data),
             "proprioception": felt,
             "goal": self._goal_image.copy(),
         }

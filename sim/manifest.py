@@ -5,6 +5,9 @@ import numpy as np
 from sim.branch import Brancher
 from sim.tasks import get_task
 
+DRAWS_PER_PAIR = 200
+"""After so many draws for each pair asked for, the task is taken to have none."""
+
 
 def evaluation_pairs(task_name: str, num: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
     """Return `num` triples (start physics, goal physics, seed of the pair), the same ones every time.
@@ -13,7 +16,7 @@ def evaluation_pairs(task_name: str, num: int, seed: int) -> list[tuple[np.ndarr
     that success is always something that was done. A longer list begins with the shorter one of the same seed.
 
     Raises:
-        ValueError: unknown task, or `num` below 1.
+        ValueError: unknown task, `num` below 1, or hardly a pair that is not solved already.
     """
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
@@ -21,15 +24,21 @@ def evaluation_pairs(task_name: str, num: int, seed: int) -> list[tuple[np.ndarr
     brancher = Brancher(task, num_threads=1)
     idle = np.zeros((1, task.episode_steps, task.action_size), dtype=np.float32)
     pairs: list[tuple[np.ndarray, np.ndarray, int]] = []
-    pair_seed = 1_000_003 * seed
-    while len(pairs) < num:
+    first_seed = 1_000_003 * seed
+    for pair_seed in range(first_seed, first_seed + DRAWS_PER_PAIR * num):
         start, goal = draw_pair(task_name, pair_seed)
         goal_quantities = task.state_quantities(goal)
         after_idling = brancher(start, idle).quantities[0]
         visited = np.concatenate([task.state_quantities(start)[None], after_idling])
         if not task.success(visited, goal_quantities).any():
             pairs.append((start, goal, pair_seed))
-        pair_seed += 1
+        if len(pairs) == num:
+            break
+    else:
+        raise ValueError(
+            f"only {len(pairs)} of {DRAWS_PER_PAIR * num} starts and goals of {task_name!r} are not solved by doing "
+            f"nothing (within {task.tolerance_m} m): there is nothing to plan for"
+        )
     brancher.close()
     return pairs
 

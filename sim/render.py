@@ -4,9 +4,9 @@
 
 import atexit
 import copy
-import functools
 import warnings
 import weakref
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from sim.errors import RenderingError
 from sim.gl import ADVICE
 from sim.physics import set_state
+from sim.simulation import Simulation
 
 _MAX_GEOMS = 256
 _FAST_FLAGS_OFF = (
@@ -35,9 +36,26 @@ class Renderer:
     """
 
     def __init__(
-        self, model: mujoco.MjModel, height: int, width: int, camera: str | int, *, supersample: int = 2
+        self,
+        model: mujoco.MjModel,
+        height: int,
+        width: int,
+        camera: "_Camera",
+        *,
+        supersample: int = 2,
+        simulation: Simulation | None = None,
     ) -> None:
         """Create the OpenGL context.
+
+        Args:
+            model: What is drawn.
+            height: Of a picture, in pixels.
+            width: Of a picture, in pixels.
+            camera: Name or number of one of the model's cameras (-1 is the free one), or what finds it, or a free one,
+                for a model.
+            supersample: How many times larger a picture is drawn before it is averaged.
+            simulation: What puts the states of `render_states` in, where it takes more than the model; it is closed
+                with the renderer.
 
         Raises:
             ValueError: a size below 1, or no such camera (the message lists the model's cameras).
@@ -46,10 +64,20 @@ class Renderer:
         if min(height, width, supersample) < 1:
             raise ValueError(f"height, width and supersample must be at least 1, got {height}, {width}, {supersample}")
         _check_camera(model, camera)
-        self.height, self.width, self.camera, self.supersample = height, width, camera, supersample
+        self.height, self.width, self.supersample = height, width, supersample
+        self._option = mujoco.MjvOption()
+        self._wanted_camera = camera
+        self._simulation = simulation
+        self._open(model)
+        _OPEN.add(self)
+        _close_all_at_exit()
+
+    def _open(self, model: mujoco.MjModel) -> None:
+        """Create the OpenGL context, which holds the model's meshes and textures."""
         self._model = copy.copy(model)
+        self._drawn, self._camera = model, _camera(model, self._wanted_camera)
         self._data: mujoco.MjData | None = None
-        full_height, full_width = height * supersample, width * supersample
+        full_height, full_width = self.height * self.supersample, self.width * self.supersample
         self._model.vis.global_.offheight, self._model.vis.global_.offwidth = full_height, full_width
         self._model.vis.quality.offsamples = 0
         try:
@@ -63,14 +91,25 @@ class Renderer:
         for flag in _FAST_FLAGS_OFF:
             self._renderer.scene.flags[flag] = 0
         self._buffer = np.empty((full_height, full_width, 3), dtype=np.uint8)
-        _OPEN.add(self)
-        _close_all_at_exit()
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
-        """Draw what `data` holds, whose positions must be up to date; returns a new array."""
-        self._renderer.update_scene(data, camera=self.camera)
+        """Draw what `data` holds, whose positions must be up to date; returns a new array.
+
+        Colours, lights and cameras are those of `data.model`, which may differ from episode to episode.
+        """
+        if data.model is not self._drawn:
+            self._follow(data.model)
+        scene, everything = self._renderer.scene, int(mujoco.mjtCatBit.mjCAT_ALL)
+        mujoco.mjv_updateScene(data.model, data, self._option, None, self._camera, everything, scene)
         self._renderer.render(out=self._buffer)
         return _average_blocks(self._buffer, self.supersample)
+
+    def _follow(self, model: mujoco.MjModel) -> None:
+        """Go on with the model of another episode; only other textures need another OpenGL context."""
+        if model.ntex != self._model.ntex or not np.array_equal(model.tex_data, self._model.tex_data):
+            self._renderer.close()
+            self._open(model)
+        self._drawn, self._camera = model, _camera(model, self._wanted_camera)
 
     def render_states(self, states: np.ndarray) -> np.ndarray:
         """Draw physics states [N, nstate]; returns uint8 [N, height, width, 3]."""
@@ -78,13 +117,19 @@ class Renderer:
             self._data = mujoco.MjData(self._model)
         frames = np.empty((len(states), self.height, self.width, 3), dtype=np.uint8)
         for frame, state in zip(frames, states, strict=True):
-            set_state(self._model, self._data, state)
-            frame[...] = self.render(self._data)
+            if self._simulation is None:
+                set_state(self._model, self._data, state)
+                frame[...] = self.render(self._data)
+            else:
+                self._simulation.restore(state)
+                frame[...] = self.render(self._simulation.data)
         return frames
 
     def close(self) -> None:
         """Free the OpenGL context; closing twice is fine."""
         self._renderer.close()
+        if self._simulation is not None:
+            self._simulation.close()
         _OPEN.discard(self)
 
 
@@ -98,7 +143,25 @@ def _average_blocks(image: np.ndarray, factor: int) -> np.ndarray:
     return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
 
 
-def _check_camera(model: mujoco.MjModel, camera: str | int) -> None:
+type _Camera = str | int | Callable[[mujoco.MjModel], mujoco.MjvCamera | int]
+
+
+def _camera(model: mujoco.MjModel, camera: _Camera) -> mujoco.MjvCamera:
+    """Return what the scene is seen through."""
+    if callable(camera):
+        camera = camera(model)
+    if isinstance(camera, mujoco.MjvCamera):
+        return camera
+    found = mujoco.MjvCamera()
+    if camera == -1:
+        mujoco.mjv_defaultFreeCamera(model, found)
+    else:
+        found.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        found.fixedcamid = model.camera(camera).id
+    return found
+
+
+def _check_camera(model: mujoco.MjModel, camera: _Camera) -> None:
     names = [model.camera(index).name for index in range(model.ncam)]
     if isinstance(camera, str) and camera not in names:
         raise ValueError(f"no camera {camera!r}; this model has {names}")
@@ -106,7 +169,15 @@ def _check_camera(model: mujoco.MjModel, camera: str | int) -> None:
         raise ValueError(f"no camera number {camera}; this model has {model.ncam}: {names} (-1 is the free camera)")
 
 
-@functools.cache
+def _close_all() -> None:
+    for renderer in list(_OPEN):
+        renderer.close()
+
+
 def _close_all_at_exit() -> None:
-    """Free contexts while OpenGL is still there; must be registered after mujoco's own clean-up, to run before it."""
-    atexit.register(lambda: [renderer.close() for renderer in list(_OPEN)])
+    """Free contexts while OpenGL is still there: registered after every other clean-up, to run before it.
+
+    mujoco ends OpenGL at exit, and so does dm_control, which may have been imported since the last renderer was made.
+    """
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)

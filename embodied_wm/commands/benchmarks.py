@@ -33,7 +33,7 @@ from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 from planners.cem import CEM
-from sim.tasks import get_task
+from sim.tasks import get_task, varied_name
 
 TIMED_EPISODES = 2
 
@@ -46,7 +46,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
 def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
     """Return what plans, from a verb's configuration."""
     return PlanningSetup(
-        task=config["task"]["name"],
+        task=varied_name(config["task"]["name"], config.get("variation", ())),
         planner=config["planner"],
         objective=config["objective"]["kind"],
         weights=config["objective"]["weights"],

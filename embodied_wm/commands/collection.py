@@ -33,11 +33,13 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
     """
     from embodied_wm.types import Episode
     from sim.collect import collect
+    from sim.tasks import varied_name
 
-    task, number = config["task"], config["episodes"]
+    task, number, variation = config["task"], config["episodes"], list(config.get("variation", ()))
+    name = varied_name(task["name"], variation)
     source = {
         "kind": "collect",
-        "task": task["name"],
+        "task": name,
         "seed": config["seed"],
         "policy": config["policy"],
         "image_size": task["image_size"],
@@ -54,9 +56,9 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
             return
         if done:
             console.print(f"continuing {out}, which holds {done} episodes", soft_wrap=True)
-        _check_rendering(task["name"], task["image_size"], task["camera"])
+        _check_rendering(name, task["image_size"], task["camera"])
         episodes = collect(
-            task["name"],
+            name,
             num_episodes=number - done,
             seed=config["seed"],
             image_size=task["image_size"],
@@ -70,7 +72,7 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
             first = next(episodes)
         # Made only now: what cannot be collected leaves no empty store.
         store = store or stack.enter_context(closing(_create(out, source)))
-        with Track(f"collect {task['name']}", number, unit="episodes", start=done, console=console) as track:
+        with Track(f"collect {name}", number, unit="episodes", start=done, console=console) as track:
             for group in batched(chain([first], episodes), GROUP_EPISODES):
                 store.append([Episode(features=episode["features"], info=episode["info"]) for episode in group])
                 track.advance(len(group))
@@ -79,11 +81,9 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
 
 def _check_rendering(task: str, image_size: int, camera: str | None) -> None:
     """Fail here, in plain words, where a worker process could only die."""
-    from sim.render import Renderer
     from sim.tasks import get_task
 
-    described = get_task(task)
-    Renderer(described.model, image_size, image_size, camera or described.cameras[0]).close()
+    get_task(task).renderer(image_size, image_size, camera).close()
 
 
 def is_used(path: Path) -> bool:
@@ -118,5 +118,5 @@ def _create(out: Path, source: Mapping[str, Any]) -> "EpisodeStore":
         for name, (dtype, shape, names, units) in described.items()
     }
     return EpisodeStore.create(
-        out, features=specs, fps=task.fps, metadata={"source": dict(source), "robot": source["task"]}
+        out, features=specs, fps=task.fps, metadata={"source": dict(source), "robot": task.robot}
     )

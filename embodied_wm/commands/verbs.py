@@ -110,11 +110,11 @@ def imagine(config: Config, run: Run) -> None:
 def plan(config: Config, run: Run) -> None:
     """Plan one episode in closed loop."""
     from embodied_wm.evaluation.plan_once import plan_once
-    from sim.tasks import get_task
+    from sim.tasks import get_task, varied_name
 
     plan_once(
         load_model_for_task(config),
-        get_task(config["task"]["name"]),
+        get_task(varied_name(config["task"]["name"], config["variation"])),
         config["planner"],
         config["objective"]["weights"],
         objective=config["objective"]["kind"],

@@ -17,7 +17,6 @@ import torch
 from planners.base import Dynamics, Objective, Planner
 from sim.branch import Brancher
 from sim.collect import collect
-from sim.render import Renderer
 from sim.tasks.base import Task
 
 HELD_OUT_SEED = 900_001
@@ -142,7 +141,7 @@ def branch_starts(
             f"context={config.context} and horizon={config.horizon} do not fit in episodes of {num_rows} rows; "
             "lower one of them"
         )
-    renderer = Renderer(task.model, *image_size, camera)
+    renderer = task.renderer(*image_size, camera)
     for index, episode in enumerate(episodes):
         rng = np.random.default_rng([seed, index])
         time = int(rng.integers(config.context - 1, num_rows - config.horizon))
@@ -168,7 +167,7 @@ class _Replayer:
 
     def __init__(self, task: Task, image_size: tuple[int, int], camera: str) -> None:
         self.brancher = Brancher(task, num_threads=1)
-        self.renderer = Renderer(task.model, *image_size, camera)
+        self.renderer = task.renderer(*image_size, camera)
 
     def __call__(self, start: BranchStart, planned: np.ndarray, chosen: int) -> BranchPoint:
         actions = np.concatenate([start.actions, planned])

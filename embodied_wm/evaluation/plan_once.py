@@ -115,7 +115,7 @@ def plan_once(
     check_fits(model, task)
     recorder = RecordingPlanner(planner)
     agent = ModelAgent(model, recorder, context=context)
-    renderer = Renderer(task.model, *model.image_size, model.camera)
+    renderer = task.renderer(*model.image_size, model.camera)
     shown = _run(task, model, agent, recorder, renderer, seed, console)
     renderer.close()
     final, reached = float(shown.cost_m[-1]), bool(shown.cost_m[-1] <= task.tolerance_m)

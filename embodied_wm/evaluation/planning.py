@@ -79,7 +79,7 @@ class Arena:
     def run(self, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int]) -> Any:
         """Run one pair; frames are rendered only for an agent that needs them."""
         if agent.needs_frames and self.renderer is None:
-            self.renderer = Renderer(self.task.model, *self.image_size, self.camera)
+            self.renderer = self.task.renderer(*self.image_size, self.camera)
         return run_pair(self.task, agent, pair, self.brancher, self.renderer if agent.needs_frames else None)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ def run_agents(
         console: Where progress is shown.
     """
     pairs = evaluation_pairs(task.name, num_episodes, seed)
-    Renderer(task.model, *image_size, camera).close()  # a machine that cannot render says so here, not in a worker
+    task.renderer(*image_size, camera).close()  # a machine that cannot render says so here, not in a worker
     found: dict[str, Episodes] = {}
     with ProcessPoolExecutor(
         num_workers,

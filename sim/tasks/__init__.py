@@ -1,7 +1,11 @@
-"""The tasks, by name."""
+"""The tasks: ours by name, other people's MuJoCo environments by their Gymnasium id."""
+
+import re
+from collections.abc import Iterable
 
 from sim.tasks.base import Task
 from sim.tasks.drawer import DRAWER
+from sim.tasks.gym import environment_task
 from sim.tasks.maze import MAZE
 from sim.tasks.pick_place import PICK_PLACE
 from sim.tasks.push import PUSH
@@ -14,19 +18,37 @@ _TASKS = {task.name: task for task in (REACH, PUSH, PUSH_T, MAZE, DRAWER, PICK_P
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of all tasks."""
+    """Return the names of our own tasks."""
     return tuple(_TASKS)
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`.
+    """Return the task called `name`, or of the Gymnasium environment with that id, such as FetchPush-v4.
+
+    Factors of variation follow a plus sign: push+light+friction (see `sim.variation`).
 
     Raises:
-        ValueError: there is no such task; the message lists the valid names.
+        ValueError: there is no such task; the message lists the valid names. An environment that cannot be used says
+            why.
     """
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}")
-    return _TASKS[name]
+    name, *factors = name.split("+")
+    return _plain_task(name).varied(factors)
 
 
-__all__ = ["Task", "get_task", "task_names"]
+def varied_name(name: str, factors: Iterable[str]) -> str:
+    """Return the name of a task that is varied by some factors; `get_task` takes it."""
+    return "+".join([name, *factors])
+
+
+def _plain_task(name: str) -> Task:
+    if name in _TASKS:
+        return _TASKS[name]
+    if not re.search(r"-v\d+$", name):
+        raise ValueError(
+            f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}, and any Gymnasium MuJoCo environment by its "
+            "id (task=gym id=FetchPush-v4)"
+        )
+    return environment_task(name)
+
+
+__all__ = ["Task", "get_task", "task_names", "varied_name"]

@@ -2,15 +2,22 @@
 # (mujoco's names live in a compiled module without stubs)
 """What a task is: a model file, a few constants, and the functions that give it meaning."""
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from sim.physics import get_state, set_state, warning_text
+from sim.external import Environment
+from sim.physics import get_state, set_state, state_size, warning_text
+from sim.render import Renderer
+from sim.simulation import ControlSimulation, Simulation
+from sim.variation import Variation, factor_names, seed_of, varied_model
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -57,10 +64,13 @@ class Task:
         expert: (goal state, rng) to a scripted policy that solves the task.
         approach_cost: What a planner should also keep small, (quantities, goal quantities) to metres [...]; None
             where the cost alone shows the way. It never counts for success.
+        environment: Somebody else's environment, whose own `step` steps the task (see `sim.tasks.gym`); None for ours,
+            which are a model file and hold their actions as MuJoCo controls.
+        factors: By what the model differs from episode to episode (see `varied`).
     """
 
     name: str
-    xml: str
+    xml: str = ""
     action_names: tuple[str, ...]
     action_scale: tuple[float, ...]
     substeps: int
@@ -82,11 +92,126 @@ class Task:
     contact_sensor: str | None = None
     goal_points: int = 1
     approach_cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    environment: Environment | None = None
+    factors: tuple[str, ...] = ()
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The compiled model, shared; do not change it (copy it first)."""
-        return _load_model(self.xml)
+        """The compiled model without any variation, shared; do not change it (copy it first)."""
+        return _load_model(self.xml) if self.environment is None else self.environment.model
+
+    def model_of(self, state: np.ndarray) -> mujoco.MjModel:
+        """Return the model that a physics state belongs to; another than `model` where the task is varied.
+
+        Raises:
+            ValueError: the state is not of this task.
+        """
+        if not self.factors or self.environment is not None:
+            return self.model
+        return _load_varied(self.xml, Variation(factors=self.factors, seed=seed_of(state)))[0]
+
+    @property
+    def state_size(self) -> int:
+        """Return the number of float64 values in a physics state."""
+        if self.environment is not None:
+            return self.environment.state_size
+        return state_size(self.model_of(np.zeros(1))) + bool(self.factors)
+
+    def simulation(self) -> Simulation:
+        """Make what steps the task."""
+        if self.environment is None:
+            return ControlSimulation(self)
+        return self.environment.simulation(self.factors)
+
+    def renderer(self, height: int, width: int, camera: str | None = None) -> Renderer:
+        """Make what draws the task's physics states, and the data of its simulations.
+
+        Args:
+            height: Of a picture, in pixels.
+            width: Of a picture, in pixels.
+            camera: One of `cameras`; the first when None.
+
+        Raises:
+            ValueError: no such camera, or a size below 1.
+            RenderingError: this machine cannot render; the message says what to install or set.
+        """
+        camera = camera or self.cameras[0]
+        if camera not in self.cameras:
+            raise ValueError(
+                f"task {self.name!r} has no camera {camera!r}; valid cameras are {', '.join(self.cameras)}"
+            )
+        if self.environment is None:
+            simulation = self.simulation() if self.factors else None
+            return Renderer(self.model, height, width, camera, simulation=simulation)
+        through = functools.partial(self.environment.camera, camera)
+        return Renderer(self.model, height, width, through, simulation=self.simulation())
+
+    def varied(self, factors: Iterable[str]) -> "Task":
+        """Return the task whose model differs from episode to episode by some factors; itself where there are none.
+
+        A physics state of a varied task ends with the seed of its variation, which its start state gave: replay,
+        branching and pictures need nothing else. Starts, goals and policies are drawn as without a variation.
+
+        Args:
+            factors: Names of `sim.variation.FACTORS`; "visual" and "physical" stand for all of that kind that this
+                task's model has anything of.
+
+        Raises:
+            ValueError: unknown factors, or one that this task's model has nothing of.
+        """
+        asked = tuple(factors)
+        names = tuple(name for name in factor_names(asked) if name in asked or self._has(name))
+        if not names:
+            return self
+        for name in names:
+            self._check_factor(name)
+        task = replace(self, name="+".join([self.name, *names]), factors=names)
+        if self.environment is not None:
+            return task
+
+        def reset(model: mujoco.MjModel, rng: np.random.Generator) -> np.ndarray:
+            start = self.reset(self.model, rng)
+            return task.with_variation(start, zlib.crc32(start.tobytes()))
+
+        def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            plain = start[: self.state_size]
+            return task.with_variation(self.sample_goal(self.model, plain, rng), seed_of(start))
+
+        return replace(task, reset=reset, sample_goal=sample_goal)
+
+    def _check_factor(self, name: str) -> None:
+        """Raise ValueError where this task's model has nothing that a factor varies."""
+        if self.environment is not None:
+            self.environment.check_factor(name)
+        else:
+            _load_varied(self.xml, Variation(factors=(name,), seed=0))
+
+    def _has(self, name: str) -> bool:
+        try:
+            self._check_factor(name)
+        except ValueError:
+            return False
+        return True
+
+    def with_variation(self, state: np.ndarray, seed: int) -> np.ndarray:
+        """Return a state of the task without variation as one of this varied task; no delayed action is on its way."""
+        model = self.model_of(np.array([float(seed)]))
+        delayed = get_state(model, mujoco.MjData(model))[len(state) :]
+        return np.concatenate([state, delayed, [float(seed)]])
+
+    def variation_of(self, state: np.ndarray) -> dict[str, Any]:
+        """Return the factors, the seed and what was drawn, as JSON values, for a physics state of a varied task."""
+        variation = Variation(factors=self.factors, seed=seed_of(state))
+        if self.environment is None:
+            values = _load_varied(self.xml, variation)[1]
+        else:
+            values = variation.edit(copy.copy(self.environment.model))
+        return {"factors": list(variation.factors), "seed": variation.seed, "values": values}
+
+    @property
+    def robot(self) -> str:
+        """Return whose actions and cameras these are: the task's name, without its variation."""
+        return self.name.split("+")[0]
 
     @property
     def action_size(self) -> int:
@@ -176,6 +301,11 @@ def _split(model: mujoco.MjModel, states: np.ndarray) -> tuple[np.ndarray, np.nd
 @functools.cache
 def _load_model(xml: str) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_path(str(ASSETS / xml))
+
+
+@functools.lru_cache(maxsize=64)
+def _load_varied(xml: str, variation: Variation) -> tuple[mujoco.MjModel, dict[str, Any]]:
+    return varied_model(ASSETS / xml, variation)
 
 
 def state_from_positions(model: mujoco.MjModel, positions: np.ndarray) -> np.ndarray:
