@@ -100,7 +100,7 @@ def imagination_headline(judged: Judged) -> list[Headline]:
 
 
 def benchmark_planning(model: WorldModel | None, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
-    """Measure closed-loop planning against baselines and the oracle; without a model, the oracle and what needs none."""
+    """Measure closed-loop planning against baselines and the oracle; without a model, what needs none."""
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
     task = get_task(setup.task)
