@@ -3,8 +3,9 @@
 """Push-T: bring a T-shaped block to a place and a direction, with a velocity-controlled pusher, on a 40 cm table.
 
 The camera looks down, slightly tilted. The T slides as on a film of oil: it moves where it is pushed, stops where it is
-left, and a push shifts and turns it the same way in every direction. Its pose counts through three points of it, the middles of the bar's two ends and of the stem's end: the cost is the root mean square of
-their distances to where they should be, so 2 cm is a shift of 2 cm or a turn of 20 degrees.
+left, and a push shifts and turns it the same way in every direction. Its pose counts through three points of it, the
+middles of the bar's two ends and of the stem's end: the cost is the root mean square of their distances to where they
+should be, so 2 cm is a shift of 2 cm or a turn of 20 degrees.
 """
 
 import functools
@@ -232,7 +233,7 @@ def play_policy(rng: np.random.Generator) -> Policy:
 
 
 def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
-    """Return the cost that the best single push would leave, plus 0.15 times the way round the T to where it starts, [...], in m.
+    """Return what the best single push would leave, plus 0.15 times the way round the T to its start, [...], in metres.
 
     Until the pusher is at the right side of the T, the T's pose says nothing about which action is better.
     """

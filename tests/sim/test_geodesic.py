@@ -40,9 +40,10 @@ def test_walking_down_the_distance_arrives_without_touching_the_wall(ways):
     place, goal = np.array([-0.08, 0.15]), np.array([0.09, 0.12])
     compass = 0.01 * np.stack([np.cos(np.arange(32) * np.pi / 16), np.sin(np.arange(32) * np.pi / 16)], axis=-1)
     before = float(ways.distance(place, goal))
+    slimmer = Geodesics(WALL, radius_m=RADIUS_M - 0.008, half_size_m=0.2)  # a step may cut a corner
     for _ in range(80):
         place = place + compass[np.argmin(ways.distance(place + compass, goal))]
-        assert ways.is_free(place) or np.abs(place[0]) > 0.02
+        assert slimmer.is_free(place)
         if np.linalg.norm(place - goal) < 0.012:
             break
     assert np.linalg.norm(place - goal) < 0.012
