@@ -26,11 +26,12 @@ CONTROL_SUBSTEPS = 8
 HALF_CUBE_M = 0.02
 FIELD_M = np.array([0.13, 0.10])
 HAND_HEIGHT_M = (0.07, 0.15)
-FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014
+FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014  # tight: where the servo wants to be, pressing
 GAP_OPEN_M, GAP_HOLDING_M = 2.0 * FINGER_OPEN_M, 2.0 * FINGER_HOLDING_M
-HOVER_M = 0.05
-CLEAR_M, CARRY_M = 0.11, 0.09
-TRAVEL_M = 0.035
+# Heights on the way: the hand's over a cube that it is to take, and over everything; a cube's over its goal, and over
+# everything (the shelf of pick_place is the highest).
+HOVER_M, CLEAR_M = 0.05, 0.11
+TRAVEL_M, CARRY_M = 0.035, 0.09
 
 HAND_QUANTITIES = (
     *(Quantity(name=name, unit="m") for name in ("hand_x", "hand_y", "hand_z")),
@@ -110,11 +111,6 @@ def random_hand(rng: np.random.Generator) -> tuple[np.ndarray, float]:
     place = rng.uniform(-FIELD_M, FIELD_M)
     pose = np.array([*place, rng.uniform(*HAND_HEIGHT_M), rng.uniform(-0.6, 0.6)])
     return pose, rng.uniform(0.025, FINGER_OPEN_M)
-
-
-def aligned_yaw(cube_yaw: float) -> float:
-    """Return the hand yaw nearest to zero that grasps a cube."""
-    return float((cube_yaw + np.pi / 4.0) % (np.pi / 2.0) - np.pi / 4.0)
 
 
 def grasp_cost(hand: np.ndarray, cube: np.ndarray) -> np.ndarray:
