@@ -239,7 +239,13 @@ class Task:
         return tuple(quantity.unit for quantity in self.quantities)
 
     def controls(self, actions: np.ndarray) -> np.ndarray:
-        """Turn actions [..., A] into MuJoCo controls; rounded to float32 as stored, then clipped to [-1, 1]."""
+        """Turn actions [..., A] into MuJoCo controls; rounded to float32 as stored, then clipped to [-1, 1].
+
+        Raises:
+            ValueError: the task is somebody else's environment, whose actions need not be controls.
+        """
+        if self.environment is not None:
+            raise ValueError(f"{self.name} is stepped by its own environment, not by controls: use simulation()")
         rounded = np.asarray(actions, dtype=np.float32).astype(np.float64)
         return np.clip(rounded, -1.0, 1.0) * np.asarray(self.action_scale)
 

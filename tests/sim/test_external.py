@@ -180,6 +180,8 @@ def test_pusher_is_described_in_its_own_words(pusher):
     state = pusher.reset(pusher.model, np.random.default_rng(0))
     simulation = pusher.simulation()
     simulation.restore(state)
+    with pytest.raises(ValueError, match=r"not by controls: use simulation\(\)"):
+        pusher.step(pusher.model, simulation.data, np.zeros(7))
     where = pusher.objects["object"][0]
     expected = simulation.data.body("object").xpos
     assert np.allclose(pusher.state_quantities(state)[where : where + 3], expected, atol=1e-12)
