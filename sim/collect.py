@@ -29,18 +29,22 @@ def features(
     felt = task.proprioception
     contact = {} if task.contact_sensor is None else {"sim.contact": ("float32", (1,), ("contact",), ("1",))}
     reward = {"sim.reward": ("float32", (1,), ("reward",), ("1",))} if task.environment else {}
-    return reward | {
-        f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
-        "observation.state": (
-            "float32",
-            (len(felt),),
-            tuple(quantity.name for quantity in felt),
-            tuple(quantity.unit for quantity in felt),
-        ),
-        "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
-        "sim.physics": ("float64", (task.state_size,), (), ()),
-        "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
-    } | contact
+    return (
+        reward
+        | {
+            f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
+            "observation.state": (
+                "float32",
+                (len(felt),),
+                tuple(quantity.name for quantity in felt),
+                tuple(quantity.unit for quantity in felt),
+            ),
+            "action": ("float32", (task.action_size,), task.action_names, ("1",) * task.action_size),
+            "sim.physics": ("float64", (task.state_size,), (), ()),
+            "sim.quantities": ("float32", (len(task.quantities),), task.quantity_names, task.quantity_units),
+        }
+        | contact
+    )
 
 
 def collect(
