@@ -51,7 +51,9 @@ def test_replaying_stored_actions_reproduces_frames_and_physics_exactly(recorded
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_shifting_actions_by_one_row_is_noticed(recorded, shift):
     task, episodes = recorded
-    for episode in episodes:
+    changing = [episode for episode in episodes if np.ptp(episode["features"]["action"], axis=0).any()]
+    assert changing  # a steady action looks the same when shifted
+    for episode in changing:
         rows = episode["features"]
         frames, states = replay(task, rows, np.roll(rows["action"], shift, axis=0))
         assert not np.array_equal(states, rows["sim.physics"])
