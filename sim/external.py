@@ -59,7 +59,7 @@ class EnvironmentSimulation:
         self.low, self.high = _action_bounds(env_id, self.env.action_space)
         self.action_size = len(self.low)
         self.dt_s = self._measure_step()
-        self._seed = -1
+        self._seed = self._marked = -1
         self.reset(0)
 
     @property
@@ -79,6 +79,7 @@ class EnvironmentSimulation:
             self.env = make_environment(self.id)
             draw_fast(self.data.model)
             Variation(factors=self._factors, seed=seed).edit(self.data.model)
+            self._marked = -1
         observation, _ = self.env.reset(seed=seed)
         self._seed = seed
         return observation
@@ -104,10 +105,10 @@ class EnvironmentSimulation:
         self._reset(seed_of(values))
         _set(self.data, values[:-1])
         draw_hook = getattr(self.env.unwrapped, "_render_callback", None)
-        if draw_hook is not None:  # where gymnasium-robotics moves the goal's marker, just before it draws
-            draw_hook()
+        if draw_hook is not None and self._marked != self._seed:
+            draw_hook()  # where gymnasium-robotics moves the goal's marker in the model, just before it draws
+            self._marked = self._seed
             _set(self.data, values[:-1])
-        self._settle()
 
     def step(self, action: np.ndarray) -> tuple[bool, str | None]:
         """Hold `action` [A] for one step of the environment.
