@@ -219,4 +219,4 @@ def play(draw_carry: Callable[[], Policy], num_cubes: int, rng: np.random.Genera
         (0.12, lambda: noise_policy(len(ACTION_SCALE), rng)),
         (0.06, lambda: constant_policy(rng.uniform(-1.0, 1.0, size=len(ACTION_SCALE)))),
     ]
-    return segments(choices, rng, lengths=(10, 35))
+    return segments(choices, rng, lengths=(12, 28))

@@ -222,7 +222,7 @@ def play_policy(rng: np.random.Generator) -> Policy:
         (0.12, lambda: noise_policy(3, rng)),
         (0.06, lambda: constant_policy(rng.uniform(-1.0, 1.0, size=3))),
     ]
-    return segments(choices, rng, lengths=(10, 30))
+    return segments(choices, rng, lengths=(10, 28))
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
