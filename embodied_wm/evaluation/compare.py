@@ -125,8 +125,8 @@ def _task_sections(task: str, figures: Mapping[str, Mapping[str, Any]]) -> list[
     costs = _table(figures, _COSTS)
     if costs:
         text = (
-            "Does imagination sort candidates as physics does, and is the planner's choice as good as it looks? Optimism "
-            "is in the unit of each model's own objective: compare its two rows, not its columns."
+            "Does imagination sort candidates as physics does, and is the planner's choice as good as it looks? "
+            "Optimism is in the unit of each model's own objective: compare its two rows, not its columns."
         )
         found.append((_section(f"{task}: reliability of the cost", text, costs), []))
     speed = _table(figures, _SPEED)
