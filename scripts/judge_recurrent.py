@@ -141,7 +141,7 @@ def train(store: EpisodeStore, out: Path, *, seconds: float, batch_size: int = 1
     episodes, _ = split_episodes(store.num_episodes)
     names = (camera, "action", "sim.quantities")
     loader = WindowLoader(store, episodes=episodes, length=WINDOW, batch_size=batch_size, features=names, seed=seed)
-    sample = [loader.batch(step) for step in range(max(1, 1024 // batch_size))]
+    sample = [loader.batch(step) for step in range(64)]
     actions, quantities = (torch.cat([torch.from_numpy(b[name]) for b in sample]) for name in names[1:])
     mean, std = quantities.mean((0, 1)), quantities.std((0, 1)).clamp_min(1e-6)
     network = Recurrent(actions.shape[-1], len(mean))

@@ -23,17 +23,17 @@ _SUCCESS = (
     ("steps_to_success", "steps to the goal", 1.0),
 )
 _COSTS = (
-    ("spearman", "rank correlation of imagined with physical cost", 1.0),
-    ("spearman_true", "the same, had imagination been perfect", 1.0),
-    ("elite_regret", "elite regret", 1.0),
+    ("spearman", "rank correlation with physics (1 is best)", 1.0),
+    ("spearman_true", "rank correlation, true frames (its ceiling)", 1.0),
+    ("elite_regret", "elite regret (0 is best)", 1.0),
     ("elite_regret_chance", "elite regret, by chance", 1.0),
-    ("optimism", "optimism, planner's choice", 1.0),
+    ("optimism", "optimism, planner's choice (0 is best)", 1.0),
     ("optimism_random", "optimism, random candidates", 1.0),
-    ("spread_skill", "spread and skill", 1.0),
-    ("contact_f1", "contact onsets (F1)", 1.0),
-    ("ghost_motion", "ghost motion, last step (cm)", 100.0),
-    ("horizon_at", "steps until off", 1.0),
-    ("stability", "there and back (cm)", 100.0),
+    ("spread_skill", "spread and skill (1 is best)", 1.0),
+    ("contact_f1", "contact onsets, F1 (1 is best)", 1.0),
+    ("ghost_motion", "ghost motion, last step (cm, 0 is best)", 100.0),
+    ("horizon_at", "steps until off (more is better)", 1.0),
+    ("stability", "there and back (cm, 0 is best)", 100.0),
 )
 _SPEED = (
     ("seconds_per_decision", "one decision, median (ms)", 1000.0),
@@ -117,12 +117,16 @@ def _task_sections(task: str, figures: Mapping[str, Mapping[str, Any]]) -> list[
         found.append((_section(f"{task}: success", text, _table(figures, _SUCCESS)), [bars]))
     charts = _charts(figures)
     if charts:
-        text = "How far imagination is from MuJoCo, step by step; dashed is the baseline of the first run."
+        text = (
+            "How far imagination is from MuJoCo, step by step; bands are 95% intervals, dashed is the baseline of the "
+            "first run."
+        )
         found.append((_section(f"{task}: error by horizon", text, None), charts))
     costs = _table(figures, _COSTS)
     if costs:
         text = (
-            "Does imagination sort candidate actions as physics does, and is the planner's choice as good as it looks?"
+            "Does imagination sort candidates as physics does, and is the planner's choice as good as it looks? "
+            "Optimism is in the unit of each model's own objective: compare its two rows, not its columns."
         )
         found.append((_section(f"{task}: reliability of the cost", text, costs), []))
     speed = _table(figures, _SPEED)

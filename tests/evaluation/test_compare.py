@@ -37,7 +37,7 @@ def test_columns_are_of_the_right_run(runs: list[Path], tmp_path: Path) -> None:
     html = write_comparison(runs, tmp_path / "compare.html").read_text()
     table = html[html.index("success (%)") :]
     assert table.index('value="80.0"') < table.index('value="41.0"')
-    row = html[html.index("contact onsets (F1)") :]
+    row = html[html.index("contact onsets, F1") :]
     assert row.index("<td></td>") < row.index('value="0.25"')  # the first run has none
 
 
