@@ -53,15 +53,15 @@ def planning_sections(task: Task, runs: Mapping[str, Episodes], measures: Mappin
     )
     strips = _strips(task, runs["model"]) if "model" in runs and runs["model"].films.size else []
     count = len(next(iter(runs.values())).success)
-    planning = (
-        "The world model sees frames and a goal image and plans"
-        if "model" in runs
-        else "The oracle sees the physical state, has MuJoCo as its model, and plans"
-    )
+    planning = ""
+    if "model" in runs:
+        planning = f"The world model sees frames and a goal image and plans anew at each of {task.episode_steps} steps. "
+    elif "oracle" in runs:
+        planning = f"The oracle sees the physical state and plans with MuJoCo at each of {task.episode_steps} steps. "
     text = (
         f"All agents meet the same {count:,} pairs of start and goal; pairs that are solved at the start, or by doing "
         "nothing, "
-        f"are left out. {planning} anew at each of {task.episode_steps} steps. "
+        f"are left out. {planning}"
         f"Success means within {100 * task.tolerance_m:g} cm of the goal in MuJoCo's state when the episode ends: "
         "arriving and leaving again does not count. A decision is timed from pixels to action, median and 95th "
         'percentile. The intervals of the plain numbers stand under "Every figure".'
