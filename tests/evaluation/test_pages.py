@@ -90,7 +90,8 @@ def cells(section: Section) -> dict[str, list]:
 
 def test_imagination_sections_show_films_errors_and_costs(judged: Judged, tmp_path: Path) -> None:
     sections = pages.imagination_sections(REACH, judged)
-    films, errors, costs = sections
+    films, errors, costs, missing = sections
+    assert {"ghost_motion", "contact_f1"} <= cells(missing).keys()  # nothing to touch, and nothing that could move
     assert [picture.kind for picture in films.pictures] == ["webp", "svg", "svg"]
     assert sum("Worst of 2 states" in picture.caption for picture in films.pictures) == 1
     assert [picture.title.split(" by")[0] for picture in errors.pictures] == ["Position error", "PSNR", "SSIM"]
