@@ -55,7 +55,7 @@ def planning_sections(task: Task, runs: Mapping[str, Episodes], measures: Mappin
     count = len(next(iter(runs.values())).success)
     planning = ""
     if "model" in runs:
-        planning = f"The world model sees frames and a goal image and plans anew at each of {task.episode_steps} steps. "
+        planning = f"The world model sees frames and a goal image and plans at each of {task.episode_steps} steps. "
     elif "oracle" in runs:
         planning = f"The oracle sees the physical state and plans with MuJoCo at each of {task.episode_steps} steps. "
     text = (
