@@ -74,10 +74,11 @@ def _spec(name: str, feature: Mapping[str, Any], where: str) -> FeatureSpec:
         raise LeRobotError(
             f"{where} has the shape {short(shape)}; at most {MAX_VALUES_PER_ROW} values a row are taken."
         )
-    # LeRobot declares scalars such as the reward with shape [1]; a vector of one joint is a vector all the same.
-    if shape == (1,) and not name.startswith(("observation", "action")):
-        shape = ()
     names, units = _names(feature.get("names")), texts(feature.get("units"))
+    # LeRobot declares scalars such as the reward with shape [1] and no name or their own; a vector of one joint is a
+    # vector all the same.
+    if shape == (1,) and not name.startswith(("observation", "action")) and names in ((), (name,)):
+        shape = ()
     size = shape[-1] if shape else 0
     return FeatureSpec(
         dtype=str(feature["dtype"]),
