@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (mujoco's names live in a compiled module without stubs)
 """Measure how fast the tasks run here: pictures per second, and branching against stepping.
 
     python scripts/bench_sim.py                     every task
