@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -71,3 +73,18 @@ class Track:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+@contextmanager
+def track_reports(what: str, *, unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows (units done, units in all) as a bar, which appears when there is something to do."""
+    with ExitStack() as stack:
+        tracks: list[Track] = []
+
+        def report(done: int, total: int) -> None:
+            if not tracks and done < total:
+                tracks.append(stack.enter_context(Track(what, total, unit=unit, start=done, console=console)))
+            if tracks:
+                tracks[0].advance(done - tracks[0].done)
+
+        yield report

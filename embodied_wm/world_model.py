@@ -233,6 +233,10 @@ class WorldModel(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what a report says of the weights ("checkpoint") and of the store they were trained on ("dataset")."""
+        return {"dataset": self.card.get("fingerprint"), "checkpoint": self.fingerprint()}
+
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json into a folder, atomically, each file by rename."""
         checkpoint.save_model(

@@ -9,6 +9,12 @@ import numpy as np
 _STEPS = [(i, j) for i, j in itertools.product(range(-2, 3), repeat=2) if np.gcd(i, j) == 1]
 
 
+def distance_to_boxes(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the distance from points [..., 2] to the nearest box (centre and half size, [N, 4]), [...], 0 inside."""
+    outside = np.maximum(np.abs(points[..., None, :] - boxes[:, :2]) - boxes[:, 2:], 0.0)
+    return np.sqrt(np.square(outside).sum(axis=-1)).min(axis=-1)
+
+
 class Geodesics:
     """Lengths of shortest ways on a grid of 16 directions, at most 3% longer than the true ones.
 
@@ -29,13 +35,13 @@ class Geodesics:
         count = round(2.0 * half_size_m / spacing_m) + 1
         axis = np.linspace(-half_size_m, half_size_m, count)
         self._places = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
-        self._free = self._clearance(self._places, boxes) >= radius_m - 1e-9
+        self._free = distance_to_boxes(self._places, boxes) >= radius_m - 1e-9
         self._boxes, self._radius_m = boxes, radius_m
         self._field = functools.lru_cache(maxsize=256)(self._compute_field)
 
     def is_free(self, points: np.ndarray) -> np.ndarray:
         """Tell where the disc fits, [...], at points [..., 2]."""
-        return self._clearance(np.asarray(points), self._boxes) >= self._radius_m
+        return distance_to_boxes(np.asarray(points), self._boxes) >= self._radius_m
 
     def distance(self, points: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return the length of the shortest way from points [..., 2] to `goal` [2], [...], in metres.
@@ -60,12 +66,6 @@ class Geodesics:
         beyond = np.sqrt(np.square(points - inside).sum(axis=-1))
         straight = np.sqrt(np.square(points[..., None, :] - goals).sum(axis=-1))
         return np.maximum(np.moveaxis(near + far + beyond, 0, -1), straight)
-
-    @staticmethod
-    def _clearance(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Return the distance from points [..., 2] to the nearest box, [...], zero inside one."""
-        outside = np.maximum(np.abs(points[..., None, :] - boxes[:, :2]) - boxes[:, 2:], 0.0)
-        return np.sqrt(np.square(outside).sum(axis=-1)).min(axis=-1)
 
     def _compute_field(self, goal_x: float, goal_y: float) -> np.ndarray:
         """Spread out from a goal over the free places (Dijkstra), then into the walls."""

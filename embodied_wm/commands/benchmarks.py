@@ -13,7 +13,7 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
-from embodied_wm.evaluation.judged import JudgedModel
+from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel
 from embodied_wm.evaluation.latent_actions import measure_latent_actions
 from embodied_wm.evaluation.lineup import (
     CONTROLLERS,
@@ -22,7 +22,6 @@ from embodied_wm.evaluation.lineup import (
     PlanningSetup,
     judged_world_model,
     line_up,
-    load_judged,
     train_baselines,
 )
 from embodied_wm.evaluation.pages_imagination import last_step
@@ -59,12 +58,11 @@ def planned_steps(planner: Any) -> int:
     return planner.num_candidates * (planner.num_iterations if isinstance(planner, CEM) else 1) * planner.horizon
 
 
-def benchmark_imagination(checkpoint: Path, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
     """Measure imagination against physics, of our model or of one behind an adapter."""
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
     task = get_task(setup.task)
-    model = load_judged(checkpoint, setup, device=config["device"])
     judged = judge_task(model, setup, config, console)
     page = write_report(
         run_dir,
@@ -101,15 +99,26 @@ def imagination_headline(judged: Judged) -> list[Headline]:
     return found
 
 
-def benchmark_planning(checkpoint: Path | None, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
-    """Measure closed-loop planning against baselines and the oracle; without a checkpoint, what needs none."""
+def benchmark_planning(
+    model: JudgedModel | None, checkpoint: Path | None, config: Mapping[str, Any], run_dir: Path, console: Console
+) -> None:
+    """Measure closed-loop planning against baselines and the oracle; without a model, what needs none.
+
+    Args:
+        model: The model that is judged, or None.
+        checkpoint: Where the agents load it from, each in its process; None where there is no model.
+        config: The values of configs/benchmark_planning.yaml.
+        run_dir: Folder of the run.
+        console: Where progress is shown.
+    """
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
     task = get_task(setup.task)
-    model = None if checkpoint is None else load_judged(checkpoint, setup)
     runs, measures = measure_planning(
         setup,
-        planning_agents(checkpoint, setup, config["planning"]["controllers"], run_dir, seed=seed, console=console),
+        planning_agents(
+            model, checkpoint, setup, config["planning"]["controllers"], run_dir, seed=seed, console=console
+        ),
         view=model.image_size if model else (config["task"]["image_size"],) * 2,
         camera=model.camera if model else config["task"]["camera"] or task.cameras[0],
         num_pairs=config["planning"]["num_pairs"],
@@ -132,6 +141,7 @@ def benchmark_planning(checkpoint: Path | None, config: Mapping[str, Any], run_d
 
 
 def planning_agents(
+    model: JudgedModel | None,
     checkpoint: Path | None,
     setup: PlanningSetup,
     wanted: Sequence[str],
@@ -152,12 +162,12 @@ def planning_agents(
         raise ValueError(f"{why} {unknown[0]!r}; choose from: {', '.join(valid)}")
     makers = dict(line_up(checkpoint, setup))
     if checkpoint is not None and set(POLICIES) & set(wanted):
-        if setup.adapter is not None:
+        if not isinstance(model, JudgedWorldModel):
             raise ValueError(
                 f"{' and '.join(POLICIES)} are trained on the latents and the data of a checkpoint of ours; leave them "
                 "out of planning.controllers, or leave out adapter="
             )
-        latents = training_latents(WorldModel.load(checkpoint), console)
+        latents = training_latents(model.world_model, console)
         makers |= train_baselines(checkpoint, latents, run_dir, seed=seed)
     return {name: makers[name] for name in wanted}
 
@@ -249,7 +259,7 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
     page = write_report(
         run_dir,
         kind="speed",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={task.name: measures},
         speed=speed,
         sections=[pages.speed_section(speed)],
@@ -269,7 +279,7 @@ def benchmark_latent_actions(
     page = write_report(
         run_dir,
         kind="latent_actions",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **fingerprints(model)),
+        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={model.embodiment.robot: measures},
         sections=[pages.latent_action_section(measures)],
         headline=[
@@ -289,11 +299,6 @@ def latent_action_measures(model: WorldModel, store: EpisodeStore, *, seed: int)
     )
 
 
-def fingerprints(model: WorldModel) -> dict[str, Any]:
-    """Return the fingerprints of the data and the checkpoint that a report carries."""
-    return {"dataset": model.card.get("fingerprint"), "checkpoint": model.fingerprint()}
-
-
 def scaled(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Return an estimate in another unit."""
     ends = value["ci95"]
@@ -309,7 +314,6 @@ __all__ = [
     "benchmark_latent_actions",
     "benchmark_planning",
     "benchmark_speed",
-    "fingerprints",
     "imagination_headline",
     "judge_task",
     "latent_action_measures",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
-from embodied_wm.commands.importing import import_bar, show_import
+from embodied_wm.commands.importing import show_import
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
@@ -21,6 +21,7 @@ from embodied_wm.evaluation.lineup import judged_world_model, line_up, make_mode
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
+from embodied_wm.progress import track_reports
 from embodied_wm.training.train import train_world_model
 from sim.tasks import get_task
 
@@ -71,7 +72,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         run_dir,
         kind="demo",
         run=run_record(
-            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **benchmarks.fingerprints(model)
+            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()
         ),
         tasks={task.name: measures},
         speed=speed,
@@ -135,7 +136,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
     """Import a LeRobot folder, train on all but its last episodes, imagine those, and write the report."""
     began, seed = time.monotonic(), config["seed"]
     path = run_dir / "episodes.zarr"
-    with import_bar(console) as advance:
+    with track_reports("import", unit="frames", console=console) as advance:
         imported = import_lerobot(
             Path(config["source"]).expanduser(),
             path,
@@ -170,7 +171,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         run_dir,
         kind="demo",
         run=run_record(
-            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **benchmarks.fingerprints(model)
+            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()
         ),
         tasks={model.embodiment.robot: measures},
         sections=sections,

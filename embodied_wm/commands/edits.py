@@ -1,14 +1,13 @@
 """Merges, splits and filters stores for the command line."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from embodied_wm.commands.errors import UsageError, nearest
-from embodied_wm.progress import Track
+from embodied_wm.progress import track_reports
 
 if TYPE_CHECKING:
     from embodied_wm.data.store import EpisodeStore
@@ -36,14 +35,7 @@ def edit_stores(config: Mapping[str, Any], console: Console) -> None:
 
     operation, sources, out = config["operation"], config["sources"], Path(config["out"]).expanduser()
     _check(operation, sources, config)
-    with ExitStack() as stack:
-        tracks: list[Track] = []
-
-        def advance(done: int, total: int) -> None:
-            if not tracks:
-                tracks.append(stack.enter_context(Track(operation, total, unit="rows", console=console)))
-            tracks[0].advance(done - tracks[0].done)
-
+    with track_reports(operation, unit="rows", console=console) as advance:
         if operation == "merge":
             made = {out: edit.merge_stores(sources, out, progress=advance)}
         elif operation == "split":

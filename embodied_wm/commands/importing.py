@@ -1,8 +1,7 @@
 """Imports a LeRobot dataset or an HDF5 file, and says in a table what was taken, mended and left out."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from embodied_wm.commands.errors import UsageError
 from embodied_wm.data.hdf5 import import_hdf5
 from embodied_wm.data.lerobot import Finding, ImportReport, import_lerobot
 from embodied_wm.evaluation.provenance import peak_rss_bytes
-from embodied_wm.progress import Track
+from embodied_wm.progress import track_reports
 
 LEROBOT_ONLY = {"revision": None, "fit": "stretch", "stride": 1, "aggregation": "last"}
 NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -35,7 +34,7 @@ def import_store(source: str, out: Path, config: Mapping[str, Any], console: Con
         UsageError: An option does not go with the kind of source.
         StoreError: `out` cannot be written, or is something else.
     """
-    with import_bar(console) as advance:
+    with track_reports("import", unit="frames", console=console) as advance:
         common: dict[str, Any] = {name: config[name] for name in ("cameras", "episodes", "strict")}
         common["progress"] = advance
         if Path(source).expanduser().is_file():
@@ -58,21 +57,6 @@ def import_store(source: str, out: Path, config: Mapping[str, Any], console: Con
             )
     show_import(report, out, console)
     return report
-
-
-@contextmanager
-def import_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows (rows done, rows in all) as a bar, which appears when there is something to do."""
-    with ExitStack() as stack:
-        tracks: list[Track] = []
-
-        def advance(done: int, total: int) -> None:
-            if not tracks and done < total:
-                tracks.append(stack.enter_context(Track("import", total, unit="frames", start=done, console=console)))
-            if tracks:
-                tracks[0].advance(done - tracks[0].done)
-
-        yield advance
 
 
 def _check_hdf5_options(config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from embodied_wm.commands.run import Run, newest_run
 
 if TYPE_CHECKING:
     from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.evaluation.judged import JudgedModel
     from embodied_wm.world_model import WorldModel
 
 type Config = Mapping[str, Any]
@@ -128,15 +129,19 @@ def benchmark_imagination(config: Config, run: Run) -> None:
     """Measure imagination against physics."""
     from embodied_wm.commands import benchmarks
 
-    benchmarks.benchmark_imagination(judged_checkpoint(config), _on_device(config), run.folder, run.console)
+    benchmarks.benchmark_imagination(load_judged_model(config), config, run.folder, run.console)
 
 
 def benchmark_planning(config: Config, run: Run) -> None:
     """Measure closed-loop planning."""
     from embodied_wm.commands import benchmarks
 
-    checkpoint = judged_checkpoint(config) if "checkpoint" in config else None  # dynamics=oracle has none
-    benchmarks.benchmark_planning(checkpoint, config, run.folder, run.console)
+    if "checkpoint" not in config:  # dynamics=oracle has none
+        benchmarks.benchmark_planning(None, None, config, run.folder, run.console)
+        return
+    path = _path(config["checkpoint"])
+    checkpoint = checkpoint_folder(path) if config["adapter"] is None else path
+    benchmarks.benchmark_planning(load_judged_model(config), checkpoint, config, run.folder, run.console)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:
@@ -224,17 +229,15 @@ def load_model_for_task(config: Config) -> "WorldModel":
     return model
 
 
-def judged_checkpoint(config: Config) -> Path:
-    """Return the checkpoint that is judged; ours is checked to be of the configuration's task."""
-    path = _path(config["checkpoint"])
-    if config["adapter"] is not None:
-        return path
-    load_model_for_task(config)
-    return checkpoint_folder(path)
+def load_judged_model(config: Config) -> "JudgedModel":
+    """Load the model that is judged: ours, which must be of the configuration's task, or one behind an adapter."""
+    from embodied_wm.commands.benchmarks import setup_of
+    from embodied_wm.evaluation.lineup import judged_world_model, load_judged
 
-
-def _on_device(config: Config) -> Config:
-    return {**config, "device": choose_device(config["device"])}
+    setup = setup_of(config)
+    if setup.adapter is None:
+        return judged_world_model(load_model_for_task(config), setup)
+    return load_judged(_path(config["checkpoint"]), setup)
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -181,7 +181,7 @@ class JudgedWorldModel(JudgedModel):
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the weights and of the store that they were trained on."""
-        return {"dataset": self.world_model.card.get("fingerprint"), "checkpoint": self.world_model.fingerprint()}
+        return self.world_model.fingerprints()
 
 
 def check_fits(model: JudgedModel, task: Task) -> None:

@@ -57,7 +57,7 @@ class Loads(Protocol):
         ...
 
 
-def load_judged(checkpoint: Path, setup: PlanningSetup, *, device: str = "cpu") -> JudgedModel:
+def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
     """Load the model that is judged: ours, or through the setup's adapter; checked against the task.
 
     Raises:
@@ -65,7 +65,7 @@ def load_judged(checkpoint: Path, setup: PlanningSetup, *, device: str = "cpu") 
     """
     task = get_task(setup.task)
     if setup.adapter is None:
-        model = judged_world_model(WorldModel.load(checkpoint, device=device), setup)
+        model = judged_world_model(WorldModel.load(checkpoint), setup)
     else:
         model = _adapter(setup.adapter)(checkpoint, setup)
     check_fits(model, task)

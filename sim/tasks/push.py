@@ -10,14 +10,12 @@ import mujoco
 import numpy as np
 
 from sim.experts import constant_policy, noise_policy, segments
+from sim.tasks import pushing
 from sim.tasks.base import Policy, Quantity, Task, state_from_positions
 
-MAX_SPEED_M_S = 0.3
-STEP_M = 0.1 * MAX_SPEED_M_S
 CLEARANCE_M = 0.075
 START_FIELD_M = 0.10
 GOAL_FIELD_M = 0.12
-PUSHER_FIELD_M = 0.185
 GOAL_DISTANCE_M = (0.05, 0.14)
 
 
@@ -27,17 +25,12 @@ def quantities_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
     return np.stack([pusher_x, pusher_y, box_x, box_y, np.cos(yaw), np.sin(yaw)], axis=-1)
 
 
-def proprioception_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
-    """Return the pusher's place and velocity."""
-    return np.concatenate([positions[..., 3:5], velocities[..., 3:5]], axis=-1)
-
-
 def reset(model: mujoco.MjModel, rng: np.random.Generator) -> np.ndarray:
     """Draw a box in the middle of the table and a pusher anywhere beside it."""
     box = rng.uniform(-START_FIELD_M, START_FIELD_M, size=2)
     yaw = rng.uniform(-np.pi, np.pi)
     while True:
-        pusher = rng.uniform(-PUSHER_FIELD_M, PUSHER_FIELD_M, size=2)
+        pusher = rng.uniform(-pushing.FIELD_M, pushing.FIELD_M, size=2)
         if np.linalg.norm(pusher - box) > CLEARANCE_M:
             return state_from_positions(model, np.array([*box, yaw, *pusher]))
 
@@ -52,7 +45,7 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
         turn = rng.normal(scale=0.4)
         behind = heading + np.pi + rng.normal(scale=0.3)
         pusher = goal + CLEARANCE_M * np.array([np.cos(behind), np.sin(behind)])
-        if np.abs(goal).max() <= GOAL_FIELD_M and np.abs(pusher).max() <= PUSHER_FIELD_M:
+        if np.abs(goal).max() <= GOAL_FIELD_M and np.abs(pusher).max() <= pushing.FIELD_M:
             return state_from_positions(model, np.array([*goal, yaw + turn, *pusher]))
 
 
@@ -70,10 +63,10 @@ def push_to(target: np.ndarray) -> Policy:
         along, aside = offset @ direction, offset[1] * direction[0] - offset[0] * direction[1]
         left = np.array([-direction[1], direction[0]])
         if along < -0.03 and abs(aside) < 0.02:
-            step = min(STEP_M, max(distance, -along - 0.062)) * direction - 0.6 * aside * left
+            step = min(pushing.STEP_M, max(distance, -along - 0.062)) * direction - 0.6 * aside * left
         else:
             step = _walk_round(offset, -direction)
-        return np.clip(step / STEP_M, -1.0, 1.0)
+        return np.clip(step / pushing.STEP_M, -1.0, 1.0)
 
     return policy
 
@@ -84,7 +77,7 @@ def _walk_round(offset: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     angle = np.arctan2(offset[1], offset[0])
     turn = (np.arctan2(wanted[1], wanted[0]) - angle + np.pi) % (2.0 * np.pi) - np.pi
     next_angle = angle + np.clip(turn, -0.35, 0.35)
-    next_radius = radius + np.clip(CLEARANCE_M - radius, -STEP_M, STEP_M)
+    next_radius = radius + np.clip(CLEARANCE_M - radius, -pushing.STEP_M, pushing.STEP_M)
     return next_radius * np.array([np.cos(next_angle), np.sin(next_angle)]) - offset
 
 
@@ -92,8 +85,7 @@ def chase(aim: np.ndarray, speed: float) -> Policy:
     """Return a policy that runs at the box, aiming `aim` [2] (m) beside its middle, and pushes on."""
 
     def policy(state: np.ndarray) -> np.ndarray:
-        step = state[1:3] + aim - state[4:6]
-        return speed * step / max(float(np.linalg.norm(step)), 0.5 * STEP_M)
+        return pushing.run_along(state[1:3] + aim - state[4:6], speed)
 
     return policy
 
@@ -141,21 +133,18 @@ def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
 PUSH = Task(
     name="push",
     xml="push.xml",
-    action_names=("pusher_velocity_x", "pusher_velocity_y"),
-    action_scale=(MAX_SPEED_M_S, MAX_SPEED_M_S),
-    substeps=5,
+    action_names=pushing.ACTION_NAMES,
+    action_scale=pushing.ACTION_SCALE,
+    substeps=pushing.CONTROL_SUBSTEPS,
     episode_steps=40,
     quantities=(
         *(Quantity(name=name, unit="m") for name in ("pusher_x", "pusher_y", "box_x", "box_y")),
         *(Quantity(name=name, unit="1") for name in ("box_yaw_cos", "box_yaw_sin")),
     ),
     quantities_of=quantities_of,
-    proprioception=(
-        *(Quantity(name=name, unit="m") for name in ("pusher_x", "pusher_y")),
-        *(Quantity(name=name, unit="m/s") for name in ("pusher_velocity_x", "pusher_velocity_y")),
-    ),
-    proprioception_of=proprioception_of,
-    proprioception_limits=(1.0, 1.0, 10.0, 10.0),
+    proprioception=pushing.PROPRIOCEPTION,
+    proprioception_of=pushing.proprioception_of,
+    proprioception_limits=pushing.PROPRIOCEPTION_LIMITS,
     goal_indices=(2, 3),
     tolerance_m=0.025,
     cameras=("top", "front"),

@@ -14,16 +14,14 @@ import mujoco
 import numpy as np
 
 from sim.experts import constant_policy, noise_policy, segments
-from sim.geodesic import Geodesics
+from sim.geodesic import Geodesics, distance_to_boxes
+from sim.tasks import pushing
 from sim.tasks.base import Policy, Quantity, Task, state_from_positions
 
-MAX_SPEED_M_S = 0.3
-STEP_M = 0.1 * MAX_SPEED_M_S
 PUSHER_RADIUS_M = 0.016
 CLEARANCE_M = 0.008
 START_FIELD_M = 0.08
 GOAL_FIELD_M = 0.10
-PUSHER_FIELD_M = 0.185
 GOAL_SHIFT_M = (0.03, 0.10)
 GOAL_TURN_RAD = (0.2, 1.0)
 MIN_GOAL_DISTANCE_M = 0.06
@@ -53,8 +51,7 @@ def from_world(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def distance_to_surface(points: np.ndarray) -> np.ndarray:
     """Return how far points [..., 2] of the T's frame are from the T, [...], zero inside it."""
-    outside = np.maximum(np.abs(points[..., None, :] - BOXES_M[:, :2]) - BOXES_M[:, 2:], 0.0)
-    return np.sqrt(np.square(outside).sum(axis=-1)).min(axis=-1)
+    return distance_to_boxes(points, BOXES_M)
 
 
 def quantities_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
@@ -65,16 +62,11 @@ def quantities_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
     return np.concatenate([pusher, pose[..., 0:2], heading, points], axis=-1)
 
 
-def proprioception_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
-    """Return the pusher's place and velocity."""
-    return np.concatenate([positions[..., 3:5], velocities[..., 3:5]], axis=-1)
-
-
 def reset(model: mujoco.MjModel, rng: np.random.Generator) -> np.ndarray:
     """Draw a T in the middle of the table and a pusher anywhere beside it."""
     pose = np.array([*rng.uniform(-START_FIELD_M, START_FIELD_M, size=2), rng.uniform(-np.pi, np.pi)])
     while True:
-        pusher = rng.uniform(-PUSHER_FIELD_M, PUSHER_FIELD_M, size=2)
+        pusher = rng.uniform(-pushing.FIELD_M, pushing.FIELD_M, size=2)
         if distance_to_surface(from_world(pose, pusher)) > PUSHER_RADIUS_M + CLEARANCE_M:
             return state_from_positions(model, np.array([*pose, *pusher]))
 
@@ -111,7 +103,7 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
         outside = CONTACTS_M[contact] - (PUSHER_RADIUS_M + 0.002) * INWARD[contact]
         pusher = to_world(goal, outside[None])[0]
         far = np.sqrt(np.square(to_world(goal, KEY_POINTS_M) - begun).sum(axis=-1).mean()) >= MIN_GOAL_DISTANCE_M
-        if far and np.abs(goal[:2]).max() <= GOAL_FIELD_M and np.abs(pusher).max() <= PUSHER_FIELD_M:
+        if far and np.abs(goal[:2]).max() <= GOAL_FIELD_M and np.abs(pusher).max() <= pushing.FIELD_M:
             return state_from_positions(model, np.array([*goal, *pusher]))
 
 
@@ -175,7 +167,7 @@ def _turned(step: np.ndarray, yaw: float) -> np.ndarray:
     """Turn a step (m) of the T's frame into the world's, as an action at most as fast as the pusher can go."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     world = np.array([cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]])
-    return world / max(STEP_M, float(np.abs(world).max()))
+    return world / max(pushing.STEP_M, float(np.abs(world).max()))
 
 
 def _approach(pusher: np.ndarray, contact: int, depth: float) -> np.ndarray:
@@ -185,7 +177,7 @@ def _approach(pusher: np.ndarray, contact: int, depth: float) -> np.ndarray:
     along = float(offset @ inward) + PUSHER_RADIUS_M
     aside = offset - (offset @ inward) * inward
     if np.linalg.norm(aside) < 0.006 and along < 0.012:
-        return min(depth - min(along, 0.0), STEP_M) * inward - aside
+        return min(depth - min(along, 0.0), pushing.STEP_M) * inward - aside
     return _walk(pusher, BEFORE_M[contact])
 
 
@@ -197,17 +189,16 @@ def ways() -> Geodesics:
 
 def _walk(pusher: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return a step (m) along the shortest way to `target`, round the T."""
-    if ways().distance(pusher, target) < STEP_M:
+    if ways().distance(pusher, target) < pushing.STEP_M:
         return target - pusher
-    return STEP_M * _COMPASS[int(np.argmin(ways().distance(pusher + 0.6 * STEP_M * _COMPASS, target)))]
+    return pushing.STEP_M * _COMPASS[int(np.argmin(ways().distance(pusher + 0.6 * pushing.STEP_M * _COMPASS, target)))]
 
 
 def chase(aim: np.ndarray, speed: float) -> Policy:
     """Return a policy that runs at the point `aim` [2] (m) of the T's frame, and pushes on."""
 
     def policy(state: np.ndarray) -> np.ndarray:
-        step = to_world(state[1:4], aim[None])[0] - state[4:6]
-        return speed * step / max(float(np.linalg.norm(step)), 0.5 * STEP_M)
+        return pushing.run_along(to_world(state[1:4], aim[None])[0] - state[4:6], speed)
 
     return policy
 
@@ -256,9 +247,9 @@ def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
 PUSH_T = Task(
     name="push_t",
     xml="push_t.xml",
-    action_names=("pusher_velocity_x", "pusher_velocity_y"),
-    action_scale=(MAX_SPEED_M_S, MAX_SPEED_M_S),
-    substeps=5,
+    action_names=pushing.ACTION_NAMES,
+    action_scale=pushing.ACTION_SCALE,
+    substeps=pushing.CONTROL_SUBSTEPS,
     episode_steps=50,
     quantities=(
         *(Quantity(name=name, unit="m") for name in ("pusher_x", "pusher_y", "t_x", "t_y")),
@@ -266,12 +257,9 @@ PUSH_T = Task(
         *(Quantity(name=f"{end}_{axis}", unit="m") for end in ("bar_left", "bar_right", "stem") for axis in "xy"),
     ),
     quantities_of=quantities_of,
-    proprioception=(
-        *(Quantity(name=name, unit="m") for name in ("pusher_x", "pusher_y")),
-        *(Quantity(name=name, unit="m/s") for name in ("pusher_velocity_x", "pusher_velocity_y")),
-    ),
-    proprioception_of=proprioception_of,
-    proprioception_limits=(1.0, 1.0, 10.0, 10.0),
+    proprioception=pushing.PROPRIOCEPTION,
+    proprioception_of=pushing.proprioception_of,
+    proprioception_limits=pushing.PROPRIOCEPTION_LIMITS,
     goal_indices=(6, 7, 8, 9, 10, 11),
     goal_points=3,
     tolerance_m=0.02,
