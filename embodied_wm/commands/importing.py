@@ -11,7 +11,8 @@ from rich.table import Table
 
 from embodied_wm.commands.errors import UsageError
 from embodied_wm.data.hdf5 import import_hdf5
-from embodied_wm.data.lerobot import Finding, ImportReport, import_lerobot
+from embodied_wm.data.imports import Finding, ImportReport
+from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.evaluation.provenance import peak_rss_bytes
 from embodied_wm.progress import track_reports
 

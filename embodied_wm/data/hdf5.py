@@ -5,21 +5,20 @@ was seen when actions[t] was chosen, and actions[t] leads to obs[t + 1], so rows
 dones[t] are what that action led to, hence `next.reward` and `next.done`.
 """
 
+import hashlib
 import json
+import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embodied_wm.data.aside import written_aside
 from embodied_wm.data.frames import resize_frames
-from embodied_wm.data.lerobot import Finding, ImportReport
-from embodied_wm.data.store import EpisodeStore
+from embodied_wm.data.imports import Finding, Group, ImportPlan, ImportReport, Progress, import_episodes
 from embodied_wm.types import Episode, FeatureSpec
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ MAX_DEPTH = 4
 MAX_BYTES = 4 * 2**30
 FRAMES_AT_A_TIME = 64
 GROUP_BYTES = 32 * 2**20
+ENDS_BYTES = 2**20
 
 
 class Hdf5Error(ValueError):
@@ -56,14 +56,6 @@ class _Plan:
         return tuple(name for name in self.features if name.startswith(IMAGES))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Faults:
-    """Gather what was mended, and what was left out."""
-
-    repaired: list[Finding] = field(default_factory=list)
-    skipped: list[Finding] = field(default_factory=list)
-
-
 def import_hdf5(
     source: Path,
     out: Path,
@@ -72,10 +64,12 @@ def import_hdf5(
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] = (64, 64),
     episodes: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     strict: bool = False,
 ) -> ImportReport:
-    """Import a robomimic HDF5 file into a new episode store at `out`.
+    """Import a robomimic HDF5 file into an episode store at `out`.
+
+    An import that was interrupted is continued, and a finished one is left as it is.
 
     `actions` becomes `action`, `obs/KEY` becomes `observation.KEY` or, for colour images, `observation.images.KEY`,
     `states` becomes `sim.states`; every other numeric array with a row per step keeps its name, but `next_obs`, which
@@ -95,43 +89,56 @@ def import_hdf5(
     Raises:
         Hdf5Error: h5py is not installed, the file cannot be read or is of another layout, a camera or demonstration
             does not exist, the frame rate is unknown, or `strict` is set and something had to be left out.
-        StoreError: `out` exists already, is being written, or cannot be written.
+        StoreError: `out` exists and is something else, the settings differ from those it was begun with, it is being
+            imported to, or cannot be written.
     """
-    started_s = time.monotonic()
-    source, faults = Path(source), _Faults()
+    source = Path(source)
     with _open(source) as file:
-        with _damage_said(str(source)):
-            plan = _make_plan(file, source, cameras, image_size, episodes)
-            environment = _json_attribute(file["data"], "env_args")
-        rate = _frame_rate(source, environment, fps)
-        if strict and plan.notes:
-            raise Hdf5Error(f"{source}: strict import refused: {'; '.join(plan.notes)}.")
-        with (
-            written_aside(Path(out)) as place,
-            EpisodeStore.create(
-                place, features=plan.features, fps=rate, metadata=_metadata(file, source, environment)
-            ) as store,
-        ):
-            for group in _groups(plan, file["data"], faults, progress):
-                if strict and (found := faults.repaired + faults.skipped):
-                    raise Hdf5Error(f"{source}: strict import refused: demo_{found[0].episode}: {found[0].reason}.")
-                store.append(group)
-            if not store.num_episodes:
-                reasons = "; ".join(f"demo_{each.episode}: {each.reason}" for each in faults.skipped[:5])
-                raise Hdf5Error(f"{source}: none of {len(plan.demos)} demonstrations could be taken. {reasons}")
-            report = ImportReport(
-                episodes=store.num_episodes,
-                frames=store.num_frames,
-                found=0,
-                cameras=plan.cameras,
-                repaired=tuple(faults.repaired),
-                skipped=tuple(faults.skipped),
-                notes=plan.notes,
-                seconds=time.monotonic() - started_s,
-            )
-            told = {"repaired": faults.repaired, "skipped": faults.skipped, "notes": list(plan.notes)}
-            store.update_metadata({"import": told, "complete": True})
-    return report
+        settings = {
+            "source": _identity(source),
+            "fps": fps,
+            "cameras": None if cameras is None else sorted(set(cameras)),
+            "image_size": list(image_size),
+            "episodes": None if episodes is None else sorted(set(episodes)),
+        }
+        return import_episodes(
+            Path(out),
+            settings,
+            lambda: _import_plan(file, source, fps, _make_plan(file, source, cameras, image_size, episodes)),
+            error=Hdf5Error,
+            progress=progress,
+            strict=strict,
+        )
+
+
+def _import_plan(file: "h5py.File", source: Path, fps: float | None, plan: _Plan) -> ImportPlan:
+    environment = _json_attribute(file["data"], "env_args")
+    lengths = {number: _readable_length(demo) for number, demo in plan.demos.items()}
+    return ImportPlan(
+        source=str(source),
+        unit="demo_",
+        lengths=lengths,
+        features=plan.features,
+        fps=_frame_rate(source, environment, fps),
+        metadata=_metadata(source, environment),
+        notes=plan.notes,
+        read=lambda after: _groups(plan, {number: rows for number, rows in lengths.items() if number > after}, file),
+    )
+
+
+def _identity(source: Path) -> str:
+    """Return 16 hex digits that name a file, from its size and both its ends, where HDF5 keeps its directories."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with source.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for start in (0, max(0, size - ENDS_BYTES)):
+                file.seek(start)
+                digest.update(file.read(ENDS_BYTES))
+    except OSError as error:
+        raise Hdf5Error(f"{source} cannot be read: {error}.") from error
+    digest.update(str(size).encode())
+    return digest.hexdigest()
 
 
 def _open(source: Path) -> "h5py.File":
@@ -167,31 +174,34 @@ def _make_plan(
     image_size: tuple[int, int],
     episodes: Sequence[int] | None,
 ) -> _Plan:
-    demos = _demos(file, source)
-    if episodes is not None:
-        unknown = [number for number in episodes if number not in demos]
-        if unknown or not episodes:
+    with _damage_said(str(source)):
+        demos = _demos(file, source)
+        if episodes is not None:
+            unknown = [number for number in episodes if number not in demos]
+            if unknown or not episodes:
+                raise Hdf5Error(
+                    f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to "
+                    f"demo_{max(demos)}."
+                )
+            demos = {number: demos[number] for number in sorted(set(episodes))}
+        first = next((demo for demo in demos.values() if _readable_length(demo)), None)
+        if first is None:
             raise Hdf5Error(
-                f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to "
-                f"demo_{max(demos)}."
+                f"{source}: no demonstration holds actions; expected data/demo_N/actions with a row per step."
             )
-        demos = {number: demos[number] for number in sorted(set(episodes))}
-    first = next((demo for demo in demos.values() if _readable_length(demo)), None)
-    if first is None:
-        raise Hdf5Error(f"{source}: no demonstration holds actions; expected data/demo_N/actions with a row per step.")
-    paths, features, notes = _features(first, image_size)
-    found = [name for name in features if name.startswith(IMAGES)]
-    absent = [name for name in cameras or () if name not in found]
-    if absent:
-        raise Hdf5Error(f"{source} has no cameras {absent}; choose among {found}.")
-    left = [name for name in features if name not in found or cameras is None or name in cameras]
-    return _Plan(
-        demos=demos,
-        paths={name: paths[name] for name in left},
-        features={name: features[name] for name in left},
-        known=frozenset(path for path, _ in _arrays(first)),
-        notes=tuple(notes),
-    )
+        paths, features, notes = _features(first, image_size)
+        found = [name for name in features if name.startswith(IMAGES)]
+        absent = [name for name in cameras or () if name not in found]
+        if absent:
+            raise Hdf5Error(f"{source} has no cameras {absent}; choose among {found}.")
+        left = [name for name in features if name not in found or cameras is None or name in cameras]
+        return _Plan(
+            demos=demos,
+            paths={name: paths[name] for name in left},
+            features={name: features[name] for name in left},
+            known=frozenset(path for path, _ in _arrays(first)),
+            notes=tuple(notes),
+        )
 
 
 def _demos(file: "h5py.File", source: Path) -> dict[int, "h5py.Group"]:
@@ -281,36 +291,29 @@ def _unusable(array: Any, num_rows: int) -> str:
     return ""
 
 
-def _groups(
-    plan: _Plan,
-    data: Any,
-    faults: _Faults,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[list[Episode]]:
+def _groups(plan: _Plan, lengths: Mapping[int, int], file: "h5py.File") -> Iterator[Group]:
     """Yield demonstrations, some at a time; those that cannot be taken are noted with their reason."""
-    lengths = {number: _readable_length(demo) for number, demo in plan.demos.items()}
-    done, size = 0, 0
-    general = _task_text(_json_attribute(data, "problem_info").get("language_instruction"))
-    group: list[Episode] = []
-    for number, demo in plan.demos.items():
+    general = _task_text(_json_attribute(file["data"], "problem_info").get("language_instruction"))
+    group, size = Group([], [], [], 0), 0
+    for number, num_rows in lengths.items():
+        taken, repaired, skipped = [*group.episodes], [*group.repaired], [*group.skipped]
         try:
             with _damage_said("it cannot be read"):
-                episode, more = _episode(plan, number, demo, general)
+                episode, more = _episode(plan, number, plan.demos[number], general)
         except Hdf5Error as error:
-            faults.skipped.append(Finding(number, lengths[number], str(error)))
+            skipped.append(Finding(number, num_rows, str(error)))
         else:
             if more:
                 reason = f"arrays {more}, which the first one lacks, were left out"
-                faults.repaired.append(Finding(number, lengths[number], reason))
-            group.append(episode)
+                repaired.append(Finding(number, num_rows, reason))
+            taken.append(episode)
             size += sum(rows.nbytes for rows in episode.features.values())
-        done += lengths[number]
+        group = Group(taken, repaired, skipped, group.num_rows + num_rows)
         if size > GROUP_BYTES:
             yield group
-            group, size = [], 0
-        if progress is not None:
-            progress(done, sum(lengths.values()))
-    yield group
+            group, size = Group([], [], [], 0), 0
+    if group.episodes or group.skipped:
+        yield group
 
 
 def _episode(plan: _Plan, number: int, demo: "h5py.Group", general: str) -> tuple[Episode, list[str]]:
@@ -364,7 +367,7 @@ def _frame_rate(source: Path, environment: Mapping[str, Any], fps: float | None)
     return float(rate)
 
 
-def _metadata(file: "h5py.File", source: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(source: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
     told = environment.get("env_kwargs")
     robots = told.get("robots") if isinstance(told, dict) else None
     robot = (robots if isinstance(robots, str) else robots[0] if isinstance(robots, list) and robots else None) or (
@@ -374,7 +377,6 @@ def _metadata(file: "h5py.File", source: Path, environment: Mapping[str, Any]) -
         "source": {"format": "robomimic", "name": source.name},
         "robot": str(robot),
         "environment": dict(environment),
-        "complete": False,
     }
 
 

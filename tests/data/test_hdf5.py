@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from embodied_wm import cli
+from embodied_wm.data import hdf5
 from embodied_wm.data.hdf5 import Hdf5Error, import_hdf5
 from embodied_wm.data.store import EpisodeStore, StoreError
 
@@ -50,7 +51,8 @@ def write_file(path: Path, lengths: dict[int, int] | None = None, environment: o
     return path
 
 
-def test_rows_are_taken_as_they_stand_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_rows_are_taken_as_they_stand_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "GROUP_BYTES", 1)  # every demonstration is committed by itself, as large ones are
     source, seen = write_file(tmp_path / "demo.hdf5"), []
     report = import_hdf5(source, tmp_path / "s.zarr", image_size=(64, 48), progress=lambda *at: seen.append(at))
     assert (report.episodes, report.frames, report.cameras, report.skipped) == (3, 16, (AGENT, WRIST), ())
@@ -145,9 +147,42 @@ def test_demonstrations_that_cannot_be_taken_are_left_out_each_with_its_reason(t
     assert EpisodeStore.open(tmp_path / "s.zarr").episode_info(0)["source_episode"] == 0
     with pytest.raises(Hdf5Error, match="strict import refused"):
         import_hdf5(source, tmp_path / "t.zarr", strict=True)
-    with pytest.raises(Hdf5Error, match=r"none of 1 demonstrations could be taken\. demo_2: 'actions' is not finite"):
+    with pytest.raises(Hdf5Error, match=r"none of 1 episodes could be taken\. demo_2: 'actions' is not finite"):
         import_hdf5(source, tmp_path / "t.zarr", episodes=[2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.hdf5", "s.zarr"]
+
+
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_an_import_that_is_interrupted_goes_on_to_the_same_store(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(hdf5, "GROUP_BYTES", 1)
+    source = write_file(tmp_path / "demo.hdf5", dict.fromkeys(range(4), 5))
+    with h5py.File(source, "a") as file:
+        file["data/demo_1/actions"][3, 1] = np.nan
+    whole = import_hdf5(source, tmp_path / "whole.zarr")
+    calls = []
+
+    def interrupt(done, total):
+        calls.append((done, total))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_hdf5(source, tmp_path / "s.zarr", progress=interrupt)
+    assert not (tmp_path / "s.zarr").exists()
+    with pytest.raises(StoreError, match=r"begun with other settings: image_size \(\[64, 64\], now \[32, 32\]\)"):
+        import_hdf5(source, tmp_path / "s.zarr", image_size=(32, 32))
+    report = import_hdf5(source, tmp_path / "s.zarr", progress=lambda done, total: calls.append((done, total)))
+    assert report.found == stop_at  # demonstration 1 is committed with the next one
+    assert calls[-1] == (20, 20)
+    assert report.skipped == whole.skipped == ((1, 5, "'actions' is not finite in row 3"),)
+    stores = [EpisodeStore.open(tmp_path / name) for name in ("s.zarr", "whole.zarr")]
+    assert stores[0].fingerprint() == stores[1].fingerprint()
+    assert stores[0].metadata == stores[1].metadata
+    assert import_hdf5(source, tmp_path / "s.zarr").found == 3
+    with h5py.File(source, "a") as file:
+        file["data/demo_3/rewards"][0] = 7.0
+    with pytest.raises(StoreError, match=r"source \(fingerprint .* another dataset, or it was changed since"):
+        import_hdf5(source, tmp_path / "s.zarr")
 
 
 def test_arrays_outside_the_file_or_of_absurd_size_are_not_read(tmp_path: Path) -> None:
@@ -191,7 +226,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         import_hdf5(tmp_path / "odd.hdf5", out)
     assert not out.exists()
     out.mkdir()
-    with pytest.raises(StoreError, match="exists already"):
+    with pytest.raises(StoreError, match="not an episode store"):
         import_hdf5(source, out)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(Hdf5Error, match=r"pip install 'embodied-wm\[hdf5\]'"):

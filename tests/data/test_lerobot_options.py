@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from embodied_wm.commands.importing import grouped, ranges, show_import
-from embodied_wm.data.lerobot import Finding, LeRobotError, import_lerobot
+from embodied_wm.data.imports import Finding
+from embodied_wm.data.lerobot import LeRobotError, import_lerobot
 from embodied_wm.data.lerobot.resize import Resizer
 from embodied_wm.data.store import EpisodeStore
 

@@ -259,6 +259,35 @@ def test_an_episode_in_two_files_out_of_order(tmp_path):
     np.testing.assert_array_equal(store.episode(1).features["action"][:, 1], range(9))
 
 
+@pytest.mark.parametrize("damage", ["footer", "rows"])
+def test_a_damaged_file_of_many_episodes_costs_those_only(tmp_path, damage):
+    source = Folder(version="v3.0", lengths=(6, 9, 4, 5)).write(tmp_path / "source")
+    table = pq.read_table(source / V3_DATA)
+    pq.write_table(table.slice(0, 6), source / V3_DATA)
+    second = source / "data/chunk-000/file-001.parquet"
+    pq.write_table(table.slice(6), second)
+    content = bytearray(second.read_bytes())
+    spoilt = slice(len(content) - 60, len(content)) if damage == "footer" else slice(4, len(content) // 2)
+    content[spoilt] = bytes(len(content[spoilt]))
+    second.write_bytes(content)
+    with pytest.raises(LeRobotError, match=r"file-001\.parquet cannot be read.*do not say which episodes it held"):
+        import_lerobot(source, tmp_path / "s.zarr")
+    episodes = next((source / "meta/episodes").rglob("*.parquet"))
+    rewrite(
+        episodes,
+        lambda table: table.append_column("data/chunk_index", pa.array([0] * len(table))).append_column(
+            "data/file_index", pa.array([int(index > 0) for index in table["episode_index"].to_pylist()])
+        ),
+    )
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    found = reasons(report.skipped)
+    assert sorted(found) == [1, 2, 3]
+    assert all("file-001.parquet cannot be read" in reason for reason in found.values())
+    assert_frames(EpisodeStore.open(tmp_path / "s.zarr").episode(0), 0, range(6))
+    with pytest.raises(LeRobotError, match="strict import refused: episode 1"):
+        import_lerobot(source, tmp_path / "t.zarr", strict=True)
+
+
 def test_small_row_groups_and_large_ones_read_alike(tmp_path):
     source = Folder(version="v3.0", lengths=(6, 9, 4, 8)).write(tmp_path / "source")
     import_lerobot(source, tmp_path / "1.zarr")

@@ -190,7 +190,7 @@ def json_value(value: Any) -> Any:
 def short(value: Any) -> str:
     """Return a value for a message, not longer than a line."""
     if isinstance(value, BaseException):
-        text = f"{type(value).__name__}: {value}"
+        text = " ".join(f"{type(value).__name__}: {value}".split())
     elif isinstance(value, int) and abs(value) > 10**30:
         text = "a number of more than 30 digits"
     else:

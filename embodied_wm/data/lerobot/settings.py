@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,6 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the form in which a store keeps them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """Return what differs from the settings of a store, in words."""
-        found = []
-        for key, now in self.to_json().items():
-            before = stored.get(key)
-            if before == now:
-                continue
-            if key == "source":
-                found.append(f"source (fingerprint {before}, now {now}: another dataset, or it was changed since)")
-            else:
-                found.append(f"{key} ({_show(before)}, now {_show(now)})")
-        return found
 
 
 def make_settings(
@@ -118,7 +105,3 @@ def identity(root: Path) -> str:
     except OSError as error:
         raise LeRobotError(f"{root} cannot be read ({short(error)}). Download it again.") from error
     return digest.hexdigest()
-
-
-def _show(value: Any) -> str:
-    return "all" if value is None else short(value)

@@ -79,11 +79,10 @@ def open_source(root: Path) -> Source:
             f"{root} holds no data: no parquet file below data/. Download the dataset completely (data files may be "
             "Git LFS pointers)."
         )
-    # In v3.0 a damaged file is more than one episode lost, so nothing is taken.
-    contents, columns = _headers(files, spare_damaged=info["codebase_version"] != "v3.0" and len(files) > 1)
+    contents, columns = _headers(files)
     cameras = [name for name, feature in features.items() if feature.get("dtype") == "video"]
     if info["codebase_version"] == "v3.0":
-        episodes = episodes_v3(root, info.get("video_path"), cameras, files)
+        episodes = episodes_v3(root, info.get("video_path"), cameras, contents)
     else:
         episodes = episodes_v2(root, cameras, contents)
     return Source(
@@ -117,7 +116,7 @@ def _read_info(root: Path) -> Mapping[str, Any]:
     return info
 
 
-def _headers(files: Sequence[Path], *, spare_damaged: bool) -> tuple[dict[Path, int | str], tuple[str, ...]]:
+def _headers(files: Sequence[Path]) -> tuple[dict[Path, int | str], tuple[str, ...]]:
     """Return file to its number of rows, or to why it cannot be read, and the columns that most files have."""
     contents: dict[Path, int | str] = {}
     count: Counter[str] = Counter()
@@ -126,7 +125,7 @@ def _headers(files: Sequence[Path], *, spare_damaged: bool) -> tuple[dict[Path, 
             contents[file], names = parquet_header(file)
             count.update(names)
         except LeRobotError as error:
-            if not spare_damaged:
+            if len(files) == 1:
                 raise
             contents[file] = str(error)
     readable = sum(isinstance(content, int) for content in contents.values())

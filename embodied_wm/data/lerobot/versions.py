@@ -102,11 +102,20 @@ def episodes_v2(root: Path, cameras: Sequence[str], files: Mapping[Path, int | s
         yield replace(episode, problem=content) if isinstance(content, str) else episode
 
 
-def episodes_v3(root: Path, template: Any, cameras: Sequence[str], files: Sequence[Path]) -> Iterator[SourceEpisode]:
+def episodes_v3(
+    root: Path, template: Any, cameras: Sequence[str], files: Mapping[Path, int | str]
+) -> Iterator[SourceEpisode]:
     """Yield the episodes of a v3.0 folder: many episodes in one parquet file, and in one video per camera.
 
+    Args:
+        root: The folder.
+        template: What info.json says of where videos are.
+        cameras: Features that are videos.
+        files: Parquet file to its number of rows, or to why it cannot be read.
+
     Raises:
-        LeRobotError: The metadata are missing or damaged, or lead out of the folder.
+        LeRobotError: The metadata are missing or damaged, lead out of the folder, or do not say which episodes a
+            damaged file held.
     """
     tables = sorted((root / "meta" / "episodes").rglob("*.parquet"))
     if not tables:
@@ -115,9 +124,17 @@ def episodes_v3(root: Path, template: Any, cameras: Sequence[str], files: Sequen
         )
     records = _by_episode([record for path in tables for record in read_records(path, "stats/")])
     rows: dict[int, list[Rows]] = {}
-    for path in files:
-        for index, start, stop in _runs_of_episodes(path):
+    problems: dict[int, str] = {}
+    for path, content in files.items():
+        problem = content if isinstance(content, str) else ""
+        try:
+            runs = [] if problem else list(_runs_of_episodes(path))
+        except LeRobotError as error:
+            runs, problem = [], str(error)
+        for index, start, stop in runs:
             rows.setdefault(index, []).append(Rows(path=path, start=start, stop=stop))
+        if problem:
+            problems |= dict.fromkeys(_episodes_of(path, records, problem), problem)
     # Files are found by the numbers in their names; the template is asked only for those that are named otherwise.
     videos = {
         (camera, chunk, number): file
@@ -136,7 +153,25 @@ def episodes_v3(root: Path, template: Any, cameras: Sequence[str], files: Sequen
             file = videos.get((camera, chunk, number)) or _templated(root, template, camera, chunk, number)
             if file is not None:
                 clips[camera] = Clip(path=file, from_s=from_s, to_s=to_s)
-        yield _episode(index, where, record, rows=tuple(rows.get(index, ())), clips=clips)
+        episode = _episode(index, where, record, rows=tuple(rows.get(index, ())), clips=clips)
+        yield replace(episode, problem=problems.get(index, ""))
+
+
+def _episodes_of(path: Path, records: Mapping[int, tuple[str, Mapping[str, Any]]], problem: str) -> list[int]:
+    """Return the episodes that the metadata place in a damaged data file.
+
+    Raises:
+        LeRobotError: `problem`, as there are none, and so nobody knows what is lost.
+    """
+    place = (_chunk(path), _number(path.stem, "file"))
+    lost = [
+        index
+        for index, (_, record) in records.items()
+        if (record.get("data/chunk_index"), record.get("data/file_index")) == place
+    ]
+    if not lost:
+        raise LeRobotError(f"{problem} The metadata do not say which episodes it held.")
+    return lost
 
 
 def _by_episode(records: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[int, tuple[str, Mapping[str, Any]]]:
