@@ -17,6 +17,8 @@ CLEARANCE_M = 0.075
 START_FIELD_M = 0.10
 GOAL_FIELD_M = 0.12
 GOAL_DISTANCE_M = (0.05, 0.14)
+# What approach_cost takes for contact, for behind the box, and for near the goal.
+CONTACT_M, BEHIND_RAD, NEAR_M = 0.05, 0.3, 0.03
 
 
 def quantities_of(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
@@ -116,12 +118,18 @@ def play_policy(rng: np.random.Generator) -> Policy:
 
 
 def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
-    """Return 0.3 times the pusher's distance from the box beyond 5 cm, [...], in metres.
+    """Return 0.3 times the pusher's way to the side of the box from which it pushes to the goal, [...], in metres.
 
-    Until the pusher touches the box, the box's distance to its goal says nothing about which action is better.
+    Until the pusher is there, the box's distance to its goal says nothing about which action is better. The way is the
+    distance to the box beyond contact, and the arc round it; it fades as the box comes to its goal.
     """
-    gap = np.sqrt(np.square(quantities[..., 0:2] - quantities[..., 2:4]).sum(axis=-1)) - 0.05
-    return 0.3 * np.maximum(gap, 0.0)
+    missing = goal_quantities[..., 2:4] - quantities[..., 2:4]
+    offset = quantities[..., 0:2] - quantities[..., 2:4]
+    left, radius = (np.sqrt(np.square(vector).sum(axis=-1)) for vector in (missing, offset))
+    behind = -(missing * offset).sum(axis=-1) / np.maximum(left * radius, 1e-9)
+    angle = np.maximum(np.arccos(np.clip(behind, -1.0, 1.0)) - BEHIND_RAD, 0.0)
+    arc = CLEARANCE_M * angle * np.minimum(left / NEAR_M, 1.0)
+    return 0.3 * (np.maximum(radius - CONTACT_M, 0.0) + arc)
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
