@@ -24,7 +24,7 @@ def edit_stores(config: Mapping[str, Any], console: Console) -> None:
     """Carry out one operation on stores.
 
     Args:
-        config: The values of configs/edit.yaml, the sources as paths.
+        config: The values of configs/edit.yaml, the sources as paths or URLs.
         console: Where to print.
 
     Raises:
@@ -48,7 +48,7 @@ def edit_stores(config: Mapping[str, Any], console: Console) -> None:
         _show(path, store, console)
 
 
-def _check(operation: str, sources: Sequence[Path], config: Mapping[str, Any]) -> None:
+def _check(operation: str, sources: Sequence[str | Path], config: Mapping[str, Any]) -> None:
     if operation not in OPTIONS:
         raise UsageError(f"operation={operation}: there is no such operation{nearest(operation, OPTIONS)}")
     if not sources:

@@ -20,40 +20,52 @@ MANY_COLUMNS = 16
 """Wider features are summed up in one row."""
 
 
-def inspect(path: Path, *, statistics: bool, out: Path | None, num_episodes: int, console: Console) -> None:
-    """Print what is at a path, and write the page of a store to `out` with frames of `num_episodes`, if asked.
+def inspect(path: str | Path, *, statistics: bool, out: Path | None, num_episodes: int, console: Console) -> None:
+    """Print what is at a path or URL, and write the page of a store to `out` with frames of `num_episodes`, if asked.
 
     Raises:
         UsageError: Nothing is there, or nothing that we know.
         StoreError: A store that cannot be read.
     """
-    if not path.exists():
-        raise UsageError(f"path={path}: no such file or folder")
-    if (path / "model").is_dir():
+    if isinstance(path, Path) and (path / "model").is_dir():
         path = path / "model"
-    if (path / "meta" / "info.json").is_file():
-        raise UsageError(
-            f"{path} is a LeRobot dataset; make a store of it: embodied-wm import source={path} out=STORE.zarr"
-        )
+    is_checkpoint = isinstance(path, Path) and _is_checkpoint(path)
     if out is not None and out.suffix != ".html":
         raise UsageError(f"out={out}: expected a name that ends in .html")
     if num_episodes < 1:
         raise UsageError(f"episodes={num_episodes}: expected at least 1")
-    if any(path.rglob("*.safetensors")):
+    if is_checkpoint:
         if out is not None:
             raise UsageError(f"out={out}: a page is made of stores, and {path} is a checkpoint")
-        _inspect_checkpoint(path, console)
-    elif (path / "zarr.json").is_file():
+        _inspect_checkpoint(Path(path), console)
+    else:
         _inspect_store(path, statistics, console)
         if out is not None:
             _write_page(path, out, num_episodes, console)
-    else:
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Tell whether a checkpoint is at a path, or else a store.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if not path.exists():
+        raise UsageError(f"path={path}: no such file or folder")
+    if (path / "meta" / "info.json").is_file():
         raise UsageError(
-            f"{path} is neither an episode store (it has no zarr.json) nor a checkpoint (it has no *.safetensors)"
+            f"{path} is a LeRobot dataset; make a store of it: embodied-wm import source={path} out=STORE.zarr"
         )
+    if any(path.rglob("*.safetensors")):
+        return True
+    if (path / "zarr.json").is_file():
+        return False
+    raise UsageError(
+        f"{path} is neither an episode store (it has no zarr.json) nor a checkpoint (it has no *.safetensors)"
+    )
 
 
-def _inspect_store(path: Path, statistics: bool, console: Console) -> None:
+def _inspect_store(path: str | Path, statistics: bool, console: Console) -> None:
     from embodied_wm.data.store import EpisodeStore
 
     store = EpisodeStore.open(path)
@@ -63,7 +75,7 @@ def _inspect_store(path: Path, statistics: bool, console: Console) -> None:
         "rows": f"{store.num_frames:,} at {store.fps:g} per second"
         + (f" ({store.num_frames / store.fps / 60:.1f} minutes)" if store.num_frames else ""),
         "rows of an episode": f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}" if len(lengths) else "",
-        "size on disk": _bytes(sum(f.stat().st_size for f in path.rglob("*") if f.is_file())),
+        "size": _bytes(store.num_bytes()),
         "fingerprint": store.fingerprint(),
     }
     console.print(Text(f"episode store {path}", style="bold"), soft_wrap=True)
@@ -76,7 +88,7 @@ def _inspect_store(path: Path, statistics: bool, console: Console) -> None:
         console.print(_statistics(store, console))
 
 
-def _write_page(path: Path, out: Path, num_episodes: int, console: Console) -> None:
+def _write_page(path: str | Path, out: Path, num_episodes: int, console: Console) -> None:
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.evaluation.contact_sheet import write_contact_sheet
 

@@ -17,7 +17,7 @@ SHOWN_ALIKE = 4
 """Findings of one check and feature that the table shows; the file has all."""
 
 
-def validate(path: Path, *, strict: bool, folder: Path, console: Console) -> int:
+def validate(path: str | Path, *, strict: bool, folder: Path, console: Console) -> int:
     """Check a store, print the findings, write validate.json, and return the exit code.
 
     Raises:
@@ -30,7 +30,7 @@ def validate(path: Path, *, strict: bool, folder: Path, console: Console) -> int
     return int(report.num_errors > 0 or (strict and report.num_warnings > 0))
 
 
-def _num_rows(path: Path) -> int:
+def _num_rows(path: str | Path) -> int:
     from embodied_wm.data.store import EpisodeStore
 
     return EpisodeStore.open(path).num_frames

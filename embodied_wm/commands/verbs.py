@@ -174,7 +174,7 @@ def inspect(config: Config, console: Console) -> None:
 
     out = None if config["out"] is None else _path(config["out"])
     inspect(
-        _path(config["path"]),
+        _place(config["path"]),
         statistics=config["statistics"],
         out=out,
         num_episodes=config["episodes"],
@@ -186,14 +186,14 @@ def validate(config: Config, run: Run) -> int:
     """Check a store; the exit code says whether training would break."""
     from embodied_wm.commands.validation import validate
 
-    return validate(_path(config["path"]), strict=config["strict"], folder=run.folder, console=run.console)
+    return validate(_place(config["path"]), strict=config["strict"], folder=run.folder, console=run.console)
 
 
 def edit(config: Config, run: Run) -> None:
     """Merge, split or filter stores."""
     from embodied_wm.commands.edits import edit_stores
 
-    edit_stores({**config, "sources": [_path(source) for source in config["sources"]]}, run.console)
+    edit_stores({**config, "sources": [_place(source) for source in config["sources"]]}, run.console)
 
 
 def report(config: Config, console: Console) -> None:

@@ -59,6 +59,10 @@ class LocalFiles:
         """
         return os.open(f"{self._folder}/{key}", os.O_RDONLY)
 
+    def num_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(part.stat().st_size for part in Path(self._folder).rglob("*") if part.is_file())
+
 
 class CachedFiles:
     """Open the files of a store behind a URL, through the cache. Threads may share one."""
@@ -101,6 +105,14 @@ class CachedFiles:
                 os.close(file)  # cut short when the machine went down
             return self._fetch(key, path)
 
+    def num_bytes(self) -> int:
+        """Return the size of all objects, as the server tells it; none is fetched.
+
+        Raises:
+            StoreError: The server could not be reached or refused.
+        """
+        return int(self._ask("du", ""))
+
     def _place(self, key: str) -> tuple[Path, int | None]:
         """Return where this version of an object belongs in the cache, and its size where the server tells it."""
         described: Mapping[str, Any] = self._ask("info", key)
@@ -132,7 +144,7 @@ class CachedFiles:
 
     def _ask(self, method: str, key: str) -> Any:
         try:
-            return getattr(self._file_system, method)(f"{self._root}/{key}")
+            return getattr(self._file_system, method)(f"{self._root}/{key}".rstrip("/"))
         except FileNotFoundError:
             raise
         except Exception as error:  # the backends' errors have no base in common

@@ -292,6 +292,14 @@ class EpisodeStore:
         digest.update(np.ascontiguousarray(self._episode_rows("digest", 0, self.num_episodes)).tobytes())
         return digest.hexdigest()
 
+    def num_bytes(self) -> int:
+        """Return the size of the store where it lies.
+
+        Raises:
+            StoreError: It lies behind a URL whose server could not be reached.
+        """
+        return self._files().num_bytes()
+
     def close(self) -> None:
         """Give up the right to append, so that another process may."""
         self._writable = False
@@ -316,10 +324,12 @@ class EpisodeStore:
         self._readers.pop(name, None)
         write_rows(open_array(self._group, name, self.path), start, values)
 
+    def _files(self) -> LocalFiles | CachedFiles:
+        return LocalFiles(self.path) if is_local(self.path) else CachedFiles(self.path, self._cache)
+
     def _reader(self, name: str) -> ArrayReader:
         if name not in self._readers:
-            files = LocalFiles(self.path) if is_local(self.path) else CachedFiles(self.path, self._cache)
-            self._readers[name] = ArrayReader(open_array(self._group, name, self.path), files, name, self.path)
+            self._readers[name] = ArrayReader(open_array(self._group, name, self.path), self._files(), name, self.path)
         return self._readers[name]
 
     def _episode_rows(self, name: str, start: int, stop: int) -> np.ndarray:

@@ -75,7 +75,7 @@ def _facts(store: EpisodeStore) -> list[tuple[str, str, str]]:
     seconds = store.num_frames / store.fps
     span_of_lengths = f"{lengths.min()} to {lengths.max()}" if np.ptp(lengths) else f"each {lengths[0]}"
     span, unit = (seconds / 3600, "hours") if seconds >= 7200 else (seconds / 60, "minutes")
-    size = sum(part.stat().st_size for part in Path(store.path).rglob("*") if part.is_file())
+    size = store.num_bytes()
     return [
         ("episodes", f"{store.num_episodes:,}", f"{span_of_lengths} rows"),
         ("rows", f"{store.num_frames:,}", f"{store.fps:g} per second"),

@@ -1,10 +1,13 @@
 """Stores behind URLs: fsspec's own backends, and a real S3 server on loopback."""
 
+import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from embodied_wm import cli
 from embodied_wm.data.files import CacheConfig, default_cache_folder
 from embodied_wm.data.loader import WindowLoader
 from embodied_wm.data.store import EpisodeStore, StoreError
@@ -169,7 +172,7 @@ def s3_server():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_training_from_s3(s3_server, local, tmp_path):
+def test_training_from_s3(s3_server, local, tmp_path, capsys, monkeypatch):
     import urllib.request
 
     import obstore
@@ -187,3 +190,14 @@ def test_training_from_s3(s3_server, local, tmp_path):
     assert sum(cached(cache.folder).values()) <= cache.max_bytes
     with pytest.raises(StoreError, match=r"s3://robots/sets/other.zarr is not an episode store"):
         EpisodeStore.open("s3://robots/sets/other.zarr", cache=cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "verbs"))
+    assert cli.main(["inspect", "s3://robots/sets/s.zarr", f"out={tmp_path}/s.html"]) == 0
+    size = sum(file.stat().st_size for file in local.rglob("*") if file.is_file())
+    shown = re.search(r"size +([\d.]+) MB", capsys.readouterr().out)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(size / 1e6, rel=1e-3)
+    assert cli.main(["validate", "s3://robots/sets/s.zarr", f"run_dir={tmp_path}/validate"]) == 0
+    assert json.loads((tmp_path / "validate" / "validate.json").read_text())["path"] == "s3://robots/sets/s.zarr"
+    merge = ["edit", "operation=merge", f"sources=[s3://robots/sets/s.zarr,{local}]", f"out={tmp_path}/m.zarr"]
+    assert cli.main([*merge, f"run_dir={tmp_path}/edit"]) == 0
+    assert EpisodeStore.open(tmp_path / "m.zarr").num_episodes == 2 * remote.num_episodes

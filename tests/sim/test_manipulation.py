@@ -10,7 +10,7 @@ from sim import get_task
 from sim.branch import Brancher, branch
 from sim.manifest import draw_pair
 from sim.physics import get_state, set_state
-from sim.tasks import drawer, maze, push_t
+from sim.tasks import drawer, maze, push, push_t
 from sim.tasks.base import state_from_positions
 
 
@@ -71,6 +71,23 @@ def test_push_t_stays_where_it_is_left_and_a_push_does_what_the_expert_expects()
     assert abs(turns[0]) < 0.02
     assert turns[1] > 0.3
     assert turns[2] < -0.3
+
+
+def test_push_approach_cost_falls_along_the_way_round_the_box():
+    task = get_task("push")
+    goal = task.state_quantities(state_from_positions(task.model, np.array([0.1, 0.0, 0.0, 0.2, 0.2])))
+    angles, there = np.linspace(0.0, np.pi, 7), 0.05  # from before the box, 10 cm short of its goal, to behind it
+    states = [np.array([0.0, 0.0, 0.0, there * np.cos(angle), there * np.sin(angle)]) for angle in angles]
+    costs = push.approach_cost(
+        task.state_quantities(np.stack([state_from_positions(task.model, s) for s in states])), goal
+    )
+    assert (np.diff(costs) < 0).all()
+    assert costs[0] == pytest.approx(0.3 * 0.075 * (np.pi - 0.3))
+    assert costs[-1] == 0.0
+    far = task.state_quantities(state_from_positions(task.model, np.array([0.0, 0.0, 0.0, -0.15, 0.0])))
+    assert push.approach_cost(far, goal) == pytest.approx(0.3 * 0.10)
+    arrived = np.array([0.1, 0.0, 0.0, 0.15, 0.0])  # on the wrong side, but there is nothing left to push
+    assert push.approach_cost(task.state_quantities(state_from_positions(task.model, arrived)), goal) == 0.0
 
 
 def test_push_t_approach_cost_is_least_at_the_side_that_must_be_pushed():
