@@ -6,7 +6,8 @@
     python scripts/bench_sim.py push rope           some
 
 Pictures are 64x64, by two processes at once. Branching is `sim.branch` with two native threads, 64 candidates of 16
-control steps; it is compared with a bare loop of `mj_step` in Python and with the task's own step, both in one thread.
+control steps; it is compared with a bare loop of `mj_step` in Python and with `step` of the Gymnasium environment that
+renders nothing (observation="state"), both in one thread.
 By the clock: run it on a quiet machine. Rates are medians of `--rounds`, every ratio compares two things in one round.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from sim import get_task, task_names
 from sim.branch import Brancher
+from sim.env import MujocoTaskEnv
 
 SIZE = 64
 NUM_PROCESSES = 2
@@ -59,7 +61,7 @@ def draw(name: str) -> float:
 
 
 def physics_rates(name: str) -> tuple[float, float, float]:
-    """Return physics steps per second of branching, of a bare loop and of the task's own step."""
+    """Return physics steps per second of branching, of a bare loop and of the environment's step."""
     task, rng = get_task(name), np.random.default_rng(0)
     state = visited(name, 20)[-1]
     actions = rng.uniform(-1, 1, size=(CANDIDATES, HORIZON, task.action_size)).astype(np.float32)
@@ -80,15 +82,19 @@ def physics_rates(name: str) -> tuple[float, float, float]:
                 for _ in range(task.substeps):
                     mujoco.mj_step(model, data)
 
+    environment = MujocoTaskEnv(name, observation="state")
+    environment.reset(seed=0)
+
     def own() -> None:
         for candidate in range(num):
-            simulation.restore(state)
+            environment.restore(state)
             for action in actions[candidate]:
-                simulation.step(action)
+                environment.step(action)
 
     steps = num * HORIZON * task.substeps
     found = branching, steps / seconds(bare), steps / seconds(own)
     simulation.close()
+    environment.close()
     return found
 
 
@@ -98,7 +104,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=list(task_names()), help="tasks to measure; all when left out")
     parser.add_argument("--rounds", type=int, default=5, help="repeats, of which the medians are printed")
     arguments = parser.parse_args()
-    print(f"{'task':12} {'pictures/s':>10} {'branching, steps/s':>19} {'over bare mj_step':>18} {'over own step':>14}")
+    print(f"{'task':12} {'pictures/s':>10} {'branching, steps/s':>19} {'over bare mj_step':>18} {'over env.step':>14}")
     pictures, over_bare, over_own = [], [], []
     with multiprocessing.get_context("spawn").Pool(NUM_PROCESSES) as pool:
         for name in arguments.tasks:

@@ -2,7 +2,7 @@
 # (mujoco's names live in a compiled module without stubs)
 """The tasks as Gymnasium environments with a goal image, exact saving and restoring, and errors for bad physics."""
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -14,7 +14,10 @@ from sim.tasks import get_task, task_names
 
 
 class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One task; observations are {"pixels", "proprioception", "goal"}, actions are in [-1, 1]^A.
+    """One task; actions are in [-1, 1]^A.
+
+    Observations are {"pixels", "proprioception", "goal"}, the goal a picture; or, with observation="state",
+    {"quantities", "proprioception", "goal"} in physical units, the goal as quantities, and nothing is rendered.
 
     `info` holds `success` (bool), `cost_m` (float, metres) and `quantities` (float64 [Q], `task.quantity_names`). The
     reward is minus the cost. An episode is never terminated, only truncated after `task.episode_steps`: success counts
@@ -24,12 +27,19 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own form)
 
     def __init__(
-        self, task: str, *, image_size: int = 64, camera: str | None = None, render_mode: str | None = None
+        self,
+        task: str,
+        *,
+        observation: Literal["pixels", "state"] = "pixels",
+        image_size: int = 64,
+        camera: str | None = None,
+        render_mode: str | None = None,
     ) -> None:
-        """Create the environment; its OpenGL context is made at the first reset.
+        """Create the environment; its OpenGL context is made with the first picture.
 
         Raises:
-            ValueError: unknown task, camera, render mode, or an image size below 1; the message lists what is valid.
+            ValueError: unknown task, observation, camera, render mode, or an image size below 1; the message lists what
+                is valid.
         """
         self.task = get_task(task)
         self.camera = camera or self.task.cameras[0]
@@ -41,18 +51,23 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(f"unknown render_mode {render_mode!r}; valid are None, {self.metadata['render_modes']}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if observation not in ("pixels", "state"):
+            raise ValueError(f"unknown observation {observation!r}; valid are 'pixels' and 'state'")
         self.render_mode = render_mode
         self.image_size = image_size
         self._simulation = self.task.simulation()
         self._renderer: Renderer | None = None
         self._goal_state = self._simulation.state()
-        self._goal_image = np.zeros((image_size, image_size, 3), dtype=np.uint8)
+        self._goal = np.zeros(0)
         self._steps = 0
         self._seed: int | None = None
+        self._seen = "pixels" if observation == "pixels" else "quantities"
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        quantities = spaces.Box(-np.inf, np.inf, (len(self.task.quantities),), np.float64)
+        seen = pixels if observation == "pixels" else quantities
         limits = np.asarray(self.task.proprioception_limits, dtype=np.float32)
         felt = spaces.Box(-limits, limits, dtype=np.float32)
-        self.observation_space: spaces.Space = spaces.Dict({"pixels": pixels, "proprioception": felt, "goal": pixels})
+        self.observation_space: spaces.Space = spaces.Dict({self._seen: seen, "proprioception": felt, "goal": seen})
         self.action_space = spaces.Box(-1.0, 1.0, (self.task.action_size,), np.float32)
 
     def reset(
@@ -77,10 +92,9 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         drawn = self.task.reset(model, self.np_random)
         start = options.get("start", drawn)
         goal = options["goal"] if "goal" in options else self.task.sample_goal(model, start, self.np_random)
-        renderer = self._get_renderer()
         self._simulation.restore(goal)
-        self._goal_image = renderer.render(self._simulation.data)
         self._goal_state = self._simulation.state()
+        self._goal = self._see()
         self._simulation.restore(start)
         self._steps = 0
         return self._observe(), self._describe()
@@ -137,13 +151,15 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self._renderer = self.task.renderer(self.image_size, self.image_size, self.camera)
         return self._renderer
 
+    def _see(self) -> np.ndarray:
+        """Return the present picture, or the quantities where observations hold those."""
+        if self._seen == "quantities":
+            return self.task.state_quantities(self.physics_state())
+        return self._get_renderer().render(self._simulation.data)
+
     def _observe(self) -> dict[str, np.ndarray]:
         felt = self.task.state_proprioception(self.physics_state()).astype(np.float32)
-        return {
-            "pixels": self._get_renderer().render(self._simulation.data),
-            "proprioception": felt,
-            "goal": self._goal_image.copy(),
-        }
+        return {self._seen: self._see(), "proprioception": felt, "goal": self._goal.copy()}
 
     def _describe(self) -> dict[str, Any]:
         quantities = self.task.state_quantities(self.physics_state())

@@ -53,6 +53,25 @@ def test_check_env_is_clean(name):
     environment.close()
 
 
+@pytest.mark.parametrize("name", ["push", "rope"])
+def test_state_observations_need_no_picture(name, monkeypatch):
+    monkeypatch.setattr(MujocoTaskEnv, "_get_renderer", lambda self: pytest.fail("rendered"))
+    environment = gymnasium.make(environment_id(name), observation="state").unwrapped
+    assert isinstance(environment, MujocoTaskEnv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*Box observation space m.* value is")  # quantities have no bounds
+        check_env(environment, skip_render_check=True)
+    seen, info = environment.reset(seed=3)
+    np.testing.assert_array_equal(seen["quantities"], info["quantities"])
+    np.testing.assert_array_equal(seen["goal"], environment.task.state_quantities(environment.goal_state()))
+    seen, reward, _, _, info = environment.step(np.ones(environment.task.action_size))
+    np.testing.assert_array_equal(seen["quantities"], info["quantities"])
+    assert -reward == environment.task.cost(seen["quantities"], seen["goal"])
+    with pytest.raises(ValueError, match="unknown observation 'text'; valid are 'pixels' and 'state'"):
+        gymnasium.make(environment_id(name), observation="text")
+
+
 def test_same_seed_repeats_every_bit(env):
     first, _ = env.reset(seed=11)
     one = play(env, 8, seed=0)
