@@ -235,7 +235,9 @@ def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.nda
     """Return how far the fingertip is from pressing on the rope's worst points, in metres, little beside the cost.
 
     The way to a point (over it first, then down) is averaged over points with weights that grow steeply with their
-    distance from their places, and fades where the whole rope is in place.
+    distance from their places, and fades where the whole rope is in place. Three times as much of it kept the planner
+    at its first point in an eighth of the episodes: bringing that point nearer than the next one made another the worst,
+    and the way there cost more than the rope's shape gained.
     """
     points, goal = (
         values[..., 3:].reshape(*values.shape[:-1], NUM_SHOWN, 2) for values in (quantities, goal_quantities)
@@ -247,7 +249,7 @@ def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.nda
     height = RAISED_M * np.clip((aside - 0.01) / 0.02, 0.0, 1.0)
     way = aside + np.abs(quantities[..., 2:3] - height)
     mean_way = (weights * way).sum(axis=-1) / weights.sum(axis=-1)
-    return 0.15 * np.clip(worst[..., 0] / 0.02, 0.0, 1.0) * mean_way
+    return 0.05 * np.clip(worst[..., 0] / 0.02, 0.0, 1.0) * mean_way
 
 
 ROPE = Task(
