@@ -236,8 +236,8 @@ def approach_cost(quantities: np.ndarray, goal_quantities: np.ndarray) -> np.nda
 
     The way to a point (over it first, then down) is averaged over points with weights that grow steeply with their
     distance from their places, and fades where the whole rope is in place. Three times as much of it kept the planner
-    at its first point in an eighth of the episodes: bringing that point nearer than the next one made another the worst,
-    and the way there cost more than the rope's shape gained.
+    at its first point in an eighth of the episodes: as soon as another point was the worst, the way there cost more
+    than the rope's shape had gained.
     """
     points, goal = (
         values[..., 3:].reshape(*values.shape[:-1], NUM_SHOWN, 2) for values in (quantities, goal_quantities)
