@@ -1,7 +1,7 @@
 """Every fault that was met in public datasets, on small made-up folders.
 
-The traps of whole folders (other rates, wall-clock times, missing videos, wrong counts) are in test_lerobot.py, metadata
-that anybody could have written in test_lerobot_fuzz.py.
+The traps of whole folders (other rates, wall-clock times, missing videos, wrong counts) are in test_lerobot.py;
+metadata that anybody could have written are in test_lerobot_fuzz.py.
 """
 
 import json
