@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from planners.deadline import Deadline
+
 
 class PlannerError(ValueError):
     """Say that a planner was given something that it cannot plan with."""
@@ -93,8 +95,13 @@ class Planner(Protocol):
         *,
         warm_start: Float[Tensor, "H A"] | None = None,
         generator: torch.Generator,
+        deadline: Deadline | None = None,
     ) -> Plan:
-        """Return the best action sequence found; raise PlannerError on bad dynamics, warm start or costs."""
+        """Return the best action sequence found; raise PlannerError on bad dynamics, warm start or costs.
+
+        The search stops early where the deadline says so (loop over `planners.deadline.iterations`, which raises
+        OutOfTime where there is no time for one iteration).
+        """
         ...
 
 

@@ -21,6 +21,7 @@ from planners.base import (
     candidate_costs,
     check_warm_start,
 )
+from planners.deadline import Deadline, iterations
 from planners.noise import correlated_noise, correlation_factor
 
 
@@ -89,6 +90,7 @@ class CEM:
         *,
         warm_start: Tensor | None = None,
         generator: torch.Generator,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Return the chosen sequence; see planners.base.Planner."""
         low, high = action_bounds("CEM", dynamics)
@@ -102,7 +104,7 @@ class CEM:
         factor = correlation_factor(self.horizon, self.noise_correlation, like=low)
         elites = low.new_empty(0, self.horizon, dynamics.action_size)
         log = CandidateLog()
-        for iteration in range(self.num_iterations):
+        for iteration in iterations("CEM", self.num_iterations, deadline):
             fixed = [elites[: self.num_kept]]
             if self.include_mean:
                 fixed.append(mean[None])

@@ -16,6 +16,7 @@ from planners.base import (
     candidate_costs,
     check_warm_start,
 )
+from planners.deadline import Deadline, iterations
 from planners.noise import correlated_noise, correlation_factor
 
 
@@ -61,6 +62,7 @@ class RandomShooting:
         *,
         warm_start: Tensor | None = None,
         generator: torch.Generator,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Return the cheapest sequence; see planners.base.Planner."""
         low, high = action_bounds("RandomShooting", dynamics)
@@ -73,7 +75,7 @@ class RandomShooting:
             known = torch.cat([known, zero])
         factor = correlation_factor(self.horizon, self.noise_correlation, like=low)
         log = CandidateLog()
-        for iteration in range(self.num_iterations):
+        for iteration in iterations("RandomShooting", self.num_iterations, deadline):
             noise = correlated_noise(self.num_candidates - len(known), factor, dynamics.action_size, generator)
             uniform = torch.erf(noise * 0.5**0.5) * 0.5 + 0.5  # the normal distribution function
             sampled = torch.clamp(torch.lerp(low, high, uniform), low, high)

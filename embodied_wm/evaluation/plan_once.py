@@ -20,6 +20,7 @@ from embodied_wm.evaluation.statistics import bootstrap_quantile, estimate, wils
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
 from planners.base import Dynamics, Objective, Plan, Planner
+from planners.deadline import Deadline
 from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
@@ -48,9 +49,12 @@ class RecordingPlanner:
         *,
         warm_start: Tensor | None = None,
         generator: torch.Generator,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Plan, and remember."""
-        plan = self.planner.plan(dynamics, context, objective, warm_start=warm_start, generator=generator)
+        plan = self.planner.plan(
+            dynamics, context, objective, warm_start=warm_start, generator=generator, deadline=deadline
+        )
         self.contexts.append(context)
         self.plans.append(plan)
         return plan
