@@ -1,24 +1,48 @@
-"""Planners that search action sequences with any dynamics model: ours, MuJoCo itself, or a peer's."""
+"""Planners that search action sequences with any dynamics model: ours, MuJoCo itself, or a peer's.
+
+`planners.base` holds the protocols, `planners.search` what all planners are made of, `planners.mpc` acts with one.
+"""
 
 from planners.base import Dynamics, Objective, Plan, Planner, PlannerError
 from planners.cem import CEM
+from planners.gradient import Gradient
+from planners.icem import ICEM
+from planners.knots import Knots
 from planners.mpc import MPC, Decision
+from planners.mppi import MPPI
 from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
+from planners.polished import Polished
+from planners.predictive_sampling import PredictiveSampling
+from planners.proposing import Proposing, RecordedActions
 from planners.random_shooting import RandomShooting
+from planners.search import BatchDynamics, Searcher, plan_batch
+from planners.tree import TreeSearch
 
 __all__ = [
     "CEM",
+    "ICEM",
     "MPC",
+    "MPPI",
     "ActionPenalty",
+    "BatchDynamics",
     "Decision",
     "Dynamics",
     "GoalDistance",
+    "Gradient",
+    "Knots",
     "Objective",
     "Plan",
     "Planner",
     "PlannerError",
+    "Polished",
+    "PredictiveSampling",
+    "Proposing",
     "RandomShooting",
+    "RecordedActions",
+    "Searcher",
     "StateCost",
     "StepWeights",
+    "TreeSearch",
     "WeightedSum",
+    "plan_batch",
 ]

@@ -1,4 +1,8 @@
-"""Gaussian noise that is correlated along time, so that sampled actions do not cancel themselves out."""
+"""Gaussian noise that is correlated along time, so that sampled actions do not cancel themselves out.
+
+Two families, each as a matrix that white noise is multiplied by: `correlation_factor` forgets by a constant share per
+step (most samplers here), `power_law_factor` has the power spectrum f^-exponent of iCEM.
+"""
 
 import torch
 from torch import Tensor
@@ -17,6 +21,20 @@ def correlation_factor(horizon: int, correlation: float, *, like: Tensor) -> Ten
     )
     factor[:, 1:] *= (1.0 - correlation**2) ** 0.5
     return factor
+
+
+def power_law_factor(horizon: int, exponent: float, *, like: Tensor) -> Tensor:
+    """Return L [H, H] such that L @ white noise has unit variance and a power spectrum proportional to f^-exponent.
+
+    The spectrum is that of Timmer and Koenig (1995) as iCEM uses it: over the frequencies of H points, with the
+    constant part as strong as the lowest frequency. Exponent 0 is white, 1 pink, 2 red. L is circulant: filtering
+    white noise by the root of the spectrum.
+    """
+    frequencies = torch.fft.rfftfreq(horizon, dtype=like.dtype, device=like.device).clamp(min=1 / horizon)
+    response = torch.fft.irfft(frequencies.pow(-exponent / 2).to(torch.complex128), n=horizon).to(like.dtype)
+    response = response / response.norm()
+    steps = torch.arange(horizon, device=like.device)
+    return response[(steps[:, None] - steps[None, :]) % horizon]
 
 
 def correlated_noise(num_candidates: int, factor: Tensor, action_size: int, generator: torch.Generator) -> Tensor:

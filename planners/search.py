@@ -308,12 +308,12 @@ class _Problem:
 
 
 def _run(planner: Searcher, dynamics: Dynamics, problems: Sequence[_Problem], deadline: Deadline | None) -> None:
-    """Answer the questions of all searches, iteration by iteration."""
+    """Answer the questions of all searches, iteration by iteration; what is not compared belongs to the last one."""
     name = type(planner).__name__
     for iteration in iterations(name, planner.num_iterations, deadline):
-        _answer(name, iteration, dynamics, [problem for problem in problems if problem.ask])
-    if deadline is None or not deadline.was_cut:
-        _answer(name, planner.num_iterations, dynamics, [problem for problem in problems if problem.ask])
+        _answer(name, iteration, dynamics, [p for p in problems if p.ask])
+        while extra := [p for p in problems if p.ask and not p.ask.is_compared]:
+            _answer(name, iteration, dynamics, extra)
 
 
 def _answer(name: str, iteration: int, dynamics: Dynamics, problems: Sequence[_Problem]) -> None:
