@@ -66,6 +66,7 @@ class Plan:
         iteration_best_costs: Lowest cost of each iteration.
         iteration_mean_costs: Mean cost of each iteration.
         num_imagined: Number of action sequences that were imagined.
+        iteration_cost_stds: Standard deviation of the costs of each iteration: how much there was to choose from.
     """
 
     actions: Float[Tensor, "H A"]
@@ -76,6 +77,7 @@ class Plan:
     iteration_best_costs: tuple[float, ...]
     iteration_mean_costs: tuple[float, ...]
     num_imagined: int
+    iteration_cost_stds: tuple[float, ...] = ()
 
 
 @runtime_checkable
@@ -192,4 +194,5 @@ class CandidateLog:
             iteration_best_costs=tuple(float(c.min()) for c in self._costs),
             iteration_mean_costs=tuple(float(c.mean()) for c in self._costs),
             num_imagined=len(costs) + num_extra,
+            iteration_cost_stds=tuple(float(c.std(correction=0)) for c in self._costs),
         )
