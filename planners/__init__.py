@@ -5,16 +5,19 @@
 
 from planners.base import Dynamics, Objective, Plan, Planner, PlannerError
 from planners.cem import CEM
+from planners.control import Control
+from planners.deadline import Deadline, OutOfTime
 from planners.gradient import Gradient
 from planners.icem import ICEM
 from planners.knots import Knots
-from planners.mpc import MPC, Decision
+from planners.mpc import MPC, Decision, Times
 from planners.mppi import MPPI
 from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
 from planners.polished import Polished
 from planners.predictive_sampling import PredictiveSampling
 from planners.proposing import Proposing, RecordedActions
 from planners.random_shooting import RandomShooting
+from planners.safety import Safety
 from planners.search import BatchDynamics, Searcher, plan_batch
 from planners.tree import TreeSearch
 
@@ -25,12 +28,15 @@ __all__ = [
     "MPPI",
     "ActionPenalty",
     "BatchDynamics",
+    "Control",
+    "Deadline",
     "Decision",
     "Dynamics",
     "GoalDistance",
     "Gradient",
     "Knots",
     "Objective",
+    "OutOfTime",
     "Plan",
     "Planner",
     "PlannerError",
@@ -39,9 +45,11 @@ __all__ = [
     "Proposing",
     "RandomShooting",
     "RecordedActions",
+    "Safety",
     "Searcher",
     "StateCost",
     "StepWeights",
+    "Times",
     "TreeSearch",
     "WeightedSum",
     "plan_batch",

@@ -75,7 +75,8 @@ class Plan:
         iteration_best_costs: Lowest cost of each iteration.
         iteration_mean_costs: Mean cost of each iteration.
         num_imagined: Number of action sequences that were imagined.
-        carried: What the next decision should start from, shifted by the steps that were executed: [N, H, A], the
+        iteration_cost_stds: Standard deviation of the costs of each iteration: how much there was to choose from.
+        carried: What the next decision should start from, shifted by the steps that were executed: [M, H, A], the
             sequence to search around first. None is `actions` alone.
     """
 
@@ -87,7 +88,8 @@ class Plan:
     iteration_best_costs: tuple[float, ...]
     iteration_mean_costs: tuple[float, ...]
     num_imagined: int
-    carried: Float[Tensor, "carried H A"] | None = None
+    iteration_cost_stds: tuple[float, ...] = ()
+    carried: Float[Tensor, "M H A"] | None = None
 
 
 @runtime_checkable

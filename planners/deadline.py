@@ -12,7 +12,7 @@ REMEMBERED = 32
 """Durations that a prediction is made from."""
 QUANTILE = 0.9
 """Predict high, but not the worst ever: one hiccup of the machine must not stop planning."""
-PATIENCE = 100
+PATIENCE = 500
 """Refusals in a row after which an iteration is tried anyway, since the machine may have become faster."""
 
 
@@ -52,6 +52,7 @@ class Deadline:
     Attributes:
         num_iterations: Iterations that ended since `start`.
         was_cut: Whether iterations were left out since `start`.
+        last_s: When the last of them ended (on the clock), or `start` was called.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -60,11 +61,12 @@ class Deadline:
         self._until = float("inf")
         self._known: defaultdict[str, Durations] = defaultdict(Durations)
         self._num_refused = 0
-        self.num_iterations, self.was_cut = 0, False
+        self.num_iterations, self.was_cut, self.last_s = 0, False, 0.0
 
     def start(self, seconds: float) -> None:
         """Allow planning for so many seconds from now; infinity sets no limit, and durations are still learnt."""
-        self._until = self._clock() + seconds
+        self.last_s = self._clock()
+        self._until = self.last_s + seconds
         self.num_iterations, self.was_cut = 0, False
 
     def iterations(self, planner: str, count: int) -> Iterator[int]:
@@ -78,7 +80,8 @@ class Deadline:
                     return
                 self._refuse(planner, durations, self._until - began)
             yield index
-            durations.add(self._clock() - began)
+            self.last_s = self._clock()
+            durations.add(self.last_s - began)
             self.num_iterations += 1
             self._num_refused = 0
 

@@ -74,7 +74,7 @@ class Gradient:
             assert told.gradient is not None
             units.grad = told.gradient * scale
             optimiser.param_groups[0]["lr"] = self.learning_rate * self.rate_decay**iteration
-            optimiser.step()
+            optimiser.step()  # pyright: ignore[reportUnknownMemberType]
             units.clamp_(-1.0, 1.0)
             actions = space.clamp(middle + scale * units)
         return Choice()

@@ -2,8 +2,8 @@
 
 Smooth actions need far fewer numbers than one per step, and a sampler needs far fewer candidates for them (spline
 knots: Howell et al. 2022, arXiv 2212.00541). Every interpolation here is linear in the knots, a matrix [H, knots], so
-gradients go back through it and a warm start is fitted by least squares. An action repeat of r is `interpolation="zero"`
-with H / r knots.
+gradients go back through it and a warm start is fitted by least squares. Actions repeated r times are "zero" with H / r
+knots.
 """
 
 from dataclasses import dataclass, field, replace
@@ -91,7 +91,7 @@ class Knots:
         nothing is lost by fitting it.
         """
         basis = interpolation_matrix(self.planner.horizon, self.horizon, self.interpolation, like=space.low)
-        fitted = space.clamp(torch.linalg.pinv(basis) @ space.starts)
+        fitted = space.clamp(basis.pinverse() @ space.starts)
         inner = replace(space, horizon=self.planner.horizon, starts=fitted, dynamics=None)
         search = self.planner.search(inner, generator)
         ask, exact = next(search), space.starts[:1]

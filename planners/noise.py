@@ -30,11 +30,12 @@ def power_law_factor(horizon: int, exponent: float, *, like: Tensor) -> Tensor:
     constant part as strong as the lowest frequency. Exponent 0 is white, 1 pink, 2 red. L is circulant: filtering
     white noise by the root of the spectrum.
     """
-    frequencies = torch.fft.rfftfreq(horizon, dtype=like.dtype, device=like.device).clamp(min=1 / horizon)
-    response = torch.fft.irfft(frequencies.pow(-exponent / 2).to(torch.complex128), n=horizon).to(like.dtype)
-    response = response / response.norm()
-    steps = torch.arange(horizon, device=like.device)
-    return response[(steps[:, None] - steps[None, :]) % horizon]
+    steps = torch.arange(horizon, dtype=like.dtype, device=like.device)
+    frequencies = torch.minimum(steps, horizon - steps).clamp(min=1) / horizon
+    lag = (steps[:, None] - steps[None, :]) % horizon
+    waves = torch.cos(2 * torch.pi / horizon * lag[:, :, None] * steps)
+    factor = waves @ frequencies.pow(-exponent / 2)
+    return factor / factor[0].square().sum().sqrt()
 
 
 def correlated_noise(num_candidates: int, factor: Tensor, action_size: int, generator: torch.Generator) -> Tensor:

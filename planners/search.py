@@ -194,6 +194,7 @@ class CandidateLog:
             iteration_best_costs=tuple(float(c.min()) for c in self._costs),
             iteration_mean_costs=tuple(float(c.mean()) for c in self._costs),
             num_imagined=len(costs) + self._num_extra,
+            iteration_cost_stds=tuple(float(c.std(correction=0)) for c in self._costs),
             carried=choice.carried,
         )
 

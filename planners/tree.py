@@ -65,7 +65,7 @@ class TreeSearch:
         """Grow the tree; see planners.search.Searcher."""
         actions = _Actions(space, generator)
         tree = _Tree(self, actions.limit)
-        known = actions.allowed(torch.cat([space.starts, space.zero[None]])).unique(dim=0, sorted=False)
+        known = actions.allowed(torch.cat([space.starts, space.zero[None]]))
         space.room(self.num_candidates, known)
         best, lowest = known[0], math.inf
         paths = [tree.insert(sequence) for sequence in known]
@@ -78,7 +78,7 @@ class TreeSearch:
             if not sequences:
                 break
             told = yield Ask(torch.stack(sequences))
-            costs: list[float] = told.costs.double().cpu().numpy().tolist()
+            costs = [float(cost) for cost in told.costs.cpu()]
             for path, cost in zip(paths, costs, strict=True):
                 tree.learn(path, cost)
             index = int(told.costs.argmin())
