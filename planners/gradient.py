@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from planners.base import check_knobs
-from planners.noise import correlated_noise, correlation_factor
+from planners.noise import annealed, correlated_noise, correlation_factor
 from planners.search import Ask, Choice, Search, Space, plan_by_search
 
 
@@ -25,7 +25,7 @@ class Gradient:
         num_candidates: Sequences that are improved at once: the warm starts, zero actions, and random ones.
         num_iterations: Steps of Adam, the first look at the starts counted.
         learning_rate: First step size, in half action ranges.
-        rate_decay: Factor on the step size after every step, in (0, 1].
+        final_rate: Last step size, at most the first.
         initial_std: Standard deviation of random starts around the warm start, in half action ranges.
         noise_correlation: Correlation of neighbouring steps of random starts, in [0, 1).
         include_zero: Make zero actions a start.
@@ -36,7 +36,7 @@ class Gradient:
     num_candidates: int = 16
     num_iterations: int = 20
     learning_rate: float = 0.2
-    rate_decay: float = 0.9
+    final_rate: float = 0.01
     initial_std: float = 0.7
     noise_correlation: float = 0.5
     include_zero: bool = True
@@ -51,7 +51,7 @@ class Gradient:
                 (self.num_candidates >= 1, "num_candidates", "at least 1"),
                 (self.num_iterations >= 1, "num_iterations", "at least 1"),
                 (self.learning_rate > 0, "learning_rate", "above 0"),
-                (0 < self.rate_decay <= 1, "rate_decay", "in (0, 1]"),
+                (0 < self.final_rate <= self.learning_rate, "final_rate", "above 0, at most learning_rate"),
                 (self.initial_std > 0, "initial_std", "above 0"),
                 (0 <= self.noise_correlation < 1, "noise_correlation", "in [0, 1)"),
                 (self.num_recorded >= 1, "num_recorded", "at least 1"),
@@ -73,7 +73,8 @@ class Gradient:
             told = yield Ask(actions, wants_gradient=True)
             assert told.gradient is not None
             units.grad = told.gradient * scale
-            optimiser.param_groups[0]["lr"] = self.learning_rate * self.rate_decay**iteration
+            rate = annealed(self.learning_rate, self.final_rate, iteration, self.num_iterations)
+            optimiser.param_groups[0]["lr"] = rate
             optimiser.step()  # pyright: ignore[reportUnknownMemberType]
             units.clamp_(-1.0, 1.0)
             actions = space.clamp(middle + scale * units)

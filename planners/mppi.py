@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from planners.base import check_knobs
-from planners.noise import correlated_noise, correlation_factor
+from planners.noise import annealed, correlated_noise, correlation_factor
 from planners.search import Ask, Choice, Search, Space, plan_by_search
 
 
@@ -26,8 +26,8 @@ class MPPI:
         temperature: Lambda: how much dearer a candidate is whose weight is 1/e of the cheapest one's.
         is_relative: Count the temperature in standard deviations of the iteration's costs, so that it does not depend
             on the objective's unit; False counts it in the unit of the cost, as published.
-        std: Standard deviation of the noise, in half action ranges.
-        std_decay: Factor on the standard deviation after every iteration, in (0, 1]; 1 as published.
+        std: Standard deviation of the noise in the first iteration, in half action ranges.
+        final_std: That of the last iteration, at most `std`; the same as published.
         noise_correlation: Correlation of neighbouring steps, in [0, 1); 0 as published.
         control_weight: Share of the control cost lambda * mean / std^2 * noise that importance sampling asks for, in
             [0, 1]; 1 as published, 0 leaves the objective alone to decide.
@@ -44,7 +44,7 @@ class MPPI:
     temperature: float = 0.1
     is_relative: bool = True
     std: float = 0.5
-    std_decay: float = 0.6
+    final_std: float = 0.2
     noise_correlation: float = 0.5
     control_weight: float = 0.0
     include_mean: bool = True
@@ -62,7 +62,7 @@ class MPPI:
                 (self.num_iterations >= 1, "num_iterations", "at least 1"),
                 (self.temperature > 0, "temperature", "above 0"),
                 (self.std > 0, "std", "above 0"),
-                (0 < self.std_decay <= 1, "std_decay", "in (0, 1]"),
+                (0 < self.final_std <= self.std, "final_std", "above 0, at most std"),
                 (0 <= self.noise_correlation < 1, "noise_correlation", "in [0, 1)"),
                 (0 <= self.control_weight <= 1, "control_weight", "in [0, 1]"),
                 (self.choose in ("best", "mean"), "choose", "'best' or 'mean'"),
@@ -83,9 +83,9 @@ class MPPI:
             known = [mean[None]] if self.include_mean else []
             if iteration == 0:
                 known += [space.starts[1:], *([space.zero[None]] if self.include_zero else [])]
-            fixed = torch.cat([*known, mean[:0].expand(0, *mean.shape)])
+            fixed = torch.cat([space.starts[:0], *known])
             noise = correlated_noise(space.room(self.num_candidates, fixed), factor, len(space.low), generator)
-            std = self.std * self.std_decay**iteration * space.scale
+            std = annealed(self.std, self.final_std, iteration, self.num_iterations) * space.scale
             candidates = torch.cat([fixed, space.clamp(mean + std * noise)])
             told = yield Ask(candidates)
             mean = torch.einsum("s,sha->ha", self._weights(told.costs, candidates - mean, mean / std**2), candidates)

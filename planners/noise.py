@@ -43,3 +43,8 @@ def correlated_noise(num_candidates: int, factor: Tensor, action_size: int, gene
     shape = (num_candidates, len(factor), action_size)
     white = torch.randn(shape, generator=generator, device=generator.device, dtype=factor.dtype)
     return factor @ white.to(factor.device)
+
+
+def annealed(first: float, last: float, iteration: int, num_iterations: int) -> float:
+    """Return what falls geometrically from `first`, in iteration 0, to `last`, in the last of several."""
+    return first * (last / first) ** (iteration / max(1, num_iterations - 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from planners.base import check_knobs
-from planners.noise import correlated_noise, correlation_factor
+from planners.noise import annealed, correlated_noise, correlation_factor
 from planners.search import Ask, Choice, Search, Space, plan_by_search
 
 
@@ -21,8 +21,8 @@ class PredictiveSampling:
         horizon: H, planned steps.
         num_candidates: S, sequences imagined in every iteration, the one that is perturbed among them.
         num_iterations: Rounds of perturbation; one as published.
-        std: Standard deviation of a perturbation, in half action ranges.
-        std_decay: Factor on the standard deviation after every iteration, in (0, 1].
+        std: Standard deviation of a perturbation in the first iteration, in half action ranges.
+        final_std: That of the last of several iterations, at most `std`.
         noise_correlation: Correlation of neighbouring steps, in [0, 1).
         include_zero: Make zero actions a candidate of the first iteration.
         num_recorded: Most candidates that a Plan records.
@@ -32,7 +32,7 @@ class PredictiveSampling:
     num_candidates: int = 128
     num_iterations: int = 1
     std: float = 0.5
-    std_decay: float = 0.7
+    final_std: float = 0.1
     noise_correlation: float = 0.5
     include_zero: bool = True
     num_recorded: int = 256
@@ -46,7 +46,7 @@ class PredictiveSampling:
                 (self.num_candidates >= 3, "num_candidates", "at least 3"),
                 (self.num_iterations >= 1, "num_iterations", "at least 1"),
                 (self.std > 0, "std", "above 0"),
-                (0 < self.std_decay <= 1, "std_decay", "in (0, 1]"),
+                (0 < self.final_std <= self.std, "final_std", "above 0, at most std"),
                 (0 <= self.noise_correlation < 1, "noise_correlation", "in [0, 1)"),
                 (self.num_recorded >= 1, "num_recorded", "at least 1"),
             ],
@@ -67,7 +67,7 @@ class PredictiveSampling:
             known = torch.cat([best[None], others])
             others = others[:0]
             noise = correlated_noise(space.room(self.num_candidates, known), factor, len(space.low), generator)
-            std = self.std * self.std_decay**iteration * space.scale
+            std = annealed(self.std, self.final_std, iteration, self.num_iterations) * space.scale
             candidates = torch.cat([known, space.clamp(best + std * noise)])
             told = yield Ask(candidates)
             best = candidates[told.costs.argmin()]

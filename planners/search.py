@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import Dynamics, Objective, Plan, PlannerError, action_bounds, check_sequences
+from planners.base import Dynamics, Objective, Plan, Planner, PlannerError, action_bounds, check_sequences
 from planners.deadline import Deadline, iterations
 
 
@@ -108,13 +108,8 @@ class Space:
 
 
 @runtime_checkable
-class Searcher(Protocol):
+class Searcher(Planner, Protocol):
     """A planner that is written as a search."""
-
-    @property
-    def horizon(self) -> int:
-        """Return H."""
-        ...
 
     @property
     def num_iterations(self) -> int:
@@ -375,6 +370,7 @@ def _gradients(place: str, costs: Sequence[Tensor], actions: Sequence[Tensor]) -
 
 
 def _check_finite(place: str, what: str, values: Tensor, advice: str) -> None:
+    values = values.detach()
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         candidate = int((~finite).nonzero()[0])

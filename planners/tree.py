@@ -91,14 +91,25 @@ class TreeSearch:
     plan = plan_by_search
 
 
+type Key = tuple[float, ...]
+"""An action as numbers, by which children are told apart."""
+
+
+def key_of(action: Tensor) -> Key:
+    """Return an action [A] as numbers."""
+    return tuple(float(value) for value in action)
+
+
 class _Actions:
     """What a node's children can be."""
 
     def __init__(self, space: Space, generator: torch.Generator) -> None:
         self._space, self._generator = space, generator
         self._set: Tensor | None = getattr(space.dynamics, "action_set", None)
+        self._keys: list[Key] = []
         if self._set is not None:
             self._check(self._set)
+            self._keys = [key_of(action) for action in self._set]
         self.limit = math.inf if self._set is None else len(self._set)
 
     def _check(self, action_set: Tensor) -> None:
@@ -116,18 +127,17 @@ class _Actions:
             return sequences
         return self._set[torch.cdist(sequences.flatten(0, 1), self._set).argmin(1)].view(sequences.shape)
 
-    def draw(self, taken: list["_Node"]) -> Tensor:
-        """Return an action [A] that is not taken."""
+    def draw(self, taken: dict[Key, "_Node"]) -> tuple[Key, Tensor]:
+        """Return an action [A] that is not taken, and its key."""
         low, generator = self._space.low, self._generator
+        if self._set is None:
+            part = torch.rand(len(low), generator=generator, device=generator.device).to(low)
+            action = self._space.clamp(torch.lerp(low, self._space.high, part))
+            return key_of(action), action
         while True:
-            if self._set is None:
-                part = torch.rand(len(low), generator=generator, device=generator.device).to(low)
-                action = self._space.clamp(torch.lerp(low, self._space.high, part))
-            else:
-                index = torch.randint(len(self._set), (), generator=generator, device=generator.device)
-                action = self._set[int(index)]
-            if all(not torch.equal(action, node.action) for node in taken):
-                return action
+            index = int(torch.randint(len(self._set), (), generator=generator, device=generator.device))
+            if self._keys[index] not in taken:
+                return self._keys[index], self._set[index]
 
 
 class _Node:
@@ -137,7 +147,7 @@ class _Node:
 
     def __init__(self, action: Tensor) -> None:
         self.action = action
-        self.children: list[_Node] = []
+        self.children: dict[Key, _Node] = {}
         self.visits = 0
         self.lowest = math.inf
         self.is_closed = False
@@ -155,12 +165,7 @@ class _Tree:
         """Make a sequence [H, A] a path of the tree and return it, the root first."""
         path = [self._root]
         for action in sequence:
-            children = path[-1].children
-            child = next((node for node in children if torch.equal(node.action, action)), None)
-            if child is None:
-                child = _Node(action)
-                children.append(child)
-            path.append(child)
+            path.append(path[-1].children.setdefault(key_of(action), _Node(action)))
         return self._visited(path)
 
     def descend(self, actions: _Actions) -> list[_Node] | None:
@@ -170,20 +175,21 @@ class _Tree:
         path = [self._root]
         while len(path) <= self._config.horizon:
             node = path[-1]
-            still_open = [child for child in node.children if not child.is_closed]
+            still_open = [child for child in node.children.values() if not child.is_closed]
             allowed = math.ceil(self._config.widening * (node.visits + 1) ** self._config.widening_exponent)
             if len(node.children) < self._limit and (len(node.children) < allowed or not still_open):
-                child = _Node(actions.draw(node.children))
-                node.children.append(child)
+                key, action = actions.draw(node.children)
+                node.children[key] = child = _Node(action)
                 return self._visited([*path, child])
-            path.append(max(still_open, key=lambda child, parent=node: self._bound(parent, child)))
+            bonus = self._config.exploration * math.sqrt(math.log(node.visits + 1))
+            path.append(max(still_open, key=lambda child, bonus=bonus: self._bound(child, bonus)))
         return self._visited(path)
 
-    def _bound(self, parent: _Node, child: _Node) -> float:
+    def _bound(self, child: _Node, bonus: float) -> float:
         """Return the upper confidence bound of a child; what is pending counts as the worst."""
         spread = max(self._highest - self._lowest, 1e-12)
         value = 0.0 if math.isinf(child.lowest) else (self._highest - child.lowest) / spread
-        return value + self._config.exploration * math.sqrt(math.log(parent.visits + 1) / (child.visits + 1))
+        return value + bonus / math.sqrt(child.visits + 1)
 
     def _visited(self, path: list[_Node]) -> list[_Node]:
         """Count a visit of every node of a path, and close what is complete."""
@@ -191,7 +197,9 @@ class _Tree:
             node.visits += 1
         path[-1].is_closed = len(path) == self._config.horizon + 1
         for node in reversed(path[:-1]):
-            node.is_closed = len(node.children) == self._limit and all(child.is_closed for child in node.children)
+            node.is_closed = len(node.children) == self._limit and all(
+                child.is_closed for child in node.children.values()
+            )
         return path
 
     def learn(self, path: list[_Node], cost: float) -> None:
