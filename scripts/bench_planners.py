@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,7 @@ def line_up(horizon: int, num_candidates: int, num_iterations: int) -> dict[str,
     elites = max(2, num_candidates // 8)
     cem = CEM(horizon=horizon, num_candidates=num_candidates, num_iterations=num_iterations, num_elites=elites)
     icem = _icem(horizon, total, num_iterations)
-    common = {"horizon": horizon, "num_candidates": num_candidates, "num_iterations": num_iterations}
+    common: dict[str, Any] = {"horizon": horizon, "num_candidates": num_candidates, "num_iterations": num_iterations}
     knots = (horizon + 1) // 2
     steps = max(1, total // 4 // 4)
     first = CEM(

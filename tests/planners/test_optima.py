@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from planners.noise import annealed, correlated_noise, correlation_factor, power
 from scripts.bench_planners import PROBLEMS, PointMass, Problem, detour, double_integrator, plan_for
 
 HORIZON = 6
-SIZES = {"horizon": HORIZON, "num_candidates": 192, "num_iterations": 20}
+SIZES: dict[str, Any] = {"horizon": HORIZON, "num_candidates": 192, "num_iterations": 20}
 ADAM = Gradient(horizon=HORIZON, num_candidates=24, num_iterations=80, final_rate=1e-3)
 SHOOTING = RandomShooting(**SIZES)
 # Planner, and how much dearer than the optimum its plan may be.
