@@ -4,7 +4,7 @@ A planner is a function of (dynamics, context, objective, warm start, generator)
 Letters in shapes: S candidates, H horizon, A action size, N recorded candidates, I iterations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -78,6 +78,15 @@ class Plan:
     iteration_mean_costs: tuple[float, ...]
     num_imagined: int
     iteration_cost_stds: tuple[float, ...] = ()
+
+    def without_candidates(self) -> "Plan":
+        """Return the plan without its record of candidates, to keep many."""
+        return replace(
+            self,
+            candidates=self.candidates[:0],
+            candidate_costs=self.candidate_costs[:0],
+            candidate_iterations=self.candidate_iterations[:0],
+        )
 
 
 @runtime_checkable
