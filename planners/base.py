@@ -5,7 +5,7 @@ Letters in shapes: S candidates, H horizon, A action size, N sequences to start 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -90,6 +90,15 @@ class Plan:
     num_imagined: int
     iteration_cost_stds: tuple[float, ...] = ()
     carried: Float[Tensor, "M H A"] | None = None
+
+    def without_candidates(self) -> "Plan":
+        """Return the plan without its record of candidates, to keep many."""
+        return replace(
+            self,
+            candidates=self.candidates[:0],
+            candidate_costs=self.candidate_costs[:0],
+            candidate_iterations=self.candidate_iterations[:0],
+        )
 
 
 @runtime_checkable

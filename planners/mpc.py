@@ -52,6 +52,7 @@ class Decision:
         plan: The plan that is executed; its costs by iteration are the cost curve.
         index: The action's place in the plan; -1 where the action is none of it (`status` is "fallback").
         status: What the action comes from.
+        is_new: Whether a plan was made for this action, rather than an earlier one reused.
         seconds: From the input to the action; 0 where an earlier plan was reused.
         times: Where the time of making the plan went, in whichever thread; zeros where an earlier plan was reused.
         disagreement: Disagreement of imagined futures of the plan; None where it was not asked for.
@@ -62,6 +63,7 @@ class Decision:
     plan: Plan
     index: int
     status: Status
+    is_new: bool
     seconds: float
     times: Times
     disagreement: float | None
@@ -274,6 +276,7 @@ class MPC:
             plan=found.plan,
             index=index,
             status=status,
+            is_new=is_new,
             seconds=self._clock() - began if is_new else 0.0,
             times=found.times if is_new else Times(),
             disagreement=found.disagreement,

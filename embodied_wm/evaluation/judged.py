@@ -144,6 +144,10 @@ class JudgedWorldModel(JudgedModel):
         """Return imagined latents; all candidates get the same noise, so that it does not decide between them."""
         return self.dynamics.imagine(context, actions.to(self.device))
 
+    def imagine_samples(self, context: Any, actions: Tensor, num_samples: int) -> Tensor:
+        """Return futures [N, H, K, D] of one sequence, each with noise of its own."""
+        return self.dynamics.imagine_samples(context, actions.to(self.device), num_samples)
+
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
         """Return the distance to the goal, in latents or in what is read from them."""
