@@ -4,6 +4,7 @@
 """
 
 from planners.base import Dynamics, Objective, Plan, Planner, PlannerError
+from planners.cautious import Cautious, Disagreement, OverSamples, SampledDynamics
 from planners.cem import CEM
 from planners.control import Control
 from planners.deadline import Deadline, OutOfTime
@@ -12,7 +13,16 @@ from planners.icem import ICEM
 from planners.knots import Knots
 from planners.mpc import MPC, Decision, Times
 from planners.mppi import MPPI
-from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
+from planners.objectives import (
+    ActionPenalty,
+    Distance,
+    GoalDistance,
+    Reward,
+    StateCost,
+    StepWeights,
+    TemporalDistance,
+    WeightedSum,
+)
 from planners.polished import Polished
 from planners.predictive_sampling import PredictiveSampling
 from planners.proposing import Proposing, RecordedActions
@@ -28,15 +38,19 @@ __all__ = [
     "MPPI",
     "ActionPenalty",
     "BatchDynamics",
+    "Cautious",
     "Control",
     "Deadline",
     "Decision",
+    "Disagreement",
+    "Distance",
     "Dynamics",
     "GoalDistance",
     "Gradient",
     "Knots",
     "Objective",
     "OutOfTime",
+    "OverSamples",
     "Plan",
     "Planner",
     "PlannerError",
@@ -45,10 +59,13 @@ __all__ = [
     "Proposing",
     "RandomShooting",
     "RecordedActions",
+    "Reward",
     "Safety",
+    "SampledDynamics",
     "Searcher",
     "StateCost",
     "StepWeights",
+    "TemporalDistance",
     "Times",
     "TreeSearch",
     "WeightedSum",

@@ -12,6 +12,7 @@ from planners.base import Dynamics
 from planners.cem import CEM
 from planners.gradient import Gradient
 from planners.objectives import GoalDistance, StepWeights
+from planners.tree import TreeSearch
 
 KINDS: tuple[ActionKind, ...] = ("real", "latent", "adapted")
 
@@ -204,3 +205,25 @@ def test_a_gradient_planner_finds_the_actions_that_lead_to_a_goal() -> None:
     found = plan.actions[None]
     assert plan.cost == pytest.approx(float(goal(Same(model).imagine(context, found), found)), rel=1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_planners_plan_in_latent_codes() -> None:
+    """Any planner searches the codes; tree search takes them from the set of all."""
+    model = tiny.make_model()
+    context = model.prefill(frames(), None)
+    dynamics = ImaginedDynamics(model, kind="latent", seed=4)
+    codes = dynamics.action_set
+    assert codes is not None
+    assert codes.shape == (9**3, 3)
+    assert len(codes.unique(dim=0)) == 9**3
+    rounded = model.latent_actions.quantise(codes + 0.1)
+    chosen = dynamics.imagine(context, (codes[:4, None] + 0.1).expand(-1, 2, -1).clamp(-1, 1))
+    exact = ImaginedDynamics(model, kind="latent", seed=4).imagine(context, rounded[:4, None].expand(-1, 2, -1))
+    assert torch.equal(chosen, exact)
+    assert ImaginedDynamics(model).action_set is None
+    goal = dynamics.imagine(context, codes[700].expand(1, 2, -1))[0, -1]
+    planner = TreeSearch(horizon=2, num_candidates=32, num_iterations=8)
+    objective = GoalDistance(goal=goal, weights=StepWeights(running=0.0))
+    plan = planner.plan(dynamics, context, objective, generator=torch.Generator().manual_seed(0))
+    assert (torch.cdist(plan.candidates.flatten(0, 1), codes).amin(1) == 0).all()
+    assert plan.cost < 0.5 * plan.iteration_mean_costs[0]
