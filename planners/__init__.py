@@ -25,7 +25,7 @@ from planners.objectives import (
 )
 from planners.polished import Polished
 from planners.predictive_sampling import PredictiveSampling
-from planners.proposing import Proposing, RecordedActions
+from planners.proposing import BestProposal, Proposals, Proposing, RecordedActions
 from planners.random_shooting import RandomShooting
 from planners.safety import Safety
 from planners.search import BatchDynamics, Searcher, plan_batch
@@ -38,6 +38,7 @@ __all__ = [
     "MPPI",
     "ActionPenalty",
     "BatchDynamics",
+    "BestProposal",
     "Cautious",
     "Control",
     "Deadline",
@@ -56,6 +57,7 @@ __all__ = [
     "PlannerError",
     "Polished",
     "PredictiveSampling",
+    "Proposals",
     "Proposing",
     "RandomShooting",
     "RecordedActions",

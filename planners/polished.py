@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from planners.base import PlannerError
+from planners.base import PlannerError, check_knobs
 from planners.cem import CEM
 from planners.gradient import Gradient
 from planners.search import CandidateLog, Choice, Search, Searcher, Space, logged, plan_by_search
@@ -35,8 +35,7 @@ class Polished:
                 f"Polished: planner has horizon={self.planner.horizon}, polish horizon={self.polish.horizon}; expected "
                 "the same."
             )
-        if self.num_polished < 1:
-            raise PlannerError(f"Polished: num_polished={self.num_polished}; expected at least 1.")
+        check_knobs(self, [(self.num_polished >= 1, "num_polished", "at least 1")])
 
     @property
     def horizon(self) -> int:

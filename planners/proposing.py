@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import PlannerError, check_sequences
+from planners.base import PlannerError, check_knobs, check_sequences
 from planners.cem import CEM
-from planners.search import Search, Searcher, Space, plan_by_search
+from planners.search import Ask, Choice, Search, Searcher, Space, plan_by_search
 
 
 @runtime_checkable
@@ -63,8 +63,7 @@ class Proposing:
 
     def __post_init__(self) -> None:
         """Raise PlannerError for a useless number."""
-        if self.num_proposals < 1:
-            raise PlannerError(f"Proposing: num_proposals={self.num_proposals}; expected at least 1.")
+        check_knobs(self, [(self.num_proposals >= 1, "num_proposals", "at least 1")])
 
     @property
     def horizon(self) -> int:
@@ -88,16 +87,69 @@ class Proposing:
 
     def search(self, space: Space, generator: torch.Generator) -> Search:
         """Ask for proposals, then search; see planners.search.Searcher."""
-        proposals = self.proposals or getattr(space.dynamics, "propose", None)
-        if proposals is None:
-            raise PlannerError(
-                f"Proposing: {type(space.dynamics).__name__} has no `propose`; expected dynamics that propose actions, "
-                "or proposals=... a callable (planners.proposing.Proposals). Inside Knots actions are knots: put "
-                "Proposing around Knots."
-            )
-        given = proposals(space.context, self.num_proposals, self.horizon, generator)
-        checked = check_sequences("Proposing", "a proposal", given.to(space.low), self.horizon, len(space.low))
-        starts = torch.cat([space.centre[None], space.starts[1:], space.clamp(checked)])
+        given = _proposed(self, space, generator)
+        starts = torch.cat([space.centre[None], space.starts[1:], given])
         return (yield from self.planner.search(replace(space, starts=starts), generator))
 
     plan = plan_by_search
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestProposal:
+    """Plan without search: the cheapest of some proposals; with one, a policy alone, and what it is imagined to cost.
+
+    Warm starts are not looked at: a policy decides anew at every step.
+
+    Attributes:
+        horizon: H, planned steps.
+        num_proposals: Proposals that are imagined.
+        proposals: As for `Proposing`.
+        num_recorded: Most candidates that a Plan records.
+    """
+
+    horizon: int = 8
+    num_proposals: int = 1
+    proposals: Proposals | None = None
+    num_recorded: int = 256
+
+    def __post_init__(self) -> None:
+        """Raise PlannerError for knobs outside their ranges."""
+        check_knobs(
+            self,
+            [
+                (self.horizon >= 1, "horizon", "at least 1"),
+                (self.num_proposals >= 1, "num_proposals", "at least 1"),
+                (self.num_recorded >= 1, "num_recorded", "at least 1"),
+            ],
+        )
+
+    @property
+    def num_iterations(self) -> int:
+        """Return 1."""
+        return 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences a plan imagines."""
+        return self.num_proposals
+
+    def search(self, space: Space, generator: torch.Generator) -> Search:
+        """Ask for proposals, and for their costs; see planners.search.Searcher."""
+        yield Ask(_proposed(self, space, generator))
+        return Choice()
+
+    plan = plan_by_search
+
+
+def _proposed(planner: Proposing | BestProposal, space: Space, generator: torch.Generator) -> Tensor:
+    """Return checked proposals [N, H, A] within the bounds."""
+    name = type(planner).__name__
+    proposals = planner.proposals or getattr(space.dynamics, "propose", None)
+    if proposals is None:
+        raise PlannerError(
+            f"{name}: {type(space.dynamics).__name__} has no `propose`; expected dynamics that propose actions, or "
+            "proposals=... a callable (planners.proposing.Proposals). Inside Knots actions are knots: put "
+            f"{name} around Knots."
+        )
+    given = proposals(space.context, planner.num_proposals, planner.horizon, generator)
+    return space.clamp(check_sequences(name, "a proposal", given.to(space.low), planner.horizon, len(space.low)))

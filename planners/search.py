@@ -307,6 +307,8 @@ def _run(planner: Searcher, dynamics: Dynamics, problems: Sequence[_Problem], de
     """Answer the questions of all searches, iteration by iteration; what is not compared belongs to the last one."""
     name = type(planner).__name__
     for iteration in iterations(name, planner.num_iterations, deadline):
+        if not any(problem.ask for problem in problems):  # a search may end early
+            return
         _answer(name, iteration, dynamics, [p for p in problems if p.ask])
         while extra := [p for p in problems if p.ask and not p.ask.is_compared]:
             _answer(name, iteration, dynamics, extra)

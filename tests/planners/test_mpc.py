@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, MPC, Control, RandomShooting
+from planners import CEM, ICEM, MPC, Control, RandomShooting
 from planners.base import PlannerError
 
 HORIZON = 5
@@ -85,3 +85,15 @@ def test_refuses_bad_settings() -> None:
         MPC(CEM(horizon=HORIZON), Integrator(), seed=0, control=Control(replan_every=9))
     with pytest.raises(PlannerError, match="tail='loop'"):
         Control(tail="loop")  # pyright: ignore[reportArgumentType]
+
+
+def test_elites_are_carried_to_the_next_decision() -> None:
+    """What iCEM carries is shifted with the plan, and its elites are candidates of the next decision."""
+    mpc = MPC(ICEM(horizon=HORIZON, num_kept=2), Integrator(), seed=0)
+    plan = mpc.act(torch.zeros(1), near_three).plan
+    carried = mpc.warm_start
+    assert plan.carried is not None
+    assert carried is not None
+    assert torch.equal(carried, torch.cat([plan.carried[:, 1:], torch.zeros(3, 1, 1)], dim=1))
+    following = mpc.act(torch.zeros(1), near_three).plan
+    assert torch.equal(following.candidates[:2], carried[1:])

@@ -14,6 +14,7 @@ from planners import (
     CEM,
     ICEM,
     MPPI,
+    BestProposal,
     Gradient,
     Knots,
     PlannerError,
@@ -237,6 +238,19 @@ def test_dynamics_can_propose_and_missing_proposals_are_refused(problems: dict[s
         plan_for(planner, problem, 0)
     with pytest.raises(PlannerError, match="no episode is as long as the horizon 6"):
         plan_for(Proposing(proposals=RecordedActions(episodes=()), planner=SHOOTING), problem, 0)
+
+
+def test_a_policy_alone_gives_a_plan_without_search(problems: dict[str, Problem]) -> None:
+    """One proposal is imagined and returned; of several the cheapest is."""
+    problem = problems["double_integrator"]
+    data = RecordedActions(episodes=(torch.cat([torch.zeros(1, 2).double(), problem.optimum]),))
+    alone = plan_for(BestProposal(horizon=HORIZON, proposals=data), problem, 0)
+    assert alone.num_imagined == 1
+    assert alone.cost == pytest.approx(problem.cost(alone.actions))
+    best = plan_for(BestProposal(horizon=HORIZON, num_proposals=20, proposals=data), problem, 0)
+    assert torch.equal(best.actions, problem.optimum)
+    with pytest.raises(PlannerError, match="BestProposal: PointMass has no `propose`"):
+        plan_for(BestProposal(horizon=HORIZON), problem, 0)
 
 
 def test_parts_of_a_polished_planner_must_fit() -> None:
