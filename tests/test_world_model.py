@@ -185,19 +185,20 @@ def test_no_gradient_is_recorded_where_gradients_are_off(model: WorldModel) -> N
         assert not imagine(model, "real", followed).requires_grad
 
 
+class Same(ImaginedDynamics):
+    """Imagine with the same noise at every call."""
+
+    def imagine(self, context: Context, actions: Tensor) -> Tensor:
+        self.generator.manual_seed(4)
+        return super().imagine(context, actions)
+
+
 def test_a_gradient_planner_finds_the_actions_that_lead_to_a_goal() -> None:
     model = tiny.make_model()
     context = model.prefill(frames(), None)
     aim = torch.tensor([[0.2, 0.8]]).expand(1, 4, 2)
     end = ImaginedDynamics(model, seed=4).imagine(context, aim)[0, -1]
     goal = GoalDistance(goal=end, weights=StepWeights(running=0.0))
-
-    class Same(ImaginedDynamics):
-        """Imagine with the same noise at every call."""
-
-        def imagine(self, context: Context, actions: Tensor) -> Tensor:
-            self.generator.manual_seed(4)
-            return super().imagine(context, actions)
 
     planner = Gradient(horizon=4, num_candidates=8, num_iterations=24)
     plan = planner.plan(Same(model), context, goal, generator=torch.Generator().manual_seed(0))
@@ -211,7 +212,7 @@ def test_planners_plan_in_latent_codes() -> None:
     """Any planner searches the codes; tree search takes them from the set of all."""
     model = tiny.make_model()
     context = model.prefill(frames(), None)
-    dynamics = ImaginedDynamics(model, kind="latent", seed=4)
+    dynamics = Same(model, kind="latent")
     codes = dynamics.action_set
     assert codes is not None
     assert codes.shape == (9**3, 3)

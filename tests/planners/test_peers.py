@@ -110,9 +110,9 @@ def test_icem_agrees_with_pytorch_icem(problem: Problem, monkeypatch: pytest.Mon
     )
     plan = plan_for(ours, line, 5)
     best = line.cost(line.optimum)
-    assert best <= plan.cost < 1.01 * best
-    assert best <= line.cost(chosen[:, 2:]) < 1.01 * best
-    assert (plan.actions - chosen[:, 2:]).abs().max() < 0.15
+    assert best <= plan.cost < 1.02 * best
+    assert best <= line.cost(chosen[:, 2:]) < 1.02 * best
+    assert (plan.actions - chosen[:, 2:]).abs().max() < 0.2
 
 
 def test_coloured_noise_has_the_spectrum_of_colorednoise() -> None:
