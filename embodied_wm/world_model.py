@@ -346,6 +346,13 @@ class ImaginedDynamics:
             shared_noise=self.shared_noise,
         )
 
+    def imagine_batch(
+        self, contexts: Sequence[Context], actions: Float[Tensor, "B S H A"]
+    ) -> Float[Tensor, "B S H K D"]:
+        """Imagine the candidates of B environments in one pass, each from its own environment's shared context."""
+        joined = Context.join(contexts, num_candidates=actions.shape[1])
+        return self.imagine(joined, actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+
     def imagine_samples(
         self, context: Context, actions: Float[Tensor, "H A"], num_samples: int
     ) -> Float[Tensor, "N H K D"]:

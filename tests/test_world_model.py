@@ -228,3 +228,26 @@ def test_planners_plan_in_latent_codes() -> None:
     plan = planner.plan(dynamics, context, objective, generator=torch.Generator().manual_seed(0))
     assert (torch.cdist(plan.candidates.flatten(0, 1), codes).amin(1) == 0).all()
     assert plan.cost < 0.5 * plan.iteration_mean_costs[0]
+
+
+@pytest.mark.parametrize("kind", ["real", "adapted"])
+def test_many_environments_are_imagined_in_one_pass(kind: ActionKind) -> None:
+    """Each environment's candidates read its own context, of which there is one; plans are those of each alone."""
+    model = tiny.make_model()
+    seen = [frames(3), frames(3).flip(0), frames(3).roll(5, dims=1)]
+    past = actions("real", seed=7)[:3, :2]
+    contexts = [model.prefill(f, p, kind=kind) for f, p in zip(seen, past, strict=True)]
+    chosen = torch.stack([actions(kind, seed=seed) for seed in range(3)])
+    together = Same(model, kind=kind).imagine_batch(contexts, chosen)
+    alone = torch.stack([Same(model, kind=kind).imagine(*each) for each in zip(contexts, chosen, strict=True)])
+    assert together.shape == (3, 4, 5, 1, 8)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    joined = Context.join(contexts, num_candidates=100)
+    assert joined.num_bytes == sum(context.num_bytes for context in contexts)
+    with pytest.raises(ValueError, match=r"contexts of \[2, 3\] frames"):
+        Context.join([contexts[0], model.prefill(frames(2), past[0, :1], kind=kind)], num_candidates=2)
+    followed = chosen.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Same(model, kind=kind).imagine_batch(contexts, followed)[1].sum(), followed)
+    assert (gradient[1] != 0).any()
+    assert (gradient[[0, 2]] == 0).all()

@@ -22,8 +22,8 @@ class Context:
     """Hold a prefilled context, shared by all candidates.
 
     Attributes:
-        keys: Per layer, [h, P, d], already rotated to their frame positions.
-        values: Per layer, [h, P, d].
+        keys: Per layer, [h, P, d], already rotated to their frame positions; [B, h, P, d] where B contexts are joined.
+        values: Per layer, the same.
         num_frames: Frames in the context (P = num_frames * tokens per block).
         next_position: Rotary position of the frame that follows the context.
         last_latents: [K, D], latents of the last context frame ([S, K, D] where candidates have a past of their own).
@@ -42,13 +42,43 @@ class Context:
         """Return the memory that the context's keys and values take; it does not depend on S."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
+    @classmethod
+    def join(cls, contexts: Sequence[Self], *, num_candidates: int) -> Self:
+        """Return one context of B environments, for B times S candidates, those of the first environment first.
+
+        Args:
+            contexts: One of each environment, of the same number of frames; each is still read by its S candidates.
+            num_candidates: S, candidates of each environment.
+
+        Raises:
+            ValueError: If contexts differ in their number of frames.
+        """
+        first = _of_one_length(contexts)
+        last, before = (torch.stack([getattr(c, name) for c in contexts]) for name in ("last_latents", "before_last"))
+        return cls(
+            keys=tuple(torch.stack(keys) for keys in zip(*(c.keys for c in contexts), strict=True)),
+            values=tuple(torch.stack(values) for values in zip(*(c.values for c in contexts), strict=True)),
+            num_frames=first.num_frames,
+            next_position=first.next_position,
+            last_latents=last.repeat_interleave(num_candidates, 0),
+            before_last=before.repeat_interleave(num_candidates, 0),
+        )
+
+
+def _of_one_length(contexts: Sequence[Context]) -> Context:
+    """Return the first of contexts; raise ValueError unless all are as long."""
+    lengths = sorted({context.num_frames for context in contexts})
+    if len(lengths) != 1:
+        raise ValueError(f"got contexts of {lengths} frames; those imagined together must be of one length")
+    return contexts[0]
+
 
 class CandidateCache:
     """Keep the keys and values that S candidates add to a shared context, in buffers allocated once."""
 
     def __init__(self, context: Context, *, num_candidates: int, max_tokens: int) -> None:
         self.context = context
-        heads, _, width = context.keys[0].shape
+        heads, _, width = context.keys[0].shape[-3:]
         shape = (num_candidates, heads, max_tokens, width)
         self.keys = [context.keys[0].new_empty(shape) for _ in context.keys]
         self.values = [context.keys[0].new_empty(shape) for _ in context.keys]
@@ -65,10 +95,7 @@ class CandidateCache:
         Raises:
             ValueError: If contexts differ in their number of frames.
         """
-        lengths = sorted({context.num_frames for context in contexts})
-        if len(lengths) != 1:
-            raise ValueError(f"got contexts of {lengths} frames; those imagined together must be of one length")
-        first = contexts[0]
+        first = _of_one_length(contexts)
         nothing = tuple(keys[:, :0] for keys in first.keys)
         joined = Context(
             keys=nothing,
@@ -109,11 +136,11 @@ class CandidateCache:
         self, layer: int, num_new: int, window_tokens: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return views of the shared and own (keys, values) within the last `window_tokens` tokens."""
-        prefix = self.context.keys[layer].shape[1]
+        prefix = self.context.keys[layer].shape[-2]
         stop = self.num_tokens + num_new
         first = max(0, prefix + stop - window_tokens)
         own_first = max(0, first - prefix)
-        shared = (self.context.keys[layer][:, first:], self.context.values[layer][:, first:])
+        shared = (self.context.keys[layer][..., first:, :], self.context.values[layer][..., first:, :])
         own = (self.keys[layer][:, :, own_first:stop], self.values[layer][:, :, own_first:stop])
         return shared, own
 
@@ -133,24 +160,35 @@ def attend_shared(
 
     Args:
         q_ShNd: Queries, rotated.
-        shared: Keys and values [h, P, d] of the prefix.
+        shared: Keys and values [h, P, d] of the prefix, or [B, h, P, d] of B prefixes, each of S / B candidates.
         own: Keys and values [S, h, M, d] of the suffix.
         mask_NM: True where a query may see an own token; None lets it see all.
 
     Returns:
         [S, h, N, d], as softmax attention over the concatenated prefix and suffix gives.
     """
-    shared_k_hPd, shared_v_hPd = shared
+    shared_k_YPd, shared_v_YPd = (part.flatten(0, -3) for part in shared)  # Y is B times h
     own_k_ShMd, own_v_ShMd = own
-    size_s, heads, size_n, width = q_ShNd.shape
-    prefix = shared_k_hPd.shape[1]
-    q_ShNd = q_ShNd * width**-0.5
-    q_hXd = q_ShNd.transpose(0, 1).reshape(heads, size_s * size_n, width)
-    prefix_scores = torch.bmm(q_hXd, shared_k_hPd.transpose(1, 2)).view(heads, size_s, size_n, prefix).transpose(0, 1)
+    num_groups, prefix = len(shared_k_YPd) // q_ShNd.shape[1], shared_k_YPd.shape[1]
+    q_ShNd = q_ShNd * q_ShNd.shape[-1] ** -0.5
+    scores_YXP = torch.bmm(_per_head(q_ShNd, num_groups), shared_k_YPd.transpose(1, 2))
     own_scores = q_ShNd @ own_k_ShMd.transpose(2, 3)
     if mask_NM is not None:
         own_scores = own_scores.masked_fill(~mask_NM, float("-inf"))
-    weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(dim=-1)
-    w_hXP = weights[..., :prefix].transpose(0, 1).reshape(heads, size_s * size_n, prefix)
-    from_prefix = torch.bmm(w_hXP, shared_v_hPd).view(heads, size_s, size_n, width).transpose(0, 1)
-    return from_prefix + weights[..., prefix:] @ own_v_ShMd
+    weights = torch.cat([_per_candidate(scores_YXP, q_ShNd, num_groups), own_scores], dim=-1).softmax(dim=-1)
+    from_prefix = torch.bmm(_per_head(weights[..., :prefix], num_groups), shared_v_YPd)
+    return _per_candidate(from_prefix, q_ShNd, num_groups) + weights[..., prefix:] @ own_v_ShMd
+
+
+def _per_head(x_ShNc: Tensor, num_groups: int) -> Tensor:
+    """Return [B * h, (S / B) * N, c]: what each head reads of its environment's prefix."""
+    size_s, heads, size_n, width = x_ShNc.shape
+    x_BShNc = x_ShNc.unflatten(0, (num_groups, -1))
+    return x_BShNc.transpose(1, 2).reshape(num_groups * heads, size_s // num_groups * size_n, width)
+
+
+def _per_candidate(x_YXc: Tensor, like_ShNd: Tensor, num_groups: int) -> Tensor:
+    """Return [S, h, N, c] again; for one environment a view."""
+    size_s, heads, size_n, _ = like_ShNd.shape
+    x_BhSNc = x_YXc.view(num_groups, heads, size_s // num_groups, size_n, x_YXc.shape[-1])
+    return x_BhSNc.transpose(1, 2).flatten(0, 1)
