@@ -245,13 +245,14 @@ def plan_batch(
     """
     starts = [None] * len(contexts) if warm_starts is None else list(warm_starts)
     lengths = {len(contexts), len(objectives), len(starts), len(generators)}
-    if lengths in ({0}, set()) or len(lengths) > 1:
+    if len(lengths) > 1 or not contexts:
         raise PlannerError(
             f"plan_batch: got {len(contexts)} contexts, {len(objectives)} objectives, {len(starts)} warm starts and "
             f"{len(generators)} generators; expected one of each for every environment."
         )
     problems = [
-        _Problem(planner, dynamics, *each) for each in zip(contexts, objectives, starts, generators, strict=True)
+        _Problem(planner, dynamics, *each, where=f", environment {index}")
+        for index, each in enumerate(zip(contexts, objectives, starts, generators, strict=True))
     ]
     _run(planner, dynamics, problems, deadline)
     return [problem.plan() for problem in problems]
@@ -268,7 +269,10 @@ class _Problem:
         objective: Objective,
         warm_start: Tensor | None,
         generator: torch.Generator,
+        *,
+        where: str = "",
     ) -> None:
+        self.where = where
         self.context, self.objective, self.num_recorded = context, objective, planner.num_recorded
         self.log, self.choice = CandidateLog(), Choice()
         name = type(planner).__name__
@@ -323,7 +327,7 @@ def _answer(name: str, iteration: int, dynamics: Dynamics, problems: Sequence[_P
     with torch.set_grad_enabled(wants):
         costs: list[Tensor] = []
         for index, trajectory in enumerate(_imagine(name, dynamics, [p.context for p in problems], actions)):
-            place = f"{name}, iteration {iteration}" + (f", environment {index}" if len(problems) > 1 else "")
+            place = f"{name}, iteration {iteration}{problems[index].where}"
             costs.append(_checked_costs(place, trajectory, problems[index].objective, actions[index]))
         gradients = _gradients(f"{name}, iteration {iteration}", costs, actions) if wants else [None] * len(asks)
     for problem, cost, gradient in zip(problems, costs, gradients, strict=True):
@@ -338,7 +342,12 @@ def _imagine(name: str, dynamics: Dynamics, contexts: Sequence[Any], actions: Se
             f"{name}: {type(dynamics).__name__} imagines for one environment at a time; expected dynamics with "
             "imagine_batch (planners.search.BatchDynamics). Plan for one environment after the other."
         )
-    return dynamics.imagine_batch(contexts, torch.stack(list(actions))).unbind(0)
+    found: dict[int, Tensor] = {}
+    for size in {len(each) for each in actions}:  # one, but for a search that runs out of candidates
+        alike = [index for index, each in enumerate(actions) if len(each) == size]
+        states = dynamics.imagine_batch([contexts[i] for i in alike], torch.stack([actions[i] for i in alike]))
+        found |= dict(zip(alike, states.unbind(0), strict=True))
+    return [found[index] for index in range(len(actions))]
 
 
 def _checked_costs(place: str, trajectory: Tensor, objective: Objective, actions: Tensor) -> Tensor:
