@@ -167,28 +167,22 @@ def attend_shared(
     Returns:
         [S, h, N, d], as softmax attention over the concatenated prefix and suffix gives.
     """
-    shared_k_YPd, shared_v_YPd = (part.flatten(0, -3) for part in shared)  # Y is B times h
+    if shared[0].ndim == 4:  # everything else of a layer is one product for all environments
+        num = len(shared[0])
+        own_of_each = zip(own[0].chunk(num), own[1].chunk(num), strict=True)
+        of_each = zip(q_ShNd.chunk(num), zip(*shared, strict=True), own_of_each, strict=True)
+        return torch.cat([attend_shared(*each, mask_NM=mask_NM) for each in of_each])
+    shared_k_hPd, shared_v_hPd = shared
     own_k_ShMd, own_v_ShMd = own
-    num_groups, prefix = len(shared_k_YPd) // q_ShNd.shape[1], shared_k_YPd.shape[1]
-    q_ShNd = q_ShNd * q_ShNd.shape[-1] ** -0.5
-    scores_YXP = torch.bmm(_per_head(q_ShNd, num_groups), shared_k_YPd.transpose(1, 2))
+    size_s, heads, size_n, width = q_ShNd.shape
+    prefix = shared_k_hPd.shape[1]
+    q_ShNd = q_ShNd * width**-0.5
+    q_hXd = q_ShNd.transpose(0, 1).reshape(heads, size_s * size_n, width)
+    prefix_scores = torch.bmm(q_hXd, shared_k_hPd.transpose(1, 2)).view(heads, size_s, size_n, prefix).transpose(0, 1)
     own_scores = q_ShNd @ own_k_ShMd.transpose(2, 3)
     if mask_NM is not None:
         own_scores = own_scores.masked_fill(~mask_NM, float("-inf"))
-    weights = torch.cat([_per_candidate(scores_YXP, q_ShNd, num_groups), own_scores], dim=-1).softmax(dim=-1)
-    from_prefix = torch.bmm(_per_head(weights[..., :prefix], num_groups), shared_v_YPd)
-    return _per_candidate(from_prefix, q_ShNd, num_groups) + weights[..., prefix:] @ own_v_ShMd
-
-
-def _per_head(x_ShNc: Tensor, num_groups: int) -> Tensor:
-    """Return [B * h, (S / B) * N, c]: what each head reads of its environment's prefix."""
-    size_s, heads, size_n, width = x_ShNc.shape
-    x_BShNc = x_ShNc.unflatten(0, (num_groups, -1))
-    return x_BShNc.transpose(1, 2).reshape(num_groups * heads, size_s // num_groups * size_n, width)
-
-
-def _per_candidate(x_YXc: Tensor, like_ShNd: Tensor, num_groups: int) -> Tensor:
-    """Return [S, h, N, c] again; for one environment a view."""
-    size_s, heads, size_n, _ = like_ShNd.shape
-    x_BhSNc = x_YXc.view(num_groups, heads, size_s // num_groups, size_n, x_YXc.shape[-1])
-    return x_BhSNc.transpose(1, 2).flatten(0, 1)
+    weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(dim=-1)
+    w_hXP = weights[..., :prefix].transpose(0, 1).reshape(heads, size_s * size_n, prefix)
+    from_prefix = torch.bmm(w_hXP, shared_v_hPd).view(heads, size_s, size_n, width).transpose(0, 1)
+    return from_prefix + weights[..., prefix:] @ own_v_ShMd
