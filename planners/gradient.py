@@ -2,8 +2,8 @@
 
 Actions are moved in half action ranges and put back into the bounds after every step (projected gradient descent).
 Dynamics and objective must be differentiable: our world model is (it records a graph only for actions that require
-one), MuJoCo is not. A backward pass costs about twice the forward one, so an imagined sequence here is about three
-of a planner that samples.
+one), MuJoCo is not. With its backward pass an imagined sequence takes two to three times as long as one of a planner
+that samples.
 """
 
 from dataclasses import dataclass
