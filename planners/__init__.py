@@ -24,8 +24,8 @@ CEM, then gradient           0.00%      0.01%              0.00%
 ===========================  =========  =================  ======
 
 A gradient is worth many samples where there is one: smooth costs, and a model that is differentiable and right. Its
-sequences take two to three times as long as those of a sampler. Half as many knots as steps pay where the best actions are smooth,
-and cannot reach others. Tree search is for few discrete actions; here it draws them from a range.
+sequences take two to three times as long as those of a sampler. Half as many knots as steps pay where the best actions
+are smooth, and cannot reach others. Tree search is for few discrete actions; here it draws them from a range.
 """
 
 from planners.base import Dynamics, Objective, Plan, Planner, PlannerError
