@@ -7,11 +7,12 @@ from typing import Any
 
 from embodied_wm.evaluation.figures import Picture, learning_curve
 from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections, in_unit
-from embodied_wm.evaluation.pages_planning import planning_sections
+from embodied_wm.evaluation.pages_planning import decision_sections, planning_sections
 from embodied_wm.evaluation.report import Section, Table
 
 __all__ = [
     "dataset_imagination_sections",
+    "decision_sections",
     "imagination_sections",
     "latent_action_section",
     "planning_sections",
