@@ -195,7 +195,6 @@ class WorldModel(nn.Module):
         embedded = self.predictor.embed_actions(inputs)
         return lambda index, _: embedded[:, index]
 
-    @torch.no_grad()
     def imagine(
         self,
         context: Context,
@@ -208,6 +207,9 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "candidates horizon tokens width"]:
         """Imagine the latents that follow S candidate action sequences.
 
+        Gradients flow back to the actions where these require them (and gradients are enabled); else no graph is
+        recorded.
+
         Args:
             context: From `prefill`; read by all candidates, never copied.
             actions: Real actions, or codes where kind is "latent".
@@ -216,8 +218,13 @@ class WorldModel(nn.Module):
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
         """
+        wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
-        return sampler.imagine(self.predictor, context, self._led_by(actions, kind), noise, num_steps=num_steps)
+        with torch.set_grad_enabled(wants_gradient):
+            led_by = self._led_by(actions, kind)
+        return sampler.imagine(
+            self.predictor, context, led_by, noise, num_steps=num_steps, is_differentiable=wants_gradient
+        )
 
     def imagine_frames(
         self,
@@ -290,6 +297,8 @@ class WorldModel(nn.Module):
 class ImaginedDynamics:
     """Offer a world model to a planner: real actions in, imagined latents out.
 
+    With kind "latent" actions are latent codes instead, each channel in [-1, 1] and rounded to its levels.
+
     Attributes:
         action_size: A.
         action_low: [A], smallest action of the training data's range.
@@ -311,9 +320,23 @@ class ImaginedDynamics:
         self.action_size = world_model.embodiment.action_size
         self.action_low: Tensor = world_model.action_low
         self.action_high: Tensor = world_model.action_high
+        if kind == "latent":
+            self.action_size = world_model.config.latent_actions.code_size
+            self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
+            self.action_low = -self.action_high
+
+    @property
+    def action_set(self) -> Float[Tensor, "M A"] | None:
+        """Return every latent code, for planners.tree; None where actions are real ones."""
+        if self.kind != "latent":
+            return None
+        levels = [torch.linspace(-1, 1, count) for count in self.world_model.config.latent_actions.levels]
+        return self.world_model.latent_actions.quantise(torch.cartesian_prod(*levels).to(self.action_low))
 
     def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
         """Imagine all candidates from one shared context."""
+        if self.kind == "latent":
+            actions = self.world_model.latent_actions.quantise(actions)
         return self.world_model.imagine(
             context,
             actions,

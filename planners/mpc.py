@@ -78,7 +78,7 @@ class _Request:
         context: The present.
         objective: What is minimised.
         encode_s: Time that the input has taken so far; it counts to the budget.
-        warm_start: The last plan, shifted to the present.
+        warm_start: The last plan, or all that it carries, shifted to the present.
         previous: The action executed last.
         committed: Actions that are executed while the search goes on.
     """
@@ -167,14 +167,16 @@ class MPC:
         return self._found is None or self._age >= self.control.replan_every
 
     @property
-    def warm_start(self) -> Float[Tensor, "H A"] | None:
-        """Return the last plan without its executed steps, filled at its end."""
+    def warm_start(self) -> Float[Tensor, "*M H A"] | None:
+        """Return the last plan, or all that it carries, without its executed steps, filled at its end."""
         if self._found is None:
             return None
-        actions = self._found.plan.actions
-        last = actions[-1] if self.control.tail == "last" else zero_action(self._dynamics)
-        num_executed = min(self._next, len(actions))
-        return torch.cat([actions[num_executed:], last.to(actions).expand(num_executed, -1)])
+        plan = self._found.plan
+        actions = plan.actions if plan.carried is None else plan.carried
+        num_executed = min(self._next, len(plan.actions))
+        last = actions[..., -1:, :] if self.control.tail == "last" else zero_action(self._dynamics).to(actions)
+        filler = last.expand(*actions.shape[:-2], num_executed, -1)
+        return torch.cat([actions[..., num_executed:, :], filler], dim=-2)
 
     def learn_durations(self, context: Any, objective: Objective, *, repeats: int = 3) -> None:
         """Time searches with every number of candidates, so that already the first decision is in time.
@@ -329,7 +331,8 @@ class MPC:
     def _unsearched(self, warm_start: Tensor | None) -> Plan:
         """Return the warm start, or zero actions, as a plan of unknown cost."""
         horizon, size = self._planner.horizon, self._dynamics.action_size
-        actions = zero_action(self._dynamics).expand(horizon, -1).clone() if warm_start is None else warm_start
+        zero = zero_action(self._dynamics).expand(horizon, -1).clone()
+        actions = zero if warm_start is None else warm_start.view(-1, horizon, size)[0]
         return Plan(
             actions=actions,
             cost=float("nan"),

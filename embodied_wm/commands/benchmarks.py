@@ -31,7 +31,6 @@ from embodied_wm.evaluation.speed import measure_speed
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
-from planners.cem import CEM
 from planners.control import Control
 from planners.mpc import Decision
 from sim.tasks import get_task, varied_name
@@ -59,8 +58,8 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
 
 
 def planned_steps(planner: Any) -> int:
-    """Return candidates x iterations x horizon of one decision."""
-    return planner.num_candidates * (planner.num_iterations if isinstance(planner, CEM) else 1) * planner.horizon
+    """Return imagined sequences x horizon of one decision."""
+    return planner.num_sequences * planner.horizon
 
 
 def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:

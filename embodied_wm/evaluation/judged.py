@@ -15,6 +15,7 @@ optional ones return None where a model cannot; what needs them is left out of t
 Shapes: C context frames, S candidates, H horizon, A action size, Q the task's quantities.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,10 +24,33 @@ from torch import Tensor
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Objective
-from planners.objectives import GoalDistance, StateCost, StepWeights
+from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
 from sim.tasks.base import Task
 
-ObjectiveKind = Literal["latent", "state"]
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Weigh objectives against each other.
+
+    Attributes:
+        state: Weight of the task's cost, in metres, of what is read from imagined latents.
+        latent: Weight of the Euclidean distance of latents to the goal's.
+        effort: Weight of the mean squared action.
+        change: Weight of the mean squared difference of neighbouring actions.
+    """
+
+    state: float = 1.0
+    latent: float = 0.0
+    effort: float = 0.0
+    change: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for weights that leave no goal."""
+        if min(self.state, self.latent, self.effort, self.change) < 0 or self.state + self.latent == 0:
+            raise ValueError(f"got {self}; expected weights of 0 or more, and one of state and latent above 0")
+
+
+ObjectiveKind = Literal["latent", "state"] | Mixture
 QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
 
 
@@ -114,12 +138,12 @@ class JudgedWorldModel(JudgedModel):
             world_model: The model.
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
-                latents and from the goal's latents, and takes their distance in metres.
+                latents and from the goal's latents, and takes their distance in metres; a `Mixture` weighs both.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
         """
-        if objective == "state":
+        if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
@@ -150,9 +174,16 @@ class JudgedWorldModel(JudgedModel):
 
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
-        """Return the distance to the goal, in latents or in what is read from them."""
-        goal = self.encode(goal_frame)
-        if self.objective_kind == "latent":
+        """Return the distance to the goal, in latents or in what is read from them, or both."""
+        goal, kind = self.encode(goal_frame), self.objective_kind
+        if not isinstance(kind, Mixture):
+            return self._distance(kind, goal)
+        terms = [(kind.state, self._distance("state", goal))] if kind.state else []
+        terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
+        return WeightedSum([*terms, (1.0, ActionPenalty(effort=kind.effort, change=kind.change))])
+
+    def _distance(self, kind: Literal["latent", "state"], goal: Tensor) -> Objective:
+        if kind == "latent":
             return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
         readout = self.world_model.readout(QUANTITIES)
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)

@@ -112,7 +112,7 @@ def plan_once(
     settings = {
         "task": task.name,
         "planner": repr(planner),
-        "objective": objective,
+        "objective": str(objective),
         "weights": repr(weights),
         "control": repr(control),
     }

@@ -92,7 +92,15 @@ class CandidateCache:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def put(self, layer: int, k_ShNd: Tensor, v_ShNd: Tensor) -> None:
-        """Write new tokens behind the kept ones; only `keep` makes them stay."""
+        """Write new tokens behind the kept ones; only `keep` makes them stay.
+
+        Where gradients flow back to actions the buffers are not written to, as attention to them is differentiated
+        later: kept and new tokens are joined instead.
+        """
+        if k_ShNd.requires_grad:
+            self.keys[layer] = torch.cat([self.keys[layer][:, :, : self.num_tokens], k_ShNd], dim=2)
+            self.values[layer] = torch.cat([self.values[layer][:, :, : self.num_tokens], v_ShNd], dim=2)
+            return
         stop = self.num_tokens + k_ShNd.shape[2]
         self.keys[layer][:, :, self.num_tokens : stop] = k_ShNd
         self.values[layer][:, :, self.num_tokens : stop] = v_ShNd

@@ -44,7 +44,6 @@ def _check_steps(model: LatentPredictor, num_steps: int) -> None:
         raise ValueError(f"got num_steps={num_steps}; this model was trained for {valid}")
 
 
-@torch.no_grad()
 def imagine(
     model: LatentPredictor,
     context: Context,
@@ -52,6 +51,7 @@ def imagine(
     noise: Float[Tensor, "candidates horizon tokens width"],
     *,
     num_steps: int = 1,
+    is_differentiable: bool = False,
 ) -> Float[Tensor, "candidates horizon tokens width"]:
     """Imagine H frames for S candidates from a shared cached context.
 
@@ -61,10 +61,12 @@ def imagine(
         led_by: Gives the embedded actions, frame by frame, since a code can depend on what was imagined so far.
         noise: Start of each frame, from `draw_noise`.
         num_steps: Denoising steps per frame: 1, 2, ... up to the model's `max_steps`.
+        is_differentiable: Let gradients flow back to what `led_by` gives, at the price of the graph's memory.
     """
     candidates, horizon = noise.shape[:2]
-    cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
-    return torch.stack(list(imagine_frames(model, cache, led_by, noise, num_steps=num_steps)), dim=1)
+    with torch.set_grad_enabled(is_differentiable):
+        cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
+        return torch.stack(list(_frames(model, cache, led_by, noise, num_steps)), dim=1)
 
 
 @torch.no_grad()
@@ -80,6 +82,12 @@ def imagine_frames(
         noise: [S, H, K, D], from `draw_noise`.
         num_steps: Denoising steps per frame.
     """
+    yield from _frames(model, cache, led_by, noise, num_steps)
+
+
+def _frames(
+    model: LatentPredictor, cache: CandidateCache, led_by: LedBy, noise: Tensor, num_steps: int
+) -> Iterator[Tensor]:
     _check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
     block, window, step = model.block, model.config.window, 1 / num_steps
