@@ -56,24 +56,32 @@ class Control:
 
 
 def with_fewer_candidates(planner: Planner, min_candidates: int) -> Iterator[Planner]:
-    """Yield the planner with half, a quarter, ... of its candidates (and elites), while it accepts them.
+    """Yield the planner with half, a quarter, ... of its candidates (elites, proposals), while it accepts them.
 
     Args:
-        planner: A frozen dataclass with `num_candidates`; for others nothing is yielded.
+        planner: A frozen dataclass with `num_candidates`, or with a `planner` that is one; for others nothing is
+            yielded.
         min_candidates: Fewest candidates.
     """
-    asked: Any = getattr(planner, "num_candidates", None)
-    if not is_dataclass(planner) or not isinstance(asked, int):
+    if not is_dataclass(planner):
         return
-    count = asked // 2
-    while count >= min_candidates:
-        others = {
-            name: max(least, getattr(planner, name) * count // asked)
-            for name, least in (("num_elites", 2), ("num_kept", 0))
-            if hasattr(planner, name)
-        }
+    inner: Any = getattr(planner, "planner", None)
+    if inner is not None:
+        for halvings, smaller in enumerate(with_fewer_candidates(inner, min_candidates), start=1):
+            yield replace(planner, planner=smaller, **_divided(planner, 2**halvings, num_proposals=1))
+        return
+    asked: Any = getattr(planner, "num_candidates", None)
+    divisor = 2
+    while isinstance(asked, int) and asked // divisor >= min_candidates:
         try:
-            yield replace(planner, num_candidates=count, **others)
+            yield replace(
+                planner, **_divided(planner, divisor, num_candidates=min_candidates, num_elites=2, num_kept=0)
+            )
         except PlannerError:  # too few for what the planner always imagines
             return
-        count //= 2
+        divisor *= 2
+
+
+def _divided(planner: Any, divisor: int, **least: int) -> dict[str, int]:
+    """Return those of the named knobs that the planner has, divided, but at least as large as said."""
+    return {name: max(low, getattr(planner, name) // divisor) for name, low in least.items() if hasattr(planner, name)}

@@ -312,6 +312,7 @@ class MPC:
         if budget_ms is not None:
             until = began + budget_ms / 1e3 - request.encode_s - self._afterwards.expected
         objective = seen.objective(request.objective)
+        warm_start = request.warm_start
         for searcher, deadline in self._searchers:
             deadline.start(until - self._clock())
             try:
@@ -319,11 +320,13 @@ class MPC:
                     seen,
                     request.context,
                     objective,
-                    warm_start=request.warm_start,
+                    warm_start=warm_start,
                     generator=self._generator,
                     deadline=deadline,
                 )
             except OutOfTime:
+                if warm_start is not None:  # of several sequences fewer candidates have no room but for the first
+                    warm_start = _first(warm_start)
                 continue
             return seen.plan(plan), "cut" if deadline.was_cut else "planned", deadline.last_s
         return None, "warm_start", self._clock()
@@ -332,7 +335,7 @@ class MPC:
         """Return the warm start, or zero actions, as a plan of unknown cost."""
         horizon, size = self._planner.horizon, self._dynamics.action_size
         zero = zero_action(self._dynamics).expand(horizon, -1).clone()
-        actions = zero if warm_start is None else warm_start.view(-1, horizon, size)[0]
+        actions = zero if warm_start is None else _first(warm_start)
         return Plan(
             actions=actions,
             cost=float("nan"),
@@ -343,3 +346,8 @@ class MPC:
             iteration_mean_costs=(),
             num_imagined=0,
         )
+
+
+def _first(sequences: Float[Tensor, "*M H A"]) -> Float[Tensor, "H A"]:
+    """Return the first of several sequences, or the only one."""
+    return sequences.flatten(0, -3)[0] if sequences.ndim > 2 else sequences
