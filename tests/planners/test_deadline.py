@@ -8,7 +8,7 @@ from torch import Tensor
 
 from planners import CEM, ICEM, MPC, Control, Decision, Knots, Proposing, RandomShooting
 from planners.base import Planner
-from planners.control import with_fewer_candidates
+from planners.control import cheaper, with_fewer_candidates
 from planners.deadline import PATIENCE, Deadline, Durations, OutOfTime, iterations
 
 HORIZON = 4
@@ -179,6 +179,44 @@ def test_fewer_candidates_start_from_the_first_sequence_that_a_plan_carries() ->
     later = mpc.act(torch.zeros(1), near_three, began=clock() - 0.285)
     assert later.status == "cut"
     assert later.plan.num_imagined == 8
+
+
+class PerStep(SlowIntegrator):
+    """Imagining takes 2 ms a step."""
+
+    def imagine(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return positions [S, H, 1]."""
+        self.clock.now_s += 0.002 * actions.shape[1]
+        return super().imagine(context, actions)
+
+
+def test_too_little_time_for_the_horizon_looks_less_far_ahead() -> None:
+    """At 2 ms a step, 10 ms are enough for 4 of the 8 steps; the rest is the last plan's."""
+    clock = Clock()
+    dynamics = PerStep(clock)
+    cem = CEM(horizon=8, num_candidates=8, num_iterations=3, num_elites=2, num_kept=1)
+    mpc = controller(clock, dynamics, cem, budget_ms=20.0)
+    whole = mpc.act(torch.zeros(1), near_three)
+    assert (whole.status, whole.seconds) == ("cut", pytest.approx(0.016))
+    near = mpc.act(torch.zeros(1), near_three, began=clock() - 0.010)
+    assert near.seconds == pytest.approx(0.018)
+    assert near.plan.actions.shape == (8, 1)
+    assert near.plan.candidates.shape == (8, 8, 1)
+    assert torch.equal(near.plan.actions[4:], torch.cat([whole.plan.actions[5:], torch.zeros(1, 1)]))
+
+
+def test_a_shorter_look_ahead_goes_beyond_what_is_executed() -> None:
+    """Eight steps of which three are executed: four are looked at, not two; five would need all of them."""
+    cem = CEM(horizon=8, num_candidates=8, num_elites=2, num_kept=1)
+
+    def horizons(**control: int) -> list[int]:
+        return [planner.horizon for planner in cheaper(cem, Control(min_horizon=2, **control))]  # pyright: ignore[reportArgumentType]
+
+    assert horizons() == [4, 2]
+    assert horizons(replan_every=3) == [4]
+    assert horizons(replan_every=4, asynchronous=True) == []
+    around = Proposing(planner=cem, num_proposals=1)
+    assert [planner.horizon for planner in cheaper(around, Control())] == [4]
 
 
 def test_a_budget_below_one_iteration_returns_the_warm_start_and_says_so() -> None:
