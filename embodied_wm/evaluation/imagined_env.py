@@ -131,10 +131,10 @@ class Imagination:
     def __init__(
         self, world_model: WorldModel, config: ImaginedEnvConfig, objective: Callable[[Tensor], Objective] | None
     ) -> None:
-        for feature in [config.readout] * (config.observation == "state") + [config.reward] * (
-            config.reward is not None
-        ):
-            world_model.readout(feature)  # says what there is where this is not
+        if config.observation == "state":
+            world_model.readout(config.readout)  # says what there is where this is not
+        if config.reward is not None:
+            world_model.readout(config.reward)
         self.model, self.config = world_model, config
         self.make_objective = objective or self._latent_distance
         self.device = world_model.action_low.device
