@@ -8,7 +8,7 @@ and where its time went.
 import concurrent.futures
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planners.base import Dynamics, Objective, Plan, Planner
-from planners.control import Control, with_fewer_candidates
+from planners.control import Control, cheaper
 from planners.deadline import Deadline, Durations, OutOfTime
 from planners.executed import Executed
 from planners.safety import disagreement, zero_action
@@ -130,7 +130,7 @@ class MPC:
         self._planner, self._dynamics, self._clock = planner, dynamics, clock
         searchers = [planner]
         if self.control.budget_ms is not None:
-            searchers += with_fewer_candidates(planner, self.control.min_candidates)
+            searchers += cheaper(planner, self.control)
         self._searchers = [(searcher, Deadline(clock=clock)) for searcher in searchers]
         self._afterwards = Durations()
         self._executor = executor
@@ -312,6 +312,7 @@ class MPC:
         if budget_ms is not None:
             until = began + budget_ms / 1e3 - request.encode_s - self._afterwards.expected
         objective = seen.objective(request.objective)
+        warm_start = request.warm_start
         for searcher, deadline in self._searchers:
             deadline.start(until - self._clock())
             try:
@@ -319,20 +320,32 @@ class MPC:
                     seen,
                     request.context,
                     objective,
-                    warm_start=request.warm_start,
+                    warm_start=None if warm_start is None else warm_start[..., : searcher.horizon, :],
                     generator=self._generator,
                     deadline=deadline,
                 )
             except OutOfTime:
+                if warm_start is not None:  # of several sequences fewer candidates have no room but for the first
+                    warm_start = _first(warm_start)
                 continue
-            return seen.plan(plan), "cut" if deadline.was_cut else "planned", deadline.last_s
+            plan = self._lengthened(seen.plan(plan), warm_start)
+            return plan, "cut" if deadline.was_cut else "planned", deadline.last_s
         return None, "warm_start", self._clock()
+
+    def _lengthened(self, plan: Plan, warm_start: Tensor | None) -> Plan:
+        """Return a plan that looks less far ahead with the end of the warm start, or zero actions, behind it."""
+        done = len(plan.actions)
+        if done == self._planner.horizon:
+            return plan
+        rest = self._unsearched(warm_start).actions[done:].to(plan.actions)
+        candidates = torch.cat([plan.candidates, rest.expand(len(plan.candidates), -1, -1)], dim=1)
+        return replace(plan, actions=torch.cat([plan.actions, rest]), candidates=candidates, carried=None)
 
     def _unsearched(self, warm_start: Tensor | None) -> Plan:
         """Return the warm start, or zero actions, as a plan of unknown cost."""
         horizon, size = self._planner.horizon, self._dynamics.action_size
         zero = zero_action(self._dynamics).expand(horizon, -1).clone()
-        actions = zero if warm_start is None else warm_start.view(-1, horizon, size)[0]
+        actions = zero if warm_start is None else _first(warm_start)
         return Plan(
             actions=actions,
             cost=float("nan"),
@@ -343,3 +356,8 @@ class MPC:
             iteration_mean_costs=(),
             num_imagined=0,
         )
+
+
+def _first(sequences: Float[Tensor, "*M H A"]) -> Float[Tensor, "H A"]:
+    """Return the first of several sequences, or the only one."""
+    return sequences.flatten(0, -3)[0] if sequences.ndim > 2 else sequences

@@ -6,6 +6,7 @@ search.
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -105,10 +106,16 @@ class ModelAgent:
     needs_frames = True
 
     def __init__(
-        self, model: JudgedModel, planner: Planner, *, context: int = 3, control: Control | None = None
+        self,
+        model: JudgedModel,
+        planner: Planner,
+        *,
+        context: int = 3,
+        control: Control | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model, self.context = model, context
-        self.control = MPC(planner, model, seed=0, control=control)
+        self.model, self.context, self.clock = model, context, clock
+        self.control = MPC(planner, model, seed=0, control=control, clock=clock)
         self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
         self.objective: Objective | None = None
@@ -142,7 +149,7 @@ class ModelAgent:
         """Encode the newest frame, prefill the context where a plan is due, plan."""
         if frame is None or self.objective is None:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
-        began = time.perf_counter()
+        began = self.clock()
         self.codes.append(self.model.encode(torch.from_numpy(frame)[None])[0])
         context = None
         if self.control.due:

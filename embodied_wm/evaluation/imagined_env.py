@@ -131,10 +131,10 @@ class Imagination:
     def __init__(
         self, world_model: WorldModel, config: ImaginedEnvConfig, objective: Callable[[Tensor], Objective] | None
     ) -> None:
-        for feature in [config.readout] * (config.observation == "state") + [config.reward] * (
-            config.reward is not None
-        ):
-            world_model.readout(feature)  # says what there is where this is not
+        if config.observation == "state":
+            world_model.readout(config.readout)  # says what there is where this is not
+        if config.reward is not None:
+            world_model.readout(config.reward)
         self.model, self.config = world_model, config
         self.make_objective = objective or self._latent_distance
         self.device = world_model.action_low.device
@@ -167,7 +167,10 @@ class Imagination:
         """
         for start in starts:
             self._check(start)
-        codes = [self.model.encode(torch.from_numpy(start.frames).to(self.device)) for start in starts]
+        if len({len(start.frames) for start in starts}) > 1:
+            raise ValueError(f"starts have {[len(start.frames) for start in starts]} frames; give all as many")
+        frames = torch.from_numpy(np.stack([start.frames for start in starts])).to(self.device)
+        codes = self.model.encode(frames)
         contexts = [
             self.model.prefill_latents(code, torch.from_numpy(start.actions).to(self.device), kind=self.config.kind)
             for code, start in zip(codes, starts, strict=True)
@@ -181,11 +184,11 @@ class Imagination:
             contexts, lambda: self._actions, torch.cat(noise), kind=self.config.kind, num_steps=self.config.num_steps
         )
         goals = torch.from_numpy(np.stack([start.goal for start in starts])).to(self.device)
-        self.seen = [torch.from_numpy(start.frames[-1]).to(self.device) for start in starts]
+        self.seen = frames[:, -1]
         self.objectives = [] if self.config.reward else [self.make_objective(goal) for goal in goals]
         self.goals = self.show(self.model.encode(goals), goals)
-        self.latents, self.steps = torch.stack([code[-1] for code in codes]), 0
-        return self.observe(torch.stack(self.seen))
+        self.latents, self.steps = codes[:, -1], 0
+        return self.observe(self.seen)
 
     def _check(self, start: Start) -> None:
         size, num_frames, action_size = (*self.model.config.tokenizer.image_size, 3), len(start.frames), len(self.low)

@@ -208,7 +208,10 @@ def _words(decisions: Sequence[Decision], budget_ms: float | None) -> str:
 
 def _times_chart(total_ms: np.ndarray, imagine_ms: np.ndarray, budget_ms: float | None) -> Picture:
     numbers = np.arange(1, len(total_ms) + 1)
-    series = {"whole decision": (numbers, total_ms), "imagining": (numbers, imagine_ms)}
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "whole decision": (numbers, total_ms),
+        "imagining": (numbers, imagine_ms),
+    }
     if budget_ms is not None:
         series["budget"] = (numbers[[0, -1]], np.full(2, budget_ms))
     return learning_curve(

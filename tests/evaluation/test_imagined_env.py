@@ -108,7 +108,9 @@ def test_frames_begin_with_the_real_one(model: WorldModel, starts: StoreStarts) 
     assert np.array_equal(seen["observation"], start.frames[-1])
     assert np.array_equal(seen["goal"], start.goal)
     seen, *_ = env.step(np.ones(2))
-    assert np.array_equal(seen["observation"], env.render())
+    shown = env.render()
+    assert shown is not None
+    assert np.array_equal(seen["observation"], shown)
     decoded = model.decode(env.imagination.latents[0], torch.from_numpy(start.frames[-1]))
     assert np.array_equal(seen["observation"], decoded.numpy())
 

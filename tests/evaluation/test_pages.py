@@ -29,6 +29,7 @@ from embodied_wm.tokenizer.frames import FrameTokenizerConfig
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 from planners.cem import CEM
+from planners.control import Control
 from planners.objectives import StepWeights
 from sim.collect import collect, features
 from sim.tasks import get_task
@@ -312,6 +313,29 @@ def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) ->
     assert report["headline"][0]["value"]["value"] == pytest.approx(100 * found["final_cost_m"]["value"])
     assert [len(section["pictures"]) for section in report["sections"]] == [2, 2, 1, 1]
     assert "expected at plan" in (tmp_path / report["sections"][2]["pictures"][0]["file"]).read_text()
+
+
+@pytest.mark.render
+def test_plan_once_shows_chunks_that_are_planned_while_others_run(world_model: WorldModel, tmp_path: Path) -> None:
+    planner = CEM(horizon=10, num_candidates=6, num_iterations=2, num_elites=2, num_kept=1)
+    control = Control(replan_every=5, asynchronous=True, budget_ms=60e3)
+    path = plan_once(
+        world_model,
+        REACH,
+        planner,
+        StepWeights(),
+        objective="latent",
+        control=control,
+        seed=3,
+        run_dir=tmp_path,
+        console=quiet(),
+    )
+    report = json.loads(path.read_text())
+    found = report["tasks"]["reach"]
+    assert found["seconds_per_decision"]["n"] == REACH.episode_steps // 5
+    assert found["late_decisions"]["value"] == 0.0
+    assert report["sections"][-1]["title"] == "What a decision takes"
+    assert len(report["sections"][-1]["pictures"]) == 2
 
 
 def test_labels_count_from_the_last_given_frame() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, MPC, Control, Decision, RandomShooting
-from planners.control import with_fewer_candidates
+from planners import CEM, ICEM, MPC, Control, Decision, Knots, Proposing, RandomShooting
+from planners.base import Planner
+from planners.control import cheaper, with_fewer_candidates
 from planners.deadline import PATIENCE, Deadline, Durations, OutOfTime, iterations
 
 HORIZON = 4
@@ -48,7 +49,7 @@ def near_three(trajectory: Tensor, actions: Tensor) -> Tensor:
     return (trajectory - 3.0).square().mean((1, 2))
 
 
-def controller(clock: Clock, dynamics: SlowIntegrator, planner: CEM | RandomShooting, **control: float) -> MPC:
+def controller(clock: Clock, dynamics: SlowIntegrator, planner: Planner, **control: float) -> MPC:
     """Return a controller that knows its durations."""
     mpc = MPC(planner, dynamics, seed=0, control=Control(**control), clock=clock)  # pyright: ignore[reportArgumentType]
     mpc.learn_durations(torch.zeros(1), near_three)
@@ -155,6 +156,67 @@ def test_fewer_candidates_keep_their_shares_and_stop_where_the_planner_does() ->
     ]
     assert [p.num_candidates for p in with_fewer_candidates(cem, 1) if isinstance(p, CEM)] == [24, 12, 6, 3]
     assert list(with_fewer_candidates(cem, 48)) == []
+
+
+def test_fewer_candidates_reach_into_planners_of_planners() -> None:
+    shooting = RandomShooting(horizon=HORIZON, num_candidates=32)
+    around = Proposing(planner=Knots(planner=shooting, horizon=9), num_proposals=6)
+    found = [planner for planner in with_fewer_candidates(around, 8) if isinstance(planner, Proposing)]
+    assert [planner.num_proposals for planner in found] == [3, 1]
+    assert [planner.planner for planner in found] == [
+        Knots(planner=RandomShooting(horizon=HORIZON, num_candidates=count), horizon=9) for count in (16, 8)
+    ]
+
+
+def test_fewer_candidates_start_from_the_first_sequence_that_a_plan_carries() -> None:
+    """iCEM carries its mean and 30 elites; eight candidates have no room for them."""
+    clock = Clock()
+    icem = ICEM(horizon=HORIZON, num_candidates=64, num_elites=32, num_kept=30)
+    mpc = controller(clock, SlowIntegrator(clock, per_candidate_s=0.001), icem, budget_ms=300.0)
+    first = mpc.act(torch.zeros(1), near_three)
+    assert first.plan.carried is not None
+    assert len(first.plan.carried) == 31
+    later = mpc.act(torch.zeros(1), near_three, began=clock() - 0.285)
+    assert later.status == "cut"
+    assert later.plan.num_imagined == 8
+
+
+class PerStep(SlowIntegrator):
+    """Imagining takes 2 ms a step."""
+
+    def imagine(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Return positions [S, H, 1]."""
+        self.clock.now_s += 0.002 * actions.shape[1]
+        return super().imagine(context, actions)
+
+
+def test_too_little_time_for_the_horizon_looks_less_far_ahead() -> None:
+    """At 2 ms a step, 10 ms are enough for 4 of the 8 steps; the rest is the last plan's."""
+    clock = Clock()
+    dynamics = PerStep(clock)
+    cem = CEM(horizon=8, num_candidates=8, num_iterations=3, num_elites=2, num_kept=1)
+    mpc = controller(clock, dynamics, cem, budget_ms=20.0)
+    whole = mpc.act(torch.zeros(1), near_three)
+    assert (whole.status, whole.seconds) == ("cut", pytest.approx(0.016))
+    near = mpc.act(torch.zeros(1), near_three, began=clock() - 0.010)
+    assert near.seconds == pytest.approx(0.018)
+    assert near.plan.actions.shape == (8, 1)
+    assert near.plan.candidates.shape == (8, 8, 1)
+    assert torch.equal(near.plan.actions[4:], torch.cat([whole.plan.actions[5:], torch.zeros(1, 1)]))
+
+
+def test_a_shorter_look_ahead_goes_beyond_what_is_executed() -> None:
+    """Eight steps of which three are executed: four are looked at, not two; five would need all of them."""
+    cem = CEM(horizon=8, num_candidates=8, num_elites=2, num_kept=1)
+
+    def horizons(**control: int) -> list[int]:
+        return [planner.horizon for planner in cheaper(cem, Control(min_horizon=2, **control))]  # pyright: ignore[reportArgumentType]
+
+    assert horizons() == [4, 2]
+    assert horizons(replan_every=3) == [4]
+    assert horizons(replan_every=4, asynchronous=True) == []
+    around = Proposing(planner=cem, num_proposals=1)
+    assert [planner.horizon for planner in cheaper(around, Control())] == [4]
 
 
 def test_a_budget_below_one_iteration_returns_the_warm_start_and_says_so() -> None:

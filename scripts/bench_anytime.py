@@ -1,0 +1,68 @@
+"""Success and lateness of a world model's planner against its latency budget: the frontier of success by milliseconds.
+
+Every budget meets the same pairs of start and goal, alone and on one thread. On a machine that others use, too,
+`--clock cpu` counts the thread's own processor time instead of time that passes, so that what is measured is the
+planner and not its neighbours; a robot's time is `wall`.
+
+    python scripts/bench_anytime.py runs/train/LATEST/model --task reach --budgets 10 20 40 --pairs 100
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
+from embodied_wm.evaluation.planning import LATE, Arena
+from embodied_wm.evaluation.statistics import wilson
+from planners import CEM, Control, StepWeights
+from sim.manifest import evaluation_pairs
+from sim.tasks import get_task
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def main() -> None:
+    """Print one line for each budget; the last has none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--task", default="reach")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[10.0, 20.0, 40.0], help="milliseconds")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--horizon", type=int, default=6)
+    parser.add_argument("--candidates", type=int, default=48)
+    parser.add_argument("--min-candidates", type=int, default=8)
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    planner = CEM(
+        horizon=options.horizon, num_candidates=options.candidates, num_elites=max(2, options.candidates // 6)
+    )
+    setup = PlanningSetup(task=options.task, planner=planner, objective="state", weights=StepWeights())
+    task, model = get_task(options.task), load_judged(options.checkpoint, setup)
+    arena = Arena(task, image_size=model.image_size, camera=model.camera)
+    pairs = evaluation_pairs(task.name, options.pairs, 0)
+    print(f"{task.name}, {len(pairs)} pairs, {options.clock} clock")
+    for budget_ms in (*options.budgets, None):
+        control = Control(budget_ms=budget_ms, min_candidates=options.min_candidates)
+        agent = ModelAgent(model, planner, control=control, clock=CLOCKS[options.clock])
+        ends = np.array([arena.run(agent, pair)[0][-1] for pair in pairs])
+        success = wilson(int((ends <= task.tolerance_m).sum()), len(ends))
+        low, high = success["ci95"]
+        ms = 1e3 * np.array(agent.seconds)
+        compared = np.mean([decision.plan.num_imagined for decision in agent.record])
+        line = f"success {success['value']:.2f} ({low:.2f} to {high:.2f}), {compared:.0f} candidates a decision, "
+        line += f"median {np.median(ms):.1f} ms"
+        if budget_ms is not None:
+            late, p99 = float((ms > LATE * budget_ms).mean()), float(np.quantile(ms, 0.99)) / budget_ms
+            empty = np.mean([decision.status == "warm_start" for decision in agent.record])
+            line += f", p99 {p99:.2f} budgets, {late:.1%} later than {LATE}, {empty:.1%} without a search"
+        print(f"{'no budget' if budget_ms is None else f'{budget_ms:g} ms'}: {line}", flush=True)
+    arena.close()
+
+
+if __name__ == "__main__":
+    main()
