@@ -201,17 +201,17 @@ def fit(
                 is_late = processes.is_main and time.monotonic() - last_save > keep.save_every_s
                 metrics, (asked_to_stop, asked_to_save) = job.step(bool(stop.number), is_late)
                 is_agreed = True
+                speed = job.frames_per_step * (state.step - first) / (time.monotonic() - began)
                 if keep.evaluate_every and held_out_of and state.step % keep.evaluate_every == 0:
                     metrics["held_out_loss"] = job.evaluate()
                 if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
                     log.append({"stage": name, "step": state.step, **metrics})
                     if observer:
-                        rate = (state.step - first) / (time.monotonic() - began)
-                        speed = {"batches_per_s": rate * config.accumulate * processes.world_size}
-                        observer.log(name, state.step, metrics | speed)
+                        observer.log(name, state.step, metrics | {"frames_per_s": speed})
                 if observer and observer.is_due(state.step, config.num_steps):
                     job.draw(observer)
-                track.advance(1, " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3]))
+                shown = " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3])
+                track.advance(1, f"{speed:,.0f} frames/s {shown}")
                 if keep.keep_every and state.step % keep.keep_every == 0:
                     job.files.keep(state)
                 if asked_to_save:
@@ -316,6 +316,7 @@ class _Job:
             for key, value in metrics.items():
                 gathered.setdefault(key, []).append(value)
             self.last_batch = batch
+        self.frames_per_step = _num_frames(self.last_batch) * count * self.processes.world_size
         return sum(losses) / count, {key: sum(values) / len(values) for key, values in gathered.items()}
 
     def _read(self, source: Callable[[int], Batch], index: int) -> Batch:
@@ -362,6 +363,12 @@ class _Job:
         with self.state.averaged():
             observer.draw(self.name, self.state.step)
         self.state.modules.train()
+
+
+def _num_frames(batch: Batch) -> int:
+    """Return how many frames a batch holds: B x T of what has most dimensions."""
+    largest = max(batch.values(), key=lambda tensor: tensor.ndim)
+    return largest.shape[0] * (largest.shape[1] if largest.ndim > 2 else 1)
 
 
 __all__ = [

@@ -4,7 +4,9 @@ Trackers are accelerate's. One that is not installed, or has no network, is name
 nothing that only looks on may stop a training.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from embodied_wm.training.processes import Metrics
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "embodied_wm"
+SPEED = "speed.jsonl"
+"""How fast training was, beside metrics.jsonl, which is the same however often a run was stopped."""
+
+GRIDS = "grids"
 ENLARGED = 2
 """Screen pixels per pixel of a small picture."""
 GAP = 4
@@ -61,6 +67,9 @@ class RunObserver:
         values = {f"{stage}/{key}": value for key, value in metrics.items()}
         for name, tracker in list(self._trackers.items()):
             self._attempt(name, lambda tracker=tracker: tracker.log(values, step=step))
+        line = json.dumps({"stage": stage, "step": step, "frames_per_s": round(metrics["frames_per_s"], 1)})
+        with suppress(OSError), (self.run_dir / SPEED).open("a") as file:  # on a full disk metrics.jsonl says so
+            file.write(line + "\n")
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Tell whether pictures are wanted after a step: every so many, and after a stage that had some."""
@@ -72,7 +81,7 @@ class RunObserver:
         if stage not in self.drawing:
             return
         grid = arrange(self.drawing[stage]())
-        folder = self.run_dir / "grids"
+        folder = self.run_dir / GRIDS
         folder.mkdir(exist_ok=True)
         size = (grid.shape[1] * ENLARGED, grid.shape[0] * ENLARGED)
         path = folder / f"{stage}-{step:07d}.png"
