@@ -21,11 +21,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from embodied_wm.cli import compose_config, instantiate_config
+from embodied_wm.predictor.model import LatentPredictor
+from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionTokenizer
+from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.training.train import TrainConfig
-from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
+from embodied_wm.world_model import WorldModelConfig
 
-MODELS = {"nano": "cpu", "nano_keypoints": "cpu", "small": "gpu", "small_keypoints": "gpu", "base": "gpu", "large": "gpu"}
+MODELS = {
+    "nano": "cpu",
+    "nano_keypoints": "cpu",
+    "small": "gpu",
+    "small_keypoints": "gpu",
+    "base": "gpu",
+    "large": "gpu",
+}
 """Model to the trainer whose steps and batches it is trained with."""
 
 HARDWARE = {"H200": 989e12, "2 CPU cores": 137e9}
@@ -75,11 +85,13 @@ class Size:
         frames = self.frames
         return frames["tokenizer"] * self.tokenizer.both + frames["predictor"] * self.predictor_training
 
-    def memory_bytes(self, autocast: bool) -> float:
+    def memory_bytes(self) -> float:
         """Return state plus activations of the predictor stage's batch; activations are half as large in bf16."""
         stage = self.trainer.predictor
         activations = stage.batch_size * self.trainer.sequence_length * self.predictor.kept_bytes
-        return sum(self.parameters.values()) * BYTES_PER_PARAMETER + activations * (0.5 if autocast else 1.0)
+        return sum(self.parameters.values()) * BYTES_PER_PARAMETER + activations * (
+            1.0 if self.trainer.compute.device == "cpu" else 0.5
+        )
 
 
 def measure(run: Callable[[], Tensor], num_frames: int) -> Pass:
@@ -99,9 +111,7 @@ def measure(run: Callable[[], Tensor], num_frames: int) -> Pass:
         forward = counter.get_total_flops()
         out.backward()
     both = counter.get_total_flops()
-    return Pass(
-        forward=forward / num_frames, both=both / num_frames, kept_bytes=sum(kept.values()) / num_frames
-    )
+    return Pass(forward=forward / num_frames, both=both / num_frames, kept_bytes=sum(kept.values()) / num_frames)
 
 
 def size_of(name: str, trainer: str) -> Size:
@@ -110,23 +120,35 @@ def size_of(name: str, trainer: str) -> Size:
     config = instantiate_config(composed)
     described: WorldModelConfig = config["model"]
     training: TrainConfig = config["trainer"]
+    tokens, width, code = (
+        described.tokenizer.num_tokens,
+        described.tokenizer.token_width,
+        described.latent_actions.code_size,
+    )
+    parts: dict[str, nn.Module] = {
+        "latent_actions": LatentActionTokenizer(described.latent_actions, num_tokens=tokens, token_width=width),
+        "adapter": ActionAdapter(latent_size=tokens * width, action_size=ACTION_SIZE, code_size=code),
+    }
+    time = training.sequence_length
     with torch.device("meta"):
-        model = WorldModel(described, Embodiment(camera="camera", action_size=ACTION_SIZE))
-        time = training.sequence_length
-        pixels = torch.empty(time, 3, *described.tokenizer.image_size)
-        latents = torch.empty(1, time, described.tokenizer.num_tokens, described.tokenizer.token_width)
-        levels = torch.empty(1, time)
-        led_by = torch.empty(1, time, described.predictor.transformer.width)
-        tokenizer = measure(lambda: model.tokenizer.reconstruct(pixels), time)
-        predictor = measure(
-            lambda: model.predictor.predict_targets(latents, levels, latents, levels, levels, led_by), time
+        tokenizer = FrameTokenizer(described.tokenizer)
+        predictor = LatentPredictor(
+            described.predictor, num_tokens=tokens, token_width=width, action_size=ACTION_SIZE, code_size=code
         )
+        pixels = torch.empty(time, 3, *described.tokenizer.image_size)
+        latents, levels = torch.empty(1, time, tokens, width), torch.empty(1, time)
+        led_by = torch.empty(1, time, described.predictor.transformer.width)
+        of_tokenizer = measure(lambda: tokenizer.reconstruct(pixels), time)
+        of_predictor = measure(
+            lambda: predictor.predict_targets(latents, levels, latents, levels, levels, led_by), time
+        )
+    parts |= {"tokenizer": tokenizer, "predictor": predictor}
     return Size(
-        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
-        tokenizer=tokenizer,
-        predictor=predictor,
+        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        tokenizer=of_tokenizer,
+        predictor=of_predictor,
         # Sequences that learn large steps need two more forward passes for their targets.
-        predictor_training=predictor.both + 2 * described.predictor.shortcut_fraction * predictor.forward,
+        predictor_training=of_predictor.both + 2 * described.predictor.shortcut_fraction * of_predictor.forward,
         latent_bytes=4 * latents[0, 0].numel(),
         frame_bytes=3 * described.tokenizer.image_size[0] * described.tokenizer.image_size[1],
         trainer=training,
@@ -152,7 +174,7 @@ def sizes_table(sizes: dict[str, Size], mfu: float, gpus: int) -> Table:
         "frames seen, tokenizer": lambda size: f"{size.frames['tokenizer']:,}",
         "frames seen, predictor": lambda size: f"{size.frames['predictor']:,}",
         "training FLOPs": lambda size: f"{size.training_flops:.3g}",
-        "memory, predictor stage (GB)": lambda size: f"{size.memory_bytes(size.trainer.compute.device != 'cpu') / 1e9:.3g}",
+        "memory, predictor stage (GB)": lambda size: f"{size.memory_bytes() / 1e9:.3g}",
         "of it weights, gradients, AdamW, EMA (GB)": lambda size: (
             f"{sum(size.parameters.values()) * BYTES_PER_PARAMETER / 1e9:.3g}"
         ),

@@ -1,4 +1,4 @@
-"""The run of a verb where a launcher such as torchrun started several processes: one folder, which one of them writes."""
+"""The run of a verb where torchrun or its like started several processes: one folder, which one of them writes."""
 
 import os
 from collections.abc import Mapping

@@ -93,7 +93,6 @@ class Layer(nn.Module):
         q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, 1:].flatten(2, 3)
         return x_SFnW[:, -num_frames:, 1:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
 
-
     def forward(
         self,
         x_SFnW: Tensor,

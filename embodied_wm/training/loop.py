@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from embodied_wm.checkpoint import write_tensors
 from embodied_wm.data.layout import StoreError

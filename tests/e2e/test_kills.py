@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 

@@ -27,7 +27,7 @@ NUM_STEPS = 20
 TESTS = Path(__file__).parents[1]
 
 
-def launch(number: int, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def launch(number: int, *arguments: str, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
     """Run `torchrun --nproc-per-node NUMBER ...`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -233,7 +233,5 @@ def test_compiled_networks_have_the_same_loss(tmp_path: Path, tiny_store: Path) 
     for compiled in (False, True):
         config = tiny.training(20, compute=ComputeConfig(compile=compiled))  # type: ignore[arg-type]
         train_world_model(store, tiny.MODEL, config, tmp_path / str(compiled), seed=0)
-    for (stage, step, first), (_, _, second) in zip(
-        losses(tmp_path / "False"), losses(tmp_path / "True"), strict=True
-    ):
+    for (stage, step, first), (_, _, second) in zip(losses(tmp_path / "False"), losses(tmp_path / "True"), strict=True):
         assert abs(first - second) < 1e-3 * max(1, abs(first)), (stage, step)

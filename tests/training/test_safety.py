@@ -222,16 +222,13 @@ def test_a_store_deleted_amid_training(tmp_path: Path, tiny_store: Path, monkeyp
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, tiny_store: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TrainingError, match=r"run folder .*file/run cannot be written.*another run_dir"):
-        train_world_model(
-            EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(), tmp_path / "file" / "run", seed=0
-        )
+        train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(), tmp_path / "file" / "run", seed=0)
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with owned(tmp_path):
-        with pytest.raises(TrainingError, match=rf"belongs to a training that is running \(process {os.getpid()} on "):
-            with owned(tmp_path):
-                pass
+    words = rf"belongs to a training that is running \(process {os.getpid()} on "
+    with owned(tmp_path), pytest.raises(TrainingError, match=words), owned(tmp_path):
+        pass
     with owned(tmp_path):  # the lock went with its holder
         pass
 
@@ -239,4 +236,3 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_only_weights_that_are_measured_can_be_the_best() -> None:
     with pytest.raises(ValueError, match="set evaluate_every"):
         KeepConfig(final="best")
-
