@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import REAL, ActionInputs
-from embodied_wm.training.latents import MODES, LatentEpisodes
 from embodied_wm.training.loop import StageConfig, fit, step_generator
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import Embodiment, WorldModel
@@ -85,6 +84,8 @@ def synthetic_store(path: Path, size: int) -> EpisodeStore:
 
 def bench_latents(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time the predictor stage on each source of latents, in turns."""
+    from embodied_wm.training.latents import MODES, LatentEpisodes  # here, for `releases` runs older checkouts, too
+
     model = build(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
         store = synthetic_store(Path(folder) / "s.zarr", model.config.tokenizer.image_size[0])

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from embodied_wm import cli
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.frames import FrameBatches, ReadAhead
@@ -24,23 +26,34 @@ from embodied_wm.training.state import StageFiles, StageState
 from embodied_wm.training.train import STAGES, TrainConfig, train_world_model
 
 NUM_STEPS = 20
+TIMEOUT_S = 270
 TESTS = Path(__file__).parents[1]
 
 
-def launch(number: int, *arguments: str, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
-    """Run `torchrun --nproc-per-node NUMBER ...`."""
+def start(number: int, *arguments: str) -> subprocess.Popen[str]:
+    """Start `torchrun --nproc-per-node NUMBER ...`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}:{TESTS / 'training'}", "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(number)]
-    return subprocess.run(
+    return subprocess.Popen(
         [*launcher, "--master-port", str(port), *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout_s,
         env=environment,
     )
+
+
+def launch(number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `torchrun --nproc-per-node NUMBER ...` to its end."""
+    job = start(number, *arguments)
+    try:
+        out, errors = job.communicate(timeout=TIMEOUT_S)
+    finally:
+        job.terminate()  # and with it the processes that it started
+    return subprocess.CompletedProcess(arguments, job.returncode, out, errors)
 
 
 def losses(run_dir: Path) -> list[tuple[str, int, float]]:
@@ -145,6 +158,35 @@ def test_a_sharded_run_goes_on_with_three_processes_and_then_with_one(tiny_store
         assert again.returncode == 0, again.stderr[-3000:]
         after = load_file("run/model/model.safetensors")
         assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("predictor"))
+
+
+@pytest.mark.slow
+def test_sigterm_stops_every_process_at_the_same_step_and_the_run_goes_on(tiny_store: Path) -> None:
+    steps = [*tiny.command_line(20), "trainer.predictor.num_steps=300", "trainer.compute.sharding=fsdp2"]
+    command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", *steps]
+    assert launch(2, *command, "run_dir=whole").returncode == 0
+    job = start(2, *command, "run_dir=parts")
+    log = Path("parts/metrics.jsonl")
+    deadline_s = time.monotonic() + 200
+    while time.monotonic() < deadline_s and not (log.is_file() and '"predictor"' in log.read_text()):
+        time.sleep(0.05)
+    job.terminate()
+    _, errors = job.communicate(timeout=100)
+    assert job.returncode != 0
+    assert "Stopped by SIGTERM" in errors
+    assert not Path("parts/model").exists()
+    assert len(list(Path("parts/stages/predictor.sharded").iterdir())) == 2
+    resumed = launch(2, *command, "run_dir=parts", "resume=true")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(Path("parts")) == losses(Path("whole"))
+    whole, parts = (load_file(f"{run}/model/model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_only_training_shares_its_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["collect", "out=x.zarr"]) == 2
+    assert "collect runs in one process, and 2 were started" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_ranks_share_out_the_frames_of_one_loader(tiny_store: Path) -> None:
