@@ -41,6 +41,9 @@ MODELS = {
 HARDWARE = {"H200": 989e12, "2 CPU cores": 137e9}
 """Peak FLOP/s."""
 
+GPU_MEMORY = 141e9
+"""Bytes of an H200."""
+
 ACTION_SIZE = 7
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
 """Weights, gradients, AdamW's two moments, averaged weights; all fp32, also in mixed precision."""
@@ -86,12 +89,23 @@ class Size:
         return frames["tokenizer"] * self.tokenizer.both + frames["predictor"] * self.predictor_training
 
     def memory_bytes(self) -> float:
-        """Return state plus activations of the predictor stage's batch; activations are half as large in bf16."""
-        stage = self.trainer.predictor
-        activations = stage.batch_size * self.trainer.sequence_length * self.predictor.kept_bytes
-        return sum(self.parameters.values()) * BYTES_PER_PARAMETER + activations * (
-            1.0 if self.trainer.compute.device == "cpu" else 0.5
-        )
+        """Return state plus activations of the predictor stage's batch."""
+        return self.state_bytes + self.trainer.predictor.batch_size * self.window_bytes
+
+    @property
+    def state_bytes(self) -> float:
+        """Return what does not depend on the batch: weights, gradients, AdamW, averaged weights."""
+        return sum(self.parameters.values()) * BYTES_PER_PARAMETER
+
+    @property
+    def window_bytes(self) -> float:
+        """Return the activations of one window in the predictor stage; in bf16 about half of those in fp32."""
+        share = 1.0 if self.trainer.compute.device == "cpu" else 0.5
+        return share * self.trainer.sequence_length * self.predictor.kept_bytes
+
+    def fitting_windows(self, memory_bytes: float) -> int:
+        """Return how many windows per batch fit into a tenth less than a GPU's memory; accumulate makes up the rest."""
+        return max(0, int((0.9 * memory_bytes - self.state_bytes) / self.window_bytes))
 
 
 def measure(run: Callable[[], Tensor], num_frames: int) -> Pass:
@@ -175,9 +189,9 @@ def sizes_table(sizes: dict[str, Size], mfu: float, gpus: int) -> Table:
         "frames seen, predictor": lambda size: f"{size.frames['predictor']:,}",
         "training FLOPs": lambda size: f"{size.training_flops:.3g}",
         "memory, predictor stage (GB)": lambda size: f"{size.memory_bytes() / 1e9:.3g}",
-        "of it weights, gradients, AdamW, EMA (GB)": lambda size: (
-            f"{sum(size.parameters.values()) * BYTES_PER_PARAMETER / 1e9:.3g}"
-        ),
+        "of it weights, gradients, AdamW, EMA (GB)": lambda size: f"{size.state_bytes / 1e9:.3g}",
+        "windows per batch configured": lambda size: f"{size.trainer.predictor.batch_size}",
+        f"windows that fit {GPU_MEMORY / 1e9:.0f} GB": lambda size: f"{size.fitting_windows(GPU_MEMORY):,}",
     }
     for hardware, peak in HARDWARE.items():
         count = 1 if "CPU" in hardware else gpus
