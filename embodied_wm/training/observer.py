@@ -102,8 +102,9 @@ class RunObserver:
         self._trackers.clear()
 
     def _start(self, name: str) -> None:
-        from accelerate import tracking
+        from accelerate import PartialState, tracking
 
+        PartialState(cpu=True)  # the trackers' own logging asks for it; where processes were joined, it is there already
         run = self.run_dir.name
         made: Mapping[str, Callable[[], Any]] = {
             "tensorboard": lambda: tracking.TensorBoardTracker("tensorboard", self.run_dir),

@@ -8,6 +8,7 @@ on any number of processes.
 
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,9 @@ class StageFiles:
         tensors = state.tensors()
         try:
             reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process: it should
+                dcp.load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
         except Exception as error:  # its errors have no base in common
             raise CheckpointError(
                 f"{folder} could not be read ({type(error).__name__}: {error}); it is damaged or of another model. "

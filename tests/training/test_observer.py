@@ -67,7 +67,8 @@ def test_a_tracker_that_fails_later_is_left_out_from_then_on(tmp_path: Path, mon
     logged = tmp_path / "logged"
     (tmp_path / "trackio.py").write_text(
         "class Run:\n    count = 0\n    def log(self, values, step):\n        Run.count += 1\n"
-        f"        open({str(logged)!r}, 'a').write(f'{{step}} {{values}}\\n')\n"
+        f"        with open({str(logged)!r}, 'a') as file:\n"
+        "            file.write(f'{step} {values}\\n')\n"
         "        if Run.count == 2:\n            raise TimeoutError('gone')\n"
         "    def finish(self):\n        raise AssertionError('is not asked')\n"
         "def init(**options):\n    return Run()\n"
