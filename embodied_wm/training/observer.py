@@ -104,7 +104,7 @@ class RunObserver:
     def _start(self, name: str) -> None:
         from accelerate import PartialState, tracking
 
-        PartialState(cpu=True)  # the trackers' own logging asks for it; where processes were joined, it is there already
+        PartialState(cpu=True)  # the trackers' own logging asks for it; processes that were joined have one already
         run = self.run_dir.name
         made: Mapping[str, Callable[[], Any]] = {
             "tensorboard": lambda: tracking.TensorBoardTracker("tensorboard", self.run_dir),
