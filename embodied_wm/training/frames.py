@@ -67,12 +67,13 @@ class FrameBatches:
         )
 
     def reader(self, loader: WindowLoader) -> Callable[[int], Batch]:
-        """Return what reads a loader's batches; threads read ahead where they come from the disk."""
+        """Return what reads a loader's batches; threads read ahead from the disk, and for a GPU from memory, too."""
 
         def read(number: int) -> Batch:
             return {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
 
-        return read if self._camera in loader.resident_features else ReadAhead(read)
+        is_at_hand = self._camera in loader.resident_features and self._processes.device.type == "cpu"
+        return read if is_at_hand else ReadAhead(read)
 
     def first_frames(self, episodes: Sequence[int], loader: WindowLoader, num_batches: int) -> Tensor:
         """Return the first frames of the first batches, the same on every process."""

@@ -194,7 +194,8 @@ class Trainer:
             seed=self.seed,
             members=self.labelled if labelled_only else None,
         )
-        read = ReadAhead(sampler.batch) if self.config.latents == "zarr" else sampler.batch
+        is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
+        read = ReadAhead(sampler.batch) if self.config.latents == "zarr" or is_for_gpu else sampler.batch
         if not self.config.keep.evaluate_every:
             return sampler, read, None
         held_out = self.latents("held_out").sampler(length=length, batch_size=config.batch_size, seed=self.seed)
