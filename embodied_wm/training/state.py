@@ -182,9 +182,9 @@ class StageFiles:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process: it should
                 dcp.load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
-        except Exception as error:  # its errors have no base in common
+        except (Exception, dcp.api.CheckpointException) as error:  # its errors have no base in common
             raise CheckpointError(
-                f"{folder} could not be read ({type(error).__name__}: {error}); it is damaged or of another model. "
+                f"{folder} could not be read ({_cause(error)}); it is damaged or of another model. "
                 "Resume with the run's own configuration (config.yaml in its folder), or train in a new folder."
             ) from error
         state.load(tensors, folder)
@@ -211,10 +211,10 @@ class StageFiles:
         self.processes.wait()
         try:
             dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
-        except Exception as error:
+        except (Exception, dcp.api.CheckpointException) as error:
             raise CheckpointError(
-                f"{part} could not be written ({type(error).__name__}: {error}); what {self.sharded} held before is "
-                "intact. Free space, or choose another disk."
+                f"{part} could not be written ({_cause(error)}); what {self.sharded} held before is intact. Free space, "
+                "or choose another disk."
             ) from error
         if self.processes.is_main:
             shutil.rmtree(before, ignore_errors=True)
@@ -252,3 +252,11 @@ class StageFiles:
             own = state.modules.state_dict()
             tensors = read_tensors(self.best)
             state.modules.load_state_dict({name: as_part(tensors[name], own[name]) for name in own})
+
+
+def _cause(error: BaseException) -> str:
+    """Return what went wrong; distributed checkpointing wraps the error of each process."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return f"{type(error).__name__}: {error}"
