@@ -213,8 +213,8 @@ class StageFiles:
             dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
         except (Exception, dcp.api.CheckpointException) as error:
             raise CheckpointError(
-                f"{part} could not be written ({_cause(error)}); what {self.sharded} held before is intact. Free space, "
-                "or choose another disk."
+                f"{part} could not be written ({_cause(error)}); what {self.sharded} held before is intact. "
+                "Free space, or choose another disk."
             ) from error
         if self.processes.is_main:
             shutil.rmtree(before, ignore_errors=True)
