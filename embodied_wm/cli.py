@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages.problem(errors, str(error), hint)
         return 2
     except KeyboardInterrupt as stop:
-        errors.print(f"\nStopped by {stop or 'Ctrl-C'}. What was finished is kept.")
+        errors.print(f"\nStopped by {str(stop) or 'Ctrl-C'}. What was finished is kept.")
         return EXIT_CODE
     except (ValueError, RuntimeError, OSError) as error:
         if show_traceback:
