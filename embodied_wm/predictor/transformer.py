@@ -165,7 +165,7 @@ class BlockCausalTransformer(nn.Module):
             is_last = layer is self.stack[-1]
             inputs = (x, modulation, rotary, last_mask if is_last else mask_NN, num_frames if is_last else None)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, *inputs, use_reentrant=False)
+                x = checkpoint(layer, *inputs, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
             else:
                 x = layer(*inputs)
         return x

@@ -118,4 +118,4 @@ def _window(
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
     stop = min(stop, start + length)
-    return store.read(model.embodiment.camera, start, stop), np.float32(store.read("action", start, stop))
+    return store.read(model.embodiment.camera, start, stop), store.read("action", start, stop).astype(np.float32)

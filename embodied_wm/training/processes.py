@@ -135,7 +135,8 @@ class Processes:
         for part in module.modules():
             if isinstance(part, Layer):
                 fully_shard(part, mesh=mesh)
-        return fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return each value summed over the processes."""
@@ -175,7 +176,9 @@ def start_processes(config: ComputeConfig) -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu", timeout=WAIT)
-    return Processes(rank=state.process_index, world_size=state.num_processes, device=state.device, config=config)
+    return Processes(
+        rank=state.process_index, world_size=state.num_processes, device=state.device or device, config=config
+    )
 
 
 def leave_processes() -> None:

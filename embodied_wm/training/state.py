@@ -173,16 +173,18 @@ class StageFiles:
             state.load(read_tensors(self.last), self.last)
 
     def _load_sharded(self, state: StageState, folder: Path) -> None:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         state.allocate_optimiser()
         tensors = state.tensors()
         try:
-            reader = dcp.HuggingFaceStorageReader(str(folder))
+            reader = HuggingFaceStorageReader(str(folder))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process: it should
-                dcp.load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
-        except (Exception, dcp.api.CheckpointException) as error:  # its errors have no base in common
+                load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
+        except (Exception, CheckpointException) as error:  # its errors have no base in common
             raise CheckpointError(
                 f"{folder} could not be read ({_cause(error)}); it is damaged or of another model. "
                 "Resume with the run's own configuration (config.yaml in its folder), or train in a new folder."
@@ -203,15 +205,17 @@ class StageFiles:
             shutil.rmtree(self.sharded, ignore_errors=True)  # of an earlier part of the run, on more processes
 
     def _save_sharded(self, tensors: Mapping[str, Tensor]) -> None:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         part, before = self.sharded.with_suffix(".part"), self.sharded.with_suffix(".before")
         if self.processes.is_main:
             shutil.rmtree(part, ignore_errors=True)
         self.processes.wait()
         try:
-            dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
-        except (Exception, dcp.api.CheckpointException) as error:
+            save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
+        except (Exception, CheckpointException) as error:
             raise CheckpointError(
                 f"{part} could not be written ({_cause(error)}); what {self.sharded} held before is intact. "
                 "Free space, or choose another disk."

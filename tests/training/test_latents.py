@@ -13,7 +13,7 @@ from embodied_wm.training.loop import Processes
 EPISODES = (0, 1, 3, 4)
 
 
-def episodes(store: Path, mode: LatentsMode, folder: Path, **more: Processes) -> LatentEpisodes:
+def episodes(store: Path, mode: LatentsMode, folder: Path, processes: Processes | None = None) -> LatentEpisodes:
     return LatentEpisodes(
         EpisodeStore.open(store),
         tiny.make_model().tokenizer,
@@ -22,7 +22,7 @@ def episodes(store: Path, mode: LatentsMode, folder: Path, **more: Processes) ->
         features=["action", "observation.state"],
         mode=mode,
         folder=folder,
-        **more,
+        processes=processes,
     )
 
 
