@@ -2,6 +2,7 @@
 
 Frames are encoded once, into memory (18,000 frames of 16 tokens x 32 channels take 37 MB) or into an episode store
 beside the run, which later stages and resumed runs read from the disk; or each batch anew, which is what both save.
+Into memory every process encodes all of them; the store is made by one and read by all.
 """
 
 import hashlib

@@ -207,7 +207,7 @@ def fit(
                 if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
                     log.append({"stage": name, "step": state.step, **metrics})
                     if observer:
-                        observer.log(name, state.step, metrics | {"frames_per_s": speed})
+                        observer.log(name, state.step, metrics | job.progress() | {"frames_per_s": speed})
                 if observer and observer.is_due(state.step, config.num_steps):
                     job.draw(observer)
                 shown = " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3])
@@ -270,7 +270,7 @@ class _Job:
             group["lr"] = learning_rate(config, state.step)
         state.optimiser.zero_grad(set_to_none=True)
         loss, metrics = self._backward()
-        norm = float(whole(nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)))
+        norm = self.norm = float(whole(nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)))
         share = 1 / self.processes.world_size
         loss, stops, saves = self.processes.total([loss * share, float(wants_stop), float(wants_save)])
         if not math.isfinite(loss + norm):
@@ -298,6 +298,10 @@ class _Job:
                 f"left out. Lower learning_rate (now {config.learning_rate}), or raise keep.max_spikes."
             )
         return {"loss": loss, **metrics}, (stops > 0, saves > 0)
+
+    def progress(self) -> Metrics:
+        """Return what only those who look on want to know of the last step."""
+        return {"learning_rate": self.state.optimiser.param_groups[0]["lr"], "gradient_norm": self.norm}
 
     def _backward(self) -> tuple[float, Metrics]:
         """Average the gradients of this process's batches of a step; return their mean loss and metrics."""
