@@ -162,7 +162,7 @@ def test_a_sharded_run_goes_on_with_three_processes_and_then_with_one(tiny_store
 
 @pytest.mark.slow
 def test_sigterm_stops_every_process_at_the_same_step_and_the_run_goes_on(tiny_store: Path) -> None:
-    steps = [*tiny.command_line(20), "trainer.predictor.num_steps=300", "trainer.compute.sharding=fsdp2"]
+    steps = [*tiny.command_line(20), "trainer.predictor.num_steps=100", "trainer.compute.sharding=fsdp2"]
     command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", *steps]
     assert launch(2, *command, "run_dir=whole").returncode == 0
     job = start(2, *command, "run_dir=parts")
