@@ -18,6 +18,7 @@ KINDS = {
     "speed": "Speed",
     "latent_actions": "Latent actions",
     "demo": "Demonstration",
+    "training": "Training",
 }
 MEANINGS = {
     "psnr": "decoded imagined frame against the true frame, dB; higher is better",

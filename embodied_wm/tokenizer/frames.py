@@ -173,6 +173,10 @@ class FrameTokenizer(nn.Module):
         rows = self.config.cell_grid[0]
         return self.background + self.decoder(rearrange(cells_NXC, "n (h w) c -> n c h w", h=rows))
 
+    def reconstruct(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Encode and decode pixels in [-1, 1], with gradients and without the bottleneck."""
+        return self._decode_cells(self._encode_cells(pixels))
+
     def _to_tokens(self, cells_NXC: Tensor) -> Tensor:
         """Concatenate the cells of each token: [N, K, D]."""
         (rows, columns), (high, wide) = self.config.token_grid, self.config.cells_per_token
