@@ -346,9 +346,13 @@ def train_world_model(
     model.card = {
         "store": store.path,
         "fingerprint": store.fingerprint(),
+        "source": store.metadata.get("source"),
         "seed": seed,
         "episodes": len(trainer.train_episodes),
         "labelled_episodes": len(trainer.labelled),
+        "held_out_episodes": len(trainer.held_out),
+        "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
+        "steps": {name: getattr(config, name).num_steps for name in trainer.seconds},
         "seconds": trainer.seconds,
         "metrics": trainer.metrics,
     }
