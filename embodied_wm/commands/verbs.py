@@ -86,6 +86,20 @@ def _check_same_data(store: "EpisodeStore", run: Run) -> None:
         )
 
 
+def refine(config: Config, run: Run) -> None:
+    """Refine a world model where its planner looks."""
+    from embodied_wm.commands import refinement
+
+    refinement.refine(
+        load_model_for_task(config),
+        checkpoint_folder(_path(config["checkpoint"])).resolve(),
+        config,
+        run.folder,
+        run.console,
+        device=choose_device(config["device"]),
+    )
+
+
 def imagine(config: Config, run: Run) -> None:
     """Imagine an episode of a store."""
     from embodied_wm.data.store import EpisodeStore
@@ -307,6 +321,7 @@ RUN: Mapping[str, Callable[[Config, Run], int | None]] = {
     "validate": validate,
     "edit": edit,
     "train": train,
+    "refine": refine,
     "imagine": imagine,
     "plan": plan,
     "benchmark_imagination": benchmark_imagination,

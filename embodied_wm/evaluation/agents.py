@@ -17,7 +17,7 @@ from embodied_wm.evaluation.judged import JudgedModel
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
-from planners.mpc import MPC
+from planners.mpc import MPC, Decision
 from planners.objectives import StepWeights
 from sim.tasks.base import Task
 
@@ -85,7 +85,11 @@ class OracleAgent:
 
 
 class ModelAgent:
-    """Plan by imagination: from frames to a goal image, with the last C frames as context."""
+    """Plan by imagination: from frames to a goal image, with the last C frames as context.
+
+    Attributes:
+        decision: The last one, with the plan that it comes from; None before the first.
+    """
 
     needs_frames = True
 
@@ -95,6 +99,7 @@ class ModelAgent:
         self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
         self.objective: Objective | None = None
+        self.decision: Decision | None = None
         self.seconds: list[float] = []
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
@@ -116,10 +121,14 @@ class ModelAgent:
         past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
         none = self.model.action_low.new_zeros(0, self.model.action_size)
         context = self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
-        action = self.control.act(context, self.objective).action
+        self.decision = self.control.act(context, self.objective)
         self.seconds.append(time.perf_counter() - began)
-        self.actions.append(action)
-        return action.cpu().numpy()
+        self.actions.append(self.decision.action)
+        return self.decision.action.cpu().numpy()
+
+    def did(self, action: np.ndarray) -> None:
+        """Say that another action than the one returned last was applied, so that the context tells the truth."""
+        self.actions[-1] = torch.as_tensor(action).to(self.actions[-1])
 
 
 class PolicyAgent:

@@ -18,6 +18,7 @@ KINDS = {
     "speed": "Speed",
     "latent_actions": "Latent actions",
     "demo": "Demonstration",
+    "refinement": "Refinement where the planner looks",
 }
 MEANINGS = {
     "psnr": "decoded imagined frame against the true frame, dB; higher is better",

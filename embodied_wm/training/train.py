@@ -6,7 +6,7 @@ actions never see an action label; the predictor sees real actions in labelled e
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,19 +233,6 @@ class Trainer:
 
         self.fit("adapter", {"adapter": model.adapter}, sampler.batch, loss, config)
 
-    def action_inputs(self, batch: Batch, generator: torch.Generator) -> ActionInputs:
-        """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing."""
-        size, time_steps = batch["latents"].shape[:2]
-        draw = torch.rand(size, 2, generator=generator)
-        labelled = self.is_labelled[batch["episode"]]
-        kind = torch.where(labelled & (draw[:, 0] >= self.config.code_fraction), REAL, LATENT)
-        kind = torch.where(draw[:, 1] < self.model.predictor.config.absent_fraction, ABSENT, kind)
-        with torch.no_grad():
-            codes = self.model.latent_actions.encode(batch["latents"])
-        codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-        real = torch.where((kind == REAL)[:, None, None], self.model.actions.normalize(batch["action"]), 0.0)
-        return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
-
     def train_predictor(self) -> None:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
@@ -257,7 +244,11 @@ class Trainer:
             "predictor",
             {"predictor": predictor},
             sampler.batch,
-            lambda batch, g: predictor.loss(batch["latents"], self.action_inputs(batch, g), g),
+            lambda batch, g: predictor.loss(
+                batch["latents"],
+                conditioning(self.model, batch, self.is_labelled[batch["episode"]], self.config.code_fraction, g),
+                g,
+            ),
             config,
         )
 
@@ -270,16 +261,45 @@ class Trainer:
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])
-
-        def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            parts = {
-                name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
-                for name in model.embodiment.readouts
-            }
-            return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
-
         if model.embodiment.readouts:
+            loss = readout_loss(model)
             self.fit("readouts", {"readouts": model.readouts}, sampler.batch, loss, self.config.readouts)
+
+
+def conditioning(
+    model: WorldModel, batch: Batch, labelled: Tensor, code_fraction: float, generator: torch.Generator
+) -> ActionInputs:
+    """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing.
+
+    Args:
+        model: Gives codes and the units of actions.
+        batch: "latents" and "action" of a batch of windows.
+        labelled: Whether each sequence's action labels may be used, bool [B].
+        code_fraction: Part of the labelled sequences that get codes all the same.
+        generator: CPU source of the choice.
+    """
+    size, time_steps = batch["latents"].shape[:2]
+    draw = torch.rand(size, 2, generator=generator)
+    kind = torch.where(labelled & (draw[:, 0] >= code_fraction), REAL, LATENT)
+    kind = torch.where(draw[:, 1] < model.predictor.config.absent_fraction, ABSENT, kind)
+    with torch.no_grad():
+        codes = model.latent_actions.encode(batch["latents"])
+    codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+    real = torch.where((kind == REAL)[:, None, None], model.actions.normalize(batch["action"]), 0.0)
+    return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
+
+
+def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
+    """Return the loss of a model's readouts on the first frame of each window."""
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        parts = {
+            name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
+            for name in model.embodiment.readouts
+        }
+        return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
+
+    return loss
 
 
 STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts")
