@@ -243,8 +243,12 @@ def _training(card: Mapping[str, Any], embodiment: Mapping[str, Any]) -> str:
     ]
     if rows:
         lines += ["", _table(("stage", "steps", "seconds", "at its end"), rows)]
-    for note in card.get("refinement", []):
-        lines += ["", f"Refined afterwards: {_plain(note)}"]
+    lines += [
+        f"\nRefined afterwards, round {note['round']}: on {note['episodes']:,} episodes of its own planner and "
+        f"{note['branches']:,} branches from their states ({note['rows']:,} frames), {note['predictor_steps']:,} steps "
+        "of the predictor."
+        for note in card.get("refinement", [])
+    ]
     return "## Training\n\n" + ("\n".join(lines) or "Nothing was noted.")
 
 
@@ -258,7 +262,8 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for entry in figures:
         made = ", ".join(f"{key} {entry[key]}" for key in ("planner", "objective", "seed") if key in entry)
-        rows = [[key, *_estimate(value)] for key, value in entry["measures"].items()]
+        measures = entry["measures"]
+        rows = [[key, *_estimate(measures[key])] for key in SHOWN[entry["kind"]] if key in measures]
         revision = f", revision {entry['revision'][:12]}" if entry.get("revision") else ""
         parts.append(
             f"### {entry['kind'].replace('_', ' ')} of {entry['task']}\n\n"
@@ -297,7 +302,7 @@ def _about(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _samples(entry: Mapping[str, Any]) -> int:
-    return max(measure["n"] for measure in entry["measures"].values())
+    return min(measure["n"] for measure in entry["measures"].values())
 
 
 def _results(entry: Mapping[str, Any]) -> Iterator[EvalResult]:

@@ -56,7 +56,7 @@ def refine(
             loop.train(number)
         loop.measure(number)
     last = WorldModel.load(loop.checkpoint(config["rounds"]))
-    shutil.copytree(loop.checkpoint(config["rounds"]), run_dir / "model", dirs_exist_ok=True)
+    last.save(run_dir / "model")
     task = get_task(loop.setup.task)
     rounds = loop.results()
     page = write_report(

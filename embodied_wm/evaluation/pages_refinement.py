@@ -68,9 +68,9 @@ def refinement_sections(rounds: Sequence[Mapping[str, Any]], collected: Sequence
         Section(
             title="Round after round",
             text="In each round the model's own planner makes episodes in MuJoCo, several of its candidates are "
-            "carried out from the same states, and the predictor and the readouts are fine-tuned on them beside the old "
-            "episodes. States, candidates, starts and goals of the measures are the same in every round, and none of "
-            "them is trained on. Bands are 95% intervals; round 0 is the model that was given.",
+            "carried out from the same states, and the predictor and the readouts are fine-tuned on them beside the "
+            "old episodes. States, starts and goals of the measures are the same in every round, and none of them is "
+            "trained on. Bands are 95% intervals; round 0 is the model that was given.",
             pictures=_charts(rounds),
         ),
         Section(
