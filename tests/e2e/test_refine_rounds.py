@@ -88,9 +88,9 @@ def _stopped_at(count: int):
 
 @pytest.mark.render
 def test_what_cannot_be_refined_is_told(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*arguments: str) -> str:
+    def refused(option: str) -> str:
         capsys.readouterr()
-        assert cli.main(["refine", *OPTIONS, "run_dir=refined", *arguments]) != 0
+        assert cli.main(["refine", *OPTIONS, f"run_dir=refined-{option[0]}", option]) != 0
         return re.sub(r"\s+", " ", capsys.readouterr().err)
 
     assert "the model of base is of 'reach'" in refused("task=push")
