@@ -24,7 +24,7 @@ LedBy = Callable[[int, Tensor], Tensor]
 def draw_noise(
     model: LatentPredictor, num_candidates: int, horizon: int, generator: torch.Generator, *, shared: bool
 ) -> Float[Tensor, "candidates horizon tokens width"]:
-    """Draw the noise that each imagined frame starts from.
+    """Draw the noise that each imagined frame starts from; zeros for a model that knows no noise.
 
     Args:
         model: Gives K, D and the device.
@@ -33,15 +33,14 @@ def draw_noise(
         generator: CPU source of randomness.
         shared: Give all candidates the same noise (common random numbers), so that their differences come from actions.
     """
-    rows = 1 if shared else num_candidates
-    noise = torch.randn(rows, horizon, model.num_tokens, model.token_width, generator=generator)
+    shape = (1 if shared else num_candidates, horizon, model.num_tokens, model.token_width)
+    noise = torch.randn(shape, generator=generator) if model.is_stochastic else torch.zeros(shape)
     return noise.expand(num_candidates, -1, -1, -1).to(model.slots.device)
 
 
 def _check_steps(model: LatentPredictor, num_steps: int) -> None:
-    if num_steps < 1 or num_steps & (num_steps - 1) or num_steps > model.config.max_steps:
-        valid = [2**power for power in range(model.config.max_steps.bit_length())]
-        raise ValueError(f"got num_steps={num_steps}; this model was trained for {valid}")
+    if num_steps not in model.step_counts:
+        raise ValueError(f"got num_steps={num_steps}; this model was trained for {model.step_counts}")
 
 
 @torch.no_grad()
