@@ -21,6 +21,7 @@ from embodied_wm.heads import Readout
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 
@@ -34,6 +35,7 @@ class WorldModelConfig:
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,8 @@ class WorldModel(
                 for name, (names, units) in embodiment.readouts.items()
             }
         )
+        if config.temporal_distance.components:
+            self.temporal_distance = TemporalDistance(config.temporal_distance, latent_size=tokens * width)
         self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))
         self.register_buffer("action_low", -torch.ones(embodiment.action_size))
         self.register_buffer("action_high", torch.ones(embodiment.action_size))
@@ -104,6 +108,21 @@ class WorldModel(
                 f"Train on a store that holds the feature, or plan with objective=latent."
             )
         return self.readouts[key]  # pyright: ignore[reportReturnType]
+
+    def steps_between(
+        self, latents: Float[Tensor, "*batch tokens width"], goal: Float[Tensor, "tokens width"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return how many steps it takes, at best, from latents to a goal's.
+
+        Raises:
+            ValueError: If the model was made without that readout.
+        """
+        if not self.config.temporal_distance.components:
+            raise ValueError(
+                "this model has no readout of temporal distance; train one with model.temporal_distance.components=8, "
+                "or plan with objective=latent."
+            )
+        return self.temporal_distance(latents, goal)
 
     def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
         """Encode uint8 frames into standardised latents."""

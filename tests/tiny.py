@@ -9,6 +9,7 @@ import torch
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.temporal_distance import TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import LatentActionConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
@@ -20,11 +21,12 @@ from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 SIZE = 16
 ROWS = 12
 CAMERA = "observation.images.top"
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts")
+STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
 MODEL = WorldModelConfig(
     tokenizer=FrameTokenizerConfig(image_size=(SIZE, SIZE), channels=(8, 16), bottleneck=BottleneckConfig(width=8)),
     latent_actions=LatentActionConfig(width=16),
     predictor=PredictorConfig(transformer=TransformerConfig(width=32, depth=1, num_heads=2, hidden=32), window=8),
+    temporal_distance=TemporalDistanceConfig(components=2, intervals=3, width=16),
 )
 OVERRIDES = (
     f"model.tokenizer.image_size=[{SIZE},{SIZE}]",
@@ -36,6 +38,9 @@ OVERRIDES = (
     "model.predictor.transformer.depth=1",
     "model.predictor.transformer.num_heads=2",
     "model.predictor.transformer.hidden=32",
+    "model.temporal_distance.components=2",
+    "model.temporal_distance.intervals=3",
+    "model.temporal_distance.width=16",
     "trainer.sequence_length=6",
 )
 """The same sizes for the command line."""

@@ -26,7 +26,7 @@ from planners.base import Objective
 from planners.objectives import GoalDistance, StateCost, StepWeights
 from sim.tasks.base import Task
 
-ObjectiveKind = Literal["latent", "state"]
+ObjectiveKind = Literal["latent", "state", "temporal_distance"]
 QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
 
 
@@ -114,13 +114,17 @@ class JudgedWorldModel(JudgedModel):
             world_model: The model.
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
-                latents and from the goal's latents, and takes their distance in metres.
+                latents and from the goal's latents, and takes their distance in metres; "temporal_distance" is how many
+                steps the model's readout says it takes to the goal.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
         """
         if objective == "state":
             world_model.readout(QUANTITIES)  # says what to do where there is none
+        if objective == "temporal_distance":
+            nowhere = torch.zeros(world_model.config.tokenizer.num_tokens, world_model.config.tokenizer.token_width)
+            world_model.steps_between(nowhere, nowhere)  # the same
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
         self.objective_kind: ObjectiveKind = objective
@@ -150,6 +154,12 @@ class JudgedWorldModel(JudgedModel):
         goal = self.encode(goal_frame)
         if self.objective_kind == "latent":
             return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
+        if self.objective_kind == "temporal_distance":
+            return StateCost(
+                readout=lambda states: states,
+                cost=lambda states: self.world_model.steps_between(states, goal),
+                weights=self.weights,
+            )
         readout = self.world_model.readout(QUANTITIES)
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
 

@@ -50,6 +50,7 @@ _STAGES: Mapping[str, str] = {
     "adapter": "real actions to codes and back",
     "predictor": "the next latents, from past ones and actions",
     "readouts": "physical quantities, read from latents",
+    "temporal_distance": "steps from one latent to another",
 }
 
 

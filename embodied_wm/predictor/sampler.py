@@ -4,6 +4,10 @@ Writing frame t's keys and values and the first denoising step of frame t+1 are 
 clean block of frame t and the noised block of frame t+1 go in together, and the last layer computes outputs for the
 noised latents only. `imagine_uncached` recomputes everything at every step; it is the reference that the cache is
 tested and timed against.
+
+Tried and left out: classifier-free guidance on actions, x = absent + w (given - absent). On `push` (180 windows of
+held-out episodes, nano keypoints, one step) the squared error of latents at h = 8 is least without it: 0.049 at w = 1,
+0.050 at 1.1, 0.052 at 1.25 and at 0.8, 0.058 at 1.5; and guidance costs a second pass.
 """
 
 from collections.abc import Callable

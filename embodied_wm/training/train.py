@@ -1,4 +1,4 @@
-"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts.
+"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
 
 Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
 actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
@@ -40,6 +40,7 @@ class TrainConfig:
         adapter: Action-adapter stage.
         predictor: Predictor stage.
         readouts: Readout stage.
+        temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
         camera: Feature of the frames; "" takes the store's only camera.
         sequence_length: Frames per training window of the predictor.
         held_out_fraction: Last part of the episodes that training never sees.
@@ -56,6 +57,7 @@ class TrainConfig:
         default_factory=lambda: StageConfig(num_steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
+    temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
     camera: str = ""
     sequence_length: int = 10
     held_out_fraction: float = 0.1
@@ -265,6 +267,20 @@ class Trainer:
             loss = readout_loss(model)
             self.fit("readouts", {"readouts": model.readouts}, sampler.batch, loss, self.config.readouts)
 
+    def train_temporal_distance(self) -> None:
+        """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
+        config = self.config.temporal_distance
+        if self.model.config.temporal_distance.components:
+            module = self.model.temporal_distance
+            sampler = self.latents().sampler(length=2, batch_size=config.batch_size, seed=self.seed)
+            self.fit(
+                "temporal_distance",
+                {"temporal_distance": module},
+                sampler.batch,
+                lambda batch, generator: module.loss(batch["latents"], generator),
+                config,
+            )
+
 
 def conditioning(
     model: WorldModel, batch: Batch, labelled: Tensor, code_fraction: float, generator: torch.Generator
@@ -302,7 +318,7 @@ def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[
     return loss
 
 
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts")
+STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
 
 
 def train_world_model(
