@@ -1,6 +1,6 @@
 """Command line: `embodied-wm VERB [name=value ...]`; the only module, beside scripts, that knows Hydra.
 
-Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C (training: or SIGTERM).
 """
 
 import errno
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Options and an example: {pages.PROGRAM} {' '.join([*_command(arguments), '--help'])}"
         pages.problem(errors, str(error), hint)
         return 2
-    except KeyboardInterrupt:
-        errors.print("\nStopped by Ctrl-C. What was finished is kept.")
+    except KeyboardInterrupt as stop:
+        errors.print(f"\nStopped by {stop or 'Ctrl-C'}. What was finished is kept.")
         return EXIT_CODE
     except (ValueError, RuntimeError, OSError) as error:
         if show_traceback:
@@ -110,7 +110,7 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from embodied_wm.commands import verbs
-    from embodied_wm.commands.run import Run
+    from embodied_wm.commands.joining import open_run
 
     composed, choices = compose_config(name, read_overrides(verb, overrides))
     missing = sorted(OmegaConf.missing_keys(composed))
@@ -122,7 +122,7 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
     if "run_dir" not in config:  # verbs that only look at something
         verbs.LOOK[verb](config, Console())
         return 0
-    with Run(name, run_dir=config["run_dir"], resume=config.get("resume", False)) as run:
+    with open_run(name, config) as run:
         run.start(
             " ".join([pages.PROGRAM, *_command([verb, name.removeprefix("benchmark_")]), *overrides]), config_yaml
         )

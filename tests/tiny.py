@@ -61,7 +61,7 @@ def command_line(num_steps: int = 2) -> list[str]:
         for stage in STAGES
         for key, value in (("num_steps", num_steps), ("batch_size", 4))
     ]
-    return [*OVERRIDES, *steps]
+    return [*OVERRIDES, *steps, "trainer.watch.trackers=[]", "report=false"]
 
 
 def features(*, size: int = SIZE, action_size: int = 2, camera: str = CAMERA) -> dict[str, FeatureSpec]:

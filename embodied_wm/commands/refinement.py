@@ -111,7 +111,7 @@ class _Loop:
         """Collect a round's episodes, fine-tune the model of the round before on them, and save it."""
         before = WorldModel.load(self.checkpoint(number - 1), device=self.device)
         store = self.collect(number, before)
-        model = WorldModel.load(self.checkpoint(number - 1), device=self.device)
+        model = WorldModel.load(self.checkpoint(number - 1))
         features = ["action", *model.embodiment.readouts]
         shared = {"camera": model.embodiment.camera, "features": features, "console": self.console}
         if self.old is None:

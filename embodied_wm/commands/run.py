@@ -1,6 +1,7 @@
 """One run of a verb: its folder, and a console that keeps a log of what it shows."""
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -21,8 +22,17 @@ from embodied_wm.commands.errors import UsageError
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
-FREE = ("resume", "run_dir", "data.path", "rounds")
-"""Options in which a resumed run may differ; that the data is the same is checked by its fingerprint."""
+FREE = (
+    "resume",
+    "run_dir",
+    "data.path",
+    "report",
+    "rounds",
+    "trainer.compute.",
+    "trainer.watch.",
+    "trainer.keep.save_every_s",
+)
+"""Beginnings of options in which a resumed run may differ; that the data is the same is checked by its fingerprint."""
 
 
 class LoggingConsole(Console):
@@ -52,12 +62,14 @@ class Run:
         folder: Where everything of this run goes.
         console: Where to print; a copy goes to log.txt.
         resumed: Whether the folder held an earlier run that this one continues.
+        leads: Whether this process is the one that writes; where several train together, the others are silent.
     """
 
-    def __init__(self, name: str, *, run_dir: str | None, resume: bool = False) -> None:
-        self.folder, self.resumed = _make_folder(name, run_dir, resume)
-        self._log = (self.folder / "log.txt").open("a", encoding="utf-8")
-        self.console = LoggingConsole(self._log)
+    def __init__(self, name: str, *, run_dir: str | None, resume: bool = False, joins: Path | None = None) -> None:
+        self.leads = joins is None
+        self.folder, self.resumed = _make_folder(name, run_dir, resume) if joins is None else (joins, resume)
+        self._log = (self.folder / "log.txt" if self.leads else Path(os.devnull)).open("a", encoding="utf-8")
+        self.console = LoggingConsole(self._log, quiet=not self.leads)
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
 
@@ -67,6 +79,8 @@ class Run:
         Raises:
             UsageError: The folder holds a run of another configuration.
         """
+        if not self.leads:
+            return
         if self.resumed:
             self._check_same(config_yaml)
         (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
@@ -79,7 +93,8 @@ class Run:
         if not earlier.is_file():
             raise UsageError(f"resume=true: {self.folder} holds no config.yaml, so no run to continue")
         before, now = (_flat(yaml.safe_load(text)) for text in (earlier.read_text(encoding="utf-8"), config_yaml))
-        other = [key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)]
+        # What the earlier run does not name, the release that began it did not have.
+        other = [key for key in before if not key.startswith(FREE) and before[key] != now.get(key)]
         if other:
             changes = ", ".join(f"{key}={before.get(key)} (now {now.get(key)})" for key in sorted(other)[:5])
             raise UsageError(
@@ -144,7 +159,10 @@ def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bo
             )
         if resume and not used:
             raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"run_dir={run_dir} cannot be made: {error}. Give another folder") from error
         return folder.resolve(), used
     if resume:
         raise UsageError("resume=true needs run_dir=FOLDER, the run to continue")

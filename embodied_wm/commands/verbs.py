@@ -64,11 +64,22 @@ def export(config: Config, run: Run) -> None:
 def train(config: Config, run: Run) -> None:
     """Train a world model."""
     from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.training.processes import leave_processes
     from embodied_wm.training.train import train_world_model
 
     store = EpisodeStore.open(_place(config["data"]["path"]))
-    _check_same_data(store, run)
-    train_world_model(store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console)
+    if run.leads:
+        _check_same_data(store, run)
+    model = train_world_model(
+        store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console
+    )
+    if run.leads and config["report"]:
+        from embodied_wm.commands.benchmarks import resolved
+        from embodied_wm.evaluation.training_report import write_training_report
+
+        page = write_training_report(run.folder, model, resolved(run.folder))
+        run.console.print(f"training report: [cyan]{page}[/]", soft_wrap=True)
+    leave_processes()
 
 
 def _check_same_data(store: "EpisodeStore", run: Run) -> None:

@@ -18,6 +18,7 @@ KINDS = {
     "speed": "Speed",
     "latent_actions": "Latent actions",
     "demo": "Demonstration",
+    "training": "Training",
     "refinement": "Refinement where the planner looks",
 }
 MEANINGS = {

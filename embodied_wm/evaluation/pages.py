@@ -140,8 +140,8 @@ def training_section(run_dirs: Mapping[str, Path]) -> Section:
     for name, folder in run_dirs.items():
         found, broken = _read_metrics(Path(folder))
         unreadable += broken
-        for stage, points in found.items():
-            curves.setdefault(stage, {})[name] = points
+        for (stage, kind), points in found.items():
+            curves.setdefault(stage, {})[f"{name}{kind}"] = points
     pictures = []
     for stage in sorted(curves, key=lambda stage: list(_STAGES).index(stage) if stage in _STAGES else len(_STAGES)):
         series = {name: (list(points), list(points.values())) for name, points in sorted_points(curves[stage]).items()}
@@ -160,17 +160,23 @@ def sorted_points(runs: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int
     return {name: dict(sorted(points.items())) for name, points in runs.items()}
 
 
-def _read_metrics(folder: Path) -> tuple[dict[str, dict[int, float]], int]:
-    """Return stage to step to loss (a resumed run's later line counts), and how many lines could not be read."""
+def _read_metrics(folder: Path) -> tuple[dict[tuple[str, str], dict[int, float]], int]:
+    """Return (stage, "" or ", held out") to step to loss, and how many lines could not be read.
+
+    Of two lines of one step, which a resumed run can leave, the later one counts.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the folder of a training run, which holds metrics.jsonl")
-    found: dict[str, dict[int, float]] = {}
+    found: dict[tuple[str, str], dict[int, float]] = {}
     broken = 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-            found.setdefault(row["stage"], {})[int(row["step"])] = float(row["loss"])
+            found.setdefault((row["stage"], ""), {})[int(row["step"])] = float(row["loss"])
+            if "held_out_loss" in row:
+                held_out = found.setdefault((row["stage"], ", held out"), {})
+                held_out[int(row["step"])] = float(row["held_out_loss"])
         except (json.JSONDecodeError, KeyError, TypeError):
             broken += 1
     if not found:

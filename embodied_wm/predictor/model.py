@@ -274,8 +274,10 @@ class LatentPredictor(nn.Module):
         jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
         jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)
         step = torch.full_like(tau, 1 / self.config.max_steps)
-        if jumps.any():
-            some = jumps[:, 0]
+        # Without asking whether any sequence jumps: processes that share the layers' weights must make the same passes.
+        has_jumps = self.config.max_steps > 1 and self.config.shortcut_fraction > 0
+        some = jumps[:, 0]
+        if has_jumps:
             exponents = torch.randint(
                 0, self.config.max_steps.bit_length() - 1, (int(some.sum()), time), generator=generator
             )
@@ -283,8 +285,7 @@ class LatentPredictor(nn.Module):
             tau[some] = (tau[some] / step[some]).floor() * step[some]
         x_tau = flow.interpolate(noise, latents, tau[..., None, None])
         target = latents
-        if jumps.any():
-            some = jumps[:, 0]
+        if has_jumps:
             target = latents.clone()
             target[some] = self._shortcut_target(
                 past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]

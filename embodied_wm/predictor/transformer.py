@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from embodied_wm.predictor.cache import CandidateCache, attend_shared
 
@@ -107,12 +108,33 @@ class Layer(nn.Module):
         q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, 1:].flatten(2, 3)
         return x_SFnW[:, -num_frames:, 1:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
 
+    def forward(
+        self,
+        x_SFnW: Tensor,
+        modulation: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_NM: Tensor,
+        num_frames: int | None,
+    ) -> Tensor:
+        """Process whole windows; with `num_frames`, only the latent tokens of that many last frames come out."""
+        mod = self.modulated(modulation)
+        q, k, v = self.queries_keys_values(x_SFnW, mod, rotary)
+        if num_frames is not None:
+            x_SFnW, q, mod = self.select(x_SFnW, q, mod, num_frames)
+        k, v = self.with_sinks(k, v)
+        return self.finish(x_SFnW, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
+
 
 class BlockCausalTransformer(nn.Module):
     """Run blocks of tokens, [S, F frames, n tokens per frame, width], through modulated layers.
 
     The first token of every block is the action's; outputs are the other tokens of the last frames.
+
+    Attributes:
+        recompute: Whether training recomputes activations in the backward pass instead of keeping them.
     """
+
+    recompute = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -159,14 +181,14 @@ class BlockCausalTransformer(nn.Module):
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
+        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
         for layer in self.stack:
-            mod = layer.modulated(modulation)
-            q, k, v = layer.queries_keys_values(x, mod, rotary)
-            if layer is self.stack[-1]:
-                x, q, mod = layer.select(x, q, mod, num_frames)
-                mask_NM = mask_NM.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
-            k, v = layer.with_sinks(k, v)
-            x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
+            is_last = layer is self.stack[-1]
+            inputs = (x, modulation, rotary, last_mask if is_last else mask_NM, num_frames if is_last else None)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
         return x
 
     def keys_values(

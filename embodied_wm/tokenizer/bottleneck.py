@@ -55,7 +55,7 @@ def sigreg(
         The mean over directions of the weighted squared distance of characteristic functions; 0 for a perfect match.
     """
     width = latents_ND.shape[1]
-    directions = torch.randn(width, num_projections, generator=generator, device=latents_ND.device)
+    directions = torch.randn(width, num_projections, generator=generator).to(latents_ND.device)
     directions = directions / directions.norm(dim=0, keepdim=True)
     knots = torch.linspace(0.2, 4.0, 17, device=latents_ND.device)
     phase = (latents_ND @ directions)[..., None] * knots

@@ -1,9 +1,14 @@
-"""Episodes as latents in memory: what every stage after the frame tokenizer trains on.
+"""Episodes as latents: what every stage after the frame tokenizer trains on.
 
-Frames are encoded once; 18,000 frames of 16 tokens x 32 channels take 37 MB.
+Frames are encoded once, into memory (18,000 frames of 16 tokens x 32 channels take 37 MB) or into an episode store
+beside the run, which later stages and resumed runs read from the disk; or each batch anew, which is what both save.
 """
 
-from collections.abc import Sequence
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +19,24 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.progress import Track
 from embodied_wm.tokenizer.frames import FrameTokenizer
-from embodied_wm.training.loop import Batch, step_generator
+from embodied_wm.training.loop import Batch, Processes, step_generator
+from embodied_wm.types import Episode, FeatureSpec
+
+LatentsMode = Literal["memory", "zarr", "online"]
+MODES: tuple[LatentsMode, ...] = ("memory", "zarr", "online")
+GROUP = 32
+"""Episodes of one commit to a store of latents."""
 
 
 class LatentEpisodes:
-    """Hold the latents and low-dimensional features of chosen episodes, and draw random windows of them."""
+    """Hold the latents and low-dimensional features of chosen episodes, and draw random windows of them.
+
+    Attributes:
+        episodes: Numbers of the episodes in their store.
+        ends: [E], rows before the end of each, counted over the held episodes.
+        features: Name to [rows, size].
+        latents: [rows, K, D]; no rows where they are not held in memory.
+    """
 
     def __init__(
         self,
@@ -29,23 +47,50 @@ class LatentEpisodes:
         episodes: Sequence[int],
         features: Sequence[str],
         console: Console | None = None,
+        mode: LatentsMode = "memory",
+        folder: Path | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        lengths = store.episode_lengths
+        """Encode the episodes, or prepare to.
+
+        Args:
+            store: Where the frames are.
+            tokenizer: What encodes them.
+            camera: Feature of the frames.
+            episodes: Which episodes.
+            features: Low-dimensional features to hold beside the latents.
+            console: Where progress is shown.
+            mode: "memory", "zarr" (a store of latents in `folder`, made by the main process) or "online" (each batch
+                anew).
+            folder: For "zarr".
+            processes: Which processes train together; this one alone by default.
+
+        Raises:
+            ValueError: If the mode is unknown, or "zarr" has no folder.
+            StoreError: If episodes cannot be read, or latents not be written.
+        """
+        if mode not in MODES or (mode == "zarr" and folder is None):
+            raise ValueError(f"latents={mode!r} in folder {folder}: choose one of {', '.join(MODES)}; zarr needs one")
+        self._store, self._tokenizer, self._camera = store, tokenizer, camera
+        self.processes = processes or Processes()
         self.episodes = tuple(int(index) for index in episodes)
-        self.ends = np.cumsum(lengths[list(self.episodes)])
-        latents: list[Tensor] = []
-        values: dict[str, list[Tensor]] = {name: [] for name in features}
-        with Track("encode frames", int(self.ends[-1]), unit="frames", console=console) as track:
-            for index in self.episodes:
-                stop = int(store.episode_ends[index])
-                start = stop - int(lengths[index])
-                latents.append(tokenizer.encode(torch.from_numpy(store.read(camera, start, stop))))
-                for name in features:
-                    rows = torch.from_numpy(np.asarray(store.read(name, start, stop), dtype=np.float32))
-                    values[name].append(rows.reshape(len(rows), -1))
-                track.advance(stop - start)
-        self.latents = torch.cat(latents)
-        self.features = {name: torch.cat(rows) for name, rows in values.items()}
+        lengths = store.episode_lengths[list(self.episodes)]
+        self.ends = np.cumsum(lengths)
+        self._first_rows = torch.from_numpy(store.episode_ends[list(self.episodes)] - lengths)
+        self.features = {name: self._load(name) for name in features}
+        self.latents = torch.empty(0, tokenizer.config.num_tokens, tokenizer.config.token_width)
+        self._read: Callable[[Tensor, int], Tensor] = self._encode_windows
+        if mode == "memory":
+            self.latents = torch.cat([latents for _, latents in self._encoded(0, console)])
+            self._read = lambda starts, length: self.latents[starts[:, None] + torch.arange(length)]
+        elif folder is not None and mode == "zarr":
+            if self.processes.is_main:
+                self._precompute(folder, console)
+            self.processes.wait()
+            encoded = EpisodeStore.open(folder)
+            self._read = lambda starts, length: torch.from_numpy(
+                encoded.read_windows("latents", starts.numpy(), length)
+            )
 
     @property
     def num_episodes(self) -> int:
@@ -57,6 +102,10 @@ class LatentEpisodes:
         stop = int(self.ends[episode])
         return slice(int(self.ends[episode - 1]) if episode else 0, stop)
 
+    def windows(self, starts: Tensor, length: int) -> Tensor:
+        """Return the latents [B, length, K, D] of windows that start at these rows [B]."""
+        return self._read(starts, length)
+
     def sampler(
         self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None
     ) -> "LatentSampler":
@@ -64,21 +113,95 @@ class LatentEpisodes:
         chosen = list(range(self.num_episodes)) if members is None else list(members)
         return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen)
 
+    def _load(self, name: str) -> Tensor:
+        rows = [self._store.read(name, *self._store_rows(place)) for place in range(self.num_episodes)]
+        values = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
+        return values.reshape(len(values), -1)
+
+    def _store_rows(self, place: int) -> tuple[int, int]:
+        """Return the first row of the n-th held episode in its store, and the row after its last."""
+        stop = int(self._store.episode_ends[self.episodes[place]])
+        return int(self._first_rows[place]), stop
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        return self._tokenizer.encode(torch.from_numpy(frames).to(self._tokenizer.latent_mean.device)).cpu()
+
+    def _encoded(self, first: int, console: Console | None) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place and the latents of every held episode from the n-th on."""
+        start = int(self.ends[first - 1]) if first else 0
+        with Track("encode frames", int(self.ends[-1]), unit="frames", start=start, console=console) as track:
+            for place in range(first, self.num_episodes):
+                begin, stop = self._store_rows(place)
+                yield place, self._encode(self._store.read(self._camera, begin, stop))
+                track.advance(stop - begin)
+
+    def _encode_windows(self, starts: Tensor, length: int) -> Tensor:
+        """Read the frames of windows and encode them."""
+        places = torch.searchsorted(torch.from_numpy(self.ends), starts, right=True)
+        before = torch.from_numpy(np.concatenate([[0], self.ends[:-1]]))
+        rows = self._first_rows[places] + starts - before[places]
+        return self._encode(self._store.read_windows(self._camera, rows.numpy(), length))
+
+    def _precompute(self, folder: Path, console: Console | None) -> None:
+        """Make the store of latents, or go on with it where an earlier call was stopped."""
+        origin = {
+            "store": self._store.fingerprint(),
+            "camera": self._camera,
+            "tokenizer": _fingerprint(self._tokenizer),
+            "episodes": list(self.episodes),
+        }
+        if folder.exists() and EpisodeStore.open(folder).metadata.get("latents_of") != origin:
+            shutil.rmtree(folder)  # of other weights, data or episodes
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = self._tokenizer.config
+        spec = FeatureSpec(dtype="float32", shape=(config.num_tokens, config.token_width))
+        opened = (
+            EpisodeStore.open(folder, "a")
+            if folder.exists()
+            else EpisodeStore.create(
+                folder, features={"latents": spec}, fps=self._store.fps, metadata={"latents_of": origin}
+            )
+        )
+        with opened as target:
+            waiting: list[Episode] = []
+            for place, latents in self._encoded(target.num_episodes, console):
+                waiting.append(Episode(features={"latents": latents.numpy()}))
+                if len(waiting) == GROUP or place == self.num_episodes - 1:
+                    target.append(waiting)
+                    waiting.clear()
+
 
 class LatentSampler:
-    """Draw windows at random; a batch depends on the seed and the step alone."""
+    """Draw windows at random; a batch depends on the seed, its number and the rank alone."""
 
     def __init__(
         self, data: LatentEpisodes, *, length: int, batch_size: int, seed: int, members: Sequence[int]
     ) -> None:
         index = index_windows(data.ends, members, length)
-        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.data, self.batch_size, self.seed, self.length = data, batch_size, seed, length
         self.starts, self.episodes = torch.from_numpy(index.starts), torch.from_numpy(index.episodes)
         self.offsets = torch.arange(length)
 
-    def batch(self, step: int) -> Batch:
-        """Return latents, features and the held-episode number of a batch of windows."""
-        chosen = torch.randint(len(self.starts), (self.batch_size,), generator=step_generator(self.seed, step))
-        rows = self.starts[chosen][:, None] + self.offsets
+    def batch(self, number: int) -> Batch:
+        """Return latents, features and the held-episode number of a batch of windows of this process."""
+        processes = self.data.processes
+        return self.numbered(number * processes.world_size + processes.rank)
+
+    def numbered(self, number: int) -> Batch:
+        """Return a batch by its number among those of all processes."""
+        generator = step_generator(self.seed, number)
+        chosen = torch.randint(len(self.starts), (self.batch_size,), generator=generator)
+        starts = self.starts[chosen]
+        rows = starts[:, None] + self.offsets
         batch = {name: values[rows] for name, values in self.data.features.items()}
-        return batch | {"latents": self.data.latents[rows], "episode": self.episodes[chosen]}
+        return batch | {"latents": self.data.windows(starts, self.length), "episode": self.episodes[chosen]}
+
+
+def _fingerprint(tokenizer: FrameTokenizer) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["MODES", "LatentEpisodes", "LatentSampler", "LatentsMode"]

@@ -1,36 +1,34 @@
 """One flat training loop for every stage.
 
-Batch and noise of a step depend on (seed, step) alone, so there is no loader or generator state to save: a run that
-resumes at step n does what an uninterrupted one would have done, bit for bit on a CPU.
+Batch and noise of a step depend on (seed, step, rank) alone, so there is no loader or generator state to save: a run
+that resumes at step n does what an uninterrupted one would have done, bit for bit on a CPU.
 """
 
-import json
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType
-from typing import Any
+from typing import Protocol
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from embodied_wm.checkpoint import read_tensors, write_tensors
+from embodied_wm.checkpoint import write_tensors
+from embodied_wm.data.layout import StoreError
 from embodied_wm.progress import Track
+from embodied_wm.training.interrupts import stopping, undivided
+from embodied_wm.training.log import MetricsLog
+from embodied_wm.training.processes import Batch, Loss, Metrics, Processes, whole, without_sync
+from embodied_wm.training.state import StageFiles, StageState, TrainingError
 
-SAVE_EVERY_S = 60.0
-Batch = dict[str, Tensor]
-Metrics = dict[str, float]
-
-
-class TrainingError(RuntimeError):
-    """Say why training stopped."""
+LOG_EVERY = 20
+SETTLED_AFTER = 50
+"""Steps before a loss can be a spike."""
+HELD_OUT_SEED = 7_654_321
+SCHEDULES = ("cosine", "constant_then_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,13 @@ class StageConfig:
 
     Attributes:
         num_steps: Optimiser steps.
-        batch_size: Windows (or frames) per step.
-        learning_rate: Peak of AdamW's rate: linear warm-up, then cosine to a twentieth.
+        batch_size: Windows (or frames) per batch; a step sees `accumulate` batches on each process.
+        accumulate: Batches per process whose gradients are averaged before each step.
+        learning_rate: Peak of AdamW's rate.
+        schedule: After a linear warm-up, "cosine" to a twentieth of the peak, or "constant_then_decay": the peak, and
+            in the last part of the steps linearly to a twentieth (WSD, arXiv 2404.06395), so that a run can be
+            prolonged from any step before.
+        decay_fraction: That last part, for "constant_then_decay".
         weight_decay: Of matrices; vectors are not decayed.
         warmup_steps: Steps of warm-up.
         clip_norm: Largest gradient norm.
@@ -51,12 +54,79 @@ class StageConfig:
 
     num_steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    decay_fraction: float = 0.2
     weight_decay: float = 0.01
     warmup_steps: int = 50
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no schedule can be made of."""
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.accumulate < 1 or not 0 < self.decay_fraction <= 1:
+            raise ValueError(
+                f"accumulate={self.accumulate} must be at least 1, decay_fraction={self.decay_fraction} in (0, 1]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """Say what a training keeps, and what it stops for.
+
+    Attributes:
+        save_every_s: Seconds between two saves of the last state.
+        keep_every: Steps between states that are kept beside the last one; 0 keeps none.
+        evaluate_every: Steps between measurements of the held-out loss, whose best weights are kept; 0 measures none.
+        num_held_out: Batches of each measurement.
+        final: Weights that a stage ends with: "last" (averaged where there is an average) or "best".
+        spike_factor: A loss this many times its running mean leaves the weights as they are; 0 lets all through.
+        max_spikes: Spikes in one stage after which training stops.
+    """
+
+    save_every_s: float = 60.0
+    keep_every: int = 0
+    evaluate_every: int = 0
+    num_held_out: int = 8
+    final: str = "last"
+    spike_factor: float = 20.0
+    max_spikes: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are never kept."""
+        if self.final not in ("last", "best"):
+            raise ValueError(f"final={self.final!r}: choose one of last, best")
+        if self.final == "best" and not self.evaluate_every:
+            raise ValueError("final=best needs a held-out loss: set evaluate_every to some steps")
+
+
+class Observer(Protocol):
+    """Look on while a stage trains."""
+
+    def log(self, stage: str, step: int, metrics: Metrics) -> None:
+        """Take note of metrics."""
+        ...
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Tell whether pictures are wanted after a step."""
+        ...
+
+    def draw(self, stage: str, step: int) -> None:
+        """Draw pictures with the weights as they are."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """Say how a training is conducted: by which processes, what is kept, and who looks on."""
+
+    processes: Processes = field(default_factory=Processes)
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    observer: Observer | None = None
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -65,220 +135,253 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Return the rate at a step: warm-up, then cosine to 5% of the peak."""
+    """Return the rate at a step: warm-up, then the schedule down to 5% of the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-
-class _State:
-    """Everything of a stage that must survive a kill, as one flat dictionary of tensors."""
-
-    def __init__(self, modules: nn.ModuleDict, optimiser: torch.optim.Optimizer, use_ema: bool) -> None:
-        self.modules, self.optimiser = modules, optimiser
-        self.parameters: list[Tensor] = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-        self.ema = [parameter.detach().clone() for parameter in self.parameters] if use_ema else []
-        self.step = 0
-        self.is_whole = True  # False while an update is half done, which an error can leave it
-
-    def tensors(self) -> dict[str, Tensor]:
-        flat = {f"module.{name}": tensor for name, tensor in self.modules.state_dict().items()}
-        flat |= {f"ema.{index}": tensor for index, tensor in enumerate(self.ema)}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            flat |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
-        return {name: tensor.clone() for name, tensor in flat.items()} | {"step": torch.tensor(self.step)}
-
-    def load(self, path: Path) -> None:
-        """Take over what an earlier run saved.
-
-        Raises:
-            CheckpointError: If the file is damaged.
-            TrainingError: If it is of another model.
-        """
-        tensors = read_tensors(path)
-        own = {f"module.{name}": tuple(tensor.shape) for name, tensor in self.modules.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("module.")}
-        different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
-        if different:
-            name = different[0]
-            raise TrainingError(
-                f"{path} is of another model: {len(different)} tensors differ, the first is {name!r}: it holds "
-                f"{found.get(name, 'nothing')}, this model {own.get(name, 'nothing')}. Resume with the run's own "
-                f"configuration (config.yaml in its folder), or train in a new folder."
-            )
-        parts: dict[str, dict[str, Tensor]] = {"module": {}, "ema": {}, "optimiser": {}}
-        for name, tensor in tensors.items():
-            if name != "step":
-                part, rest = name.split(".", 1)
-                parts[part][rest] = tensor
-        self.modules.load_state_dict(parts["module"])
-        self.ema = [parts["ema"][str(index)] for index in range(len(parts["ema"]))]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimiser"].items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.step = int(tensors["step"])
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+        return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    left = (config.num_steps - step) / max(1.0, config.decay_fraction * config.num_steps)
+    return config.learning_rate * (0.05 + 0.95 * min(max(left, 0.0), 1.0))
 
 
 def fit(
     name: str,
     modules: nn.ModuleDict,
     batch_of: Callable[[int], Batch],
-    loss_of: Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]],
+    loss_of: Loss,
     config: StageConfig,
     *,
     run_dir: Path,
     seed: int,
     console: Console | None = None,
+    held_out_of: Callable[[int], Batch] | None = None,
+    conduct: Conduct | None = None,
+    sharded: bool = False,
 ) -> Metrics:
     """Train modules to the end of a stage, resuming where an earlier call stopped.
 
     Args:
         name: The stage's name; names its files under `run_dir/stages`.
         modules: What is trained; restored, trained in place, left with the averaged weights if there are any.
-        batch_of: Step to batch; must depend on the step alone.
-        loss_of: Batch and the step's generator to (loss, metrics).
+        batch_of: Number to batch of this process; must depend on the number and the rank alone.
+        loss_of: Batch and the batch's generator to (loss, metrics).
         config: The stage's settings.
         run_dir: Folder of the run.
         seed: Seeds every step's generator.
         console: Where progress is shown.
+        held_out_of: Number to batch of this process, of episodes that are not trained on.
+        conduct: Processes, what is kept, who looks on; one quiet process on the CPU by default.
+        sharded: Split the modules over the processes; they keep only their own part.
 
     Returns:
         The metrics of the last step; those in the log where the stage was finished before.
 
     Raises:
-        TrainingError: If the loss is not finite; the batch is kept for a look.
+        TrainingError: If the loss is not finite (the batch is kept for a look) or jumps too often, or the data vanish.
     """
-    stages = run_dir / "stages"
-    stages.mkdir(parents=True, exist_ok=True)
-    decayed = [p for p in modules.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in modules.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-    state = _State(modules, optimiser, config.ema_decay > 0)
-    saved = stages / f"{name}.safetensors"
-    if saved.is_file():
-        state.load(saved)
+    job = _Job(name, modules, batch_of, loss_of, config, run_dir, seed, held_out_of, conduct or Conduct(), sharded)
+    job.files.load_last(job.state)
+    processes, keep, observer, state = job.processes, job.keep, job.observer, job.state
     metrics: Metrics = {}
-    last_save = time.monotonic()
+    last_save = began = time.monotonic()
+    first = state.step
     modules.train()
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or threads)
-    log = _Log(run_dir / "metrics.jsonl", name, state.step)
-    with Track(f"train {name}", config.num_steps, start=state.step, console=console) as track:
+    log = MetricsLog(run_dir / "metrics.jsonl", name, state.step, is_writer=processes.is_main)
+    is_agreed = True
+    with (
+        stopping(together=processes.world_size > 1) as stop,
+        Track(f"train {name}", config.num_steps, start=state.step, console=console) as track,
+    ):
         try:
             while state.step < config.num_steps:
-                metrics = _step(
-                    state, batch_of(state.step), loss_of, config, seed, stages / f"{name}.bad_batch.safetensors"
-                )
-                if state.step % 20 == 0 or state.step == config.num_steps:
+                is_agreed = False
+                is_late = processes.is_main and time.monotonic() - last_save > keep.save_every_s
+                metrics, (asked_to_stop, asked_to_save) = job.step(bool(stop.number), is_late)
+                is_agreed = True
+                speed = job.frames_per_step * (state.step - first) / (time.monotonic() - began)
+                if keep.evaluate_every and held_out_of and state.step % keep.evaluate_every == 0:
+                    metrics["held_out_loss"] = job.evaluate()
+                if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
                     log.append({"stage": name, "step": state.step, **metrics})
-                track.advance(1, " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3]))
-                if time.monotonic() - last_save > SAVE_EVERY_S:
-                    write_tensors(saved, state.tensors())
+                    if observer:
+                        observer.log(name, state.step, metrics | {"frames_per_s": speed})
+                if observer and observer.is_due(state.step, config.num_steps):
+                    job.draw(observer)
+                shown = " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3])
+                track.advance(1, f"{speed:,.0f} frames/s {shown}")
+                if keep.keep_every and state.step % keep.keep_every == 0:
+                    job.files.keep(state)
+                if asked_to_save:
+                    job.files.save_last(state)
                     last_save = time.monotonic()
+                if asked_to_stop:
+                    stop.raise_it()
         finally:
             torch.set_num_threads(threads)
-            if state.is_whole:  # otherwise the file of some seconds ago is where the run goes on
-                write_tensors(saved, state.tensors())
+            # Half an update, and a part of the weights that others did not agree to save, would be no state to go on
+            # from; then the file of some seconds ago is.
+            if state.is_whole and (is_agreed or not sharded or processes.world_size == 1):
+                with undivided():
+                    job.files.save_last(state)
     modules.eval()
-    if state.ema:
-        with torch.no_grad():
-            torch._foreach_copy_(state.parameters, state.ema)  # pyright: ignore[reportPrivateImportUsage]
+    if keep.final == "best":
+        job.files.load_best(state)
+    else:
+        state.use_ema()
     return metrics or log.last
 
 
-def _step(
-    state: _State,
-    batch: Batch,
-    loss_of: Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]],
-    config: StageConfig,
-    seed: int,
-    bad_batch: Path,
-) -> Metrics:
-    """Do one optimiser step."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(config, state.step)
-    loss, metrics = loss_of(batch, step_generator(seed, state.step))
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)
-    if not torch.isfinite(loss + norm):
-        write_tensors(bad_batch, batch)
-        raise TrainingError(
-            f"the loss became {float(loss.detach())} (gradient norm {float(norm)}) at step {state.step}; the batch is "
-            f"kept in {bad_batch} and the weights of the step before beside it. Lower learning_rate (now "
-            f"{config.learning_rate}) or look for bad values in the batch."
-        )
-    with _undivided():
-        state.is_whole = False
-        state.optimiser.step()
-        if state.ema:
-            decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(state.ema, state.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        state.step += 1
-        state.is_whole = True
-    return {"loss": float(loss.detach()), **metrics}
+class _Job:
+    """Hold what the steps of one stage share."""
 
+    def __init__(
+        self,
+        name: str,
+        modules: nn.ModuleDict,
+        batch_of: Callable[[int], Batch],
+        loss_of: Loss,
+        config: StageConfig,
+        run_dir: Path,
+        seed: int,
+        held_out_of: Callable[[int], Batch] | None,
+        conduct: Conduct,
+        sharded: bool,
+    ) -> None:
+        self.name, self.config, self.seed = name, config, seed
+        self.batch_of, self.held_out_of = batch_of, held_out_of
+        self.processes, self.keep, self.observer = conduct.processes, conduct.keep, conduct.observer
+        stages = run_dir / "stages"
+        stages.mkdir(parents=True, exist_ok=True)
+        self.worker = self.processes.wrap(modules, loss_of, sharded=sharded)
+        decayed = [p for p in modules.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in modules.parameters() if p.requires_grad and p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        self.state = StageState(modules, optimiser, config.ema_decay > 0)
+        self.files = StageFiles(stages, name, self.processes)
 
-@contextmanager
-def _undivided() -> Iterator[None]:
-    """Let Ctrl-C wait until the body is done, so that what is saved then is a whole step."""
-    before = signal.getsignal(signal.SIGINT)
-    if current_thread() is not main_thread() or not callable(before):
-        yield
-        return
-    pressed: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        before(*pressed[0])
+    def step(self, wants_stop: bool, wants_save: bool) -> tuple[Metrics, tuple[bool, bool]]:
+        """Do one optimiser step; also return whether any process wants to stop, and to save."""
+        config, state = self.config, self.state
+        for group in state.optimiser.param_groups:
+            group["lr"] = learning_rate(config, state.step)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss, metrics = self._backward()
+        norm = float(whole(nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)))
+        share = 1 / self.processes.world_size
+        loss, stops, saves = self.processes.total([loss * share, float(wants_stop), float(wants_save)])
+        if not math.isfinite(loss + norm):
+            raise TrainingError(
+                f"the loss became {loss} (gradient norm {norm}) at step {state.step}; the batch is kept in "
+                f"{self._keep_batch()} and the weights of the step before beside it. Lower learning_rate (now "
+                f"{config.learning_rate}) or look for bad values in the batch."
+            )
+        with undivided():
+            state.is_whole = False
+            if self._is_spike(loss):
+                state.num_skipped += 1
+            else:
+                state.optimiser.step()
+                state.update_ema(config.ema_decay)
+                state.update_mean(loss)
+            state.step += 1
+            state.is_whole = True
+        if state.num_skipped:
+            metrics["skipped"] = float(state.num_skipped)
+        if state.num_skipped > self.keep.max_spikes:
+            raise TrainingError(
+                f"the loss of {self.name} jumped above {self.keep.spike_factor:g} times its mean {state.num_skipped} "
+                f"times (last to {loss:.3g}, mean {state.loss_mean:.3g}), up to step {state.step}; those updates were "
+                f"left out. Lower learning_rate (now {config.learning_rate}), or raise keep.max_spikes."
+            )
+        return {"loss": loss, **metrics}, (stops > 0, saves > 0)
 
+    def _backward(self) -> tuple[float, Metrics]:
+        """Average the gradients of this process's batches of a step; return their mean loss and metrics."""
+        state, count = self.state, self.config.accumulate
+        losses: list[float] = []
+        gathered: dict[str, list[float]] = {}
+        for part in range(count):
+            index = state.step * count + part
+            batch = self.processes.to_device(self._read(self.batch_of, index))
+            generator = step_generator(self.seed, index * self.processes.world_size + self.processes.rank)
+            with without_sync(self.worker) if part < count - 1 else nullcontext():
+                with self.processes.autocast():
+                    loss, metrics = self.worker(batch, generator)
+                (loss if count == 1 else loss / count).backward()
+            losses.append(float(loss.detach()))
+            for key, value in metrics.items():
+                gathered.setdefault(key, []).append(value)
+            self.last_batch = batch
+        self.frames_per_step = _num_frames(self.last_batch) * count * self.processes.world_size
+        return sum(losses) / count, {key: sum(values) / len(values) for key, values in gathered.items()}
 
-class _Log:
-    """Append metrics to a file of JSON lines, and drop those that a resumed stage will write again.
-
-    Attributes:
-        last: The stage's last metrics that an earlier call has logged.
-    """
-
-    def __init__(self, path: Path, stage: str, step: int) -> None:
-        self.path = path
-        self.last: Metrics = {}
-        if not path.is_file():
-            return
-        content = path.read_bytes()
-        lines = content.split(b"\n")[:-1]  # what follows the last line break was cut short
-        records = [json.loads(line) for line in lines]
-        kept = [
-            line for line, each in zip(lines, records, strict=True) if each["stage"] != stage or each["step"] <= step
-        ]
-        whole = b"".join(line + b"\n" for line in kept)
-        if whole != content:
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(whole)
-            os.replace(part, path)
-        for record in (json.loads(line) for line in kept):
-            if record["stage"] == stage:
-                self.last = {key: value for key, value in record.items() if key not in ("stage", "step")}
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one line.
-
-        Raises:
-            TrainingError: If the file cannot be written.
-        """
-        line = json.dumps(record).encode() + b"\n"
+    def _read(self, source: Callable[[int], Batch], index: int) -> Batch:
         try:
-            with self.path.open("ab", buffering=0) as file:
-                num_written = file.write(line)
-        except OSError as error:
-            raise TrainingError(f"{self.path} could not be written: {error}. Free space and resume the run.") from error
-        if num_written != len(line):
-            raise TrainingError(f"{self.path} could not be written: the disk is full. Free space and resume the run.")
+            return source(index)
+        except (StoreError, FileNotFoundError) as error:
+            raise TrainingError(
+                f"the data of {self.name} could not be read at step {self.state.step}: {error} The steps before are "
+                "saved: bring the data back and continue with resume=true."
+            ) from error
+
+    def _keep_batch(self) -> Path:
+        suffix = f".rank{self.processes.rank}" if self.processes.rank else ""
+        path = self.files.folder / f"{self.name}.bad_batch{suffix}.safetensors"
+        write_tensors(path, self.last_batch)
+        return path
+
+    def _is_spike(self, loss: float) -> bool:
+        bound = self.keep.spike_factor * self.state.loss_mean
+        return self.state.step >= SETTLED_AFTER and 0 < bound < loss
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the held-out loss of the (averaged) weights, the same batches and noise every time; keep the best."""
+        assert self.held_out_of is not None
+        processes, count = self.processes, self.keep.num_held_out
+        self.state.modules.eval()
+        total = 0.0
+        with self.state.averaged(), processes.autocast():
+            for index in range(count):
+                batch = processes.to_device(self._read(self.held_out_of, index))
+                number = index * processes.world_size + processes.rank
+                total += float(self.worker(batch, step_generator(HELD_OUT_SEED, number))[0])
+        self.state.modules.train()
+        (loss,) = processes.total([total / count / processes.world_size])
+        if loss < self.state.best:
+            self.state.best = loss
+            self.files.keep_best(self.state)
+        return loss
+
+    def draw(self, observer: Observer) -> None:
+        """Let the observer draw with the averaged weights."""
+        self.state.modules.eval()
+        with self.state.averaged():
+            observer.draw(self.name, self.state.step)
+        self.state.modules.train()
+
+
+def _num_frames(batch: Batch) -> int:
+    """Return how many frames a batch holds: B x T of what has most dimensions."""
+    largest = max(batch.values(), key=lambda tensor: tensor.ndim)
+    return largest.shape[0] * (largest.shape[1] if largest.ndim > 2 else 1)
+
+
+__all__ = [
+    "Batch",
+    "Conduct",
+    "KeepConfig",
+    "Loss",
+    "Metrics",
+    "Observer",
+    "Processes",
+    "StageConfig",
+    "TrainingError",
+    "fit",
+    "learning_rate",
+    "step_generator",
+]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
 from embodied_wm.training.loop import Batch, Metrics, StageConfig, fit
-from embodied_wm.training.train import conditioning, readout_loss
+from embodied_wm.training.losses import conditioning, readout_loss
 from embodied_wm.world_model import WorldModel
 
 
@@ -93,8 +93,8 @@ def refine_model(
         return mixed(first, new.sampler(length=length, batch_size=count, seed=seed + 1))
 
     def predictor_loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        labelled = torch.ones(len(batch["latents"]), dtype=torch.bool)
-        told = conditioning(model, batch, labelled, config.code_fraction, generator)
+        batch = batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
+        told = conditioning(model, batch, config.code_fraction, generator)
         return model.predictor.loss(batch["latents"], told, generator)
 
     stages: dict[str, tuple[nn.Module, Callable[[int], Batch], Callable, int]] = {

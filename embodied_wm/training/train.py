@@ -7,26 +7,31 @@ actions never see an action label; the predictor sees real actions in labelled e
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from embodied_wm.data.loader import WindowLoader, split_episodes
+from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
-from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
-from embodied_wm.training.latents import LatentEpisodes
-from embodied_wm.training.loop import Batch, Metrics, StageConfig, fit
-from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
+from embodied_wm.training.embodiment import choose_camera, describe_embodiment
+from embodied_wm.training.folder import owned
+from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
+from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
+from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
+from embodied_wm.training.observer import RunObserver, WatchConfig
+from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
-READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
-TOKENIZER_WINDOW = 3
+STATISTICS_FRAMES = 1024
 CHANGE_BATCHES = 16
 
 
@@ -46,6 +51,12 @@ class TrainConfig:
         held_out_fraction: Last part of the episodes that training never sees.
         labelled_fraction: Part of the training episodes whose action labels (and readout targets) may be used.
         code_fraction: Part of the labelled sequences that are conditioned on latent codes instead of real actions.
+        latents: Where the latents of the stages after the tokenizer come from: "memory" (encoded once), "zarr"
+            (encoded once, into the run folder) or "online" (each batch anew).
+        memory_budget_mb: What the tokenizer stage keeps of the frames in memory; the others it reads from the store.
+        compute: What training runs on.
+        keep: What is kept, and when training stops.
+        watch: What is shown while it runs.
     """
 
     tokenizer: StageConfig = field(
@@ -63,50 +74,16 @@ class TrainConfig:
     held_out_fraction: float = 0.1
     labelled_fraction: float = 1.0
     code_fraction: float = 0.15
+    latents: str = "memory"
+    memory_budget_mb: int = 2048
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
-
-def choose_camera(store: EpisodeStore, wanted: str) -> str:
-    """Return the feature name of the wanted camera, or of the only one.
-
-    Raises:
-        ValueError: If there is none, several and none is named, or no such one.
-    """
-    cameras = [name for name, spec in store.features.items() if spec.is_image]
-    if wanted in cameras:
-        return wanted
-    if wanted or len(cameras) != 1:
-        raise ValueError(
-            f"{store.path} has the cameras: {', '.join(cameras) or 'none'}; got camera={wanted!r}. "
-            f"{'Name one of them with camera=NAME.' if cameras else 'A world model needs frames.'}"
-        )
-    return cameras[0]
-
-
-def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
-    """Read the embodiment that a model of this store belongs to.
-
-    Raises:
-        ValueError: If the store has no one-dimensional `action`.
-    """
-    action = store.features.get("action")
-    if action is None or len(action.shape) != 1:
-        raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
-    readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for name in READOUT_FEATURES:
-        spec = store.features.get(name)
-        if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
-            size = spec.shape[0]
-            names = spec.names or tuple(f"{name}[{index}]" for index in range(size))
-            readouts[name] = (tuple(names), tuple(spec.units) or ("",) * size)
-    robot = str(store.metadata.get("robot", store.metadata.get("task", "unknown")))
-    return Embodiment(
-        camera=camera,
-        action_size=action.shape[0],
-        action_names=tuple(action.names),
-        fps=store.fps,
-        readouts=readouts,
-        robot=robot,
-    )
+    def __post_init__(self) -> None:
+        """Refuse an unknown source of latents."""
+        if self.latents not in MODES:
+            raise ValueError(f"latents={self.latents!r}: choose one of {', '.join(MODES)}")
 
 
 def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
@@ -128,7 +105,7 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
 
 
 class Trainer:
-    """Hold what the stages share: the store, the model, the run's folder and seed."""
+    """Hold what the stages share: the store, the model, the run's folder, seed and processes."""
 
     def __init__(
         self,
@@ -138,184 +115,199 @@ class Trainer:
         run_dir: Path,
         *,
         seed: int,
+        processes: Processes,
         console: Console | None,
     ) -> None:
         self.store, self.model, self.config = store, model, config
-        self.run_dir, self.seed, self.console = run_dir, seed, console
-        train, self.held_out = split_episodes(store.num_episodes, config.held_out_fraction)
+        self.run_dir, self.seed, self.processes = run_dir, seed, processes
+        self.console = console if processes.is_main else Console(quiet=True)
+        train, held_out = split_episodes(store.num_episodes, config.held_out_fraction)
         self.train_episodes = [int(index) for index in train]
+        self.held_out = [int(index) for index in held_out]
         order = np.random.default_rng(seed).permutation(len(self.train_episodes))
         num_labelled = max(1, round(config.labelled_fraction * len(order)))
         self.labelled = sorted(int(index) for index in order[:num_labelled])
         self.is_labelled = torch.zeros(len(order), dtype=torch.bool)
         self.is_labelled[self.labelled] = True
+        self.shown = max(self.held_out, key=lambda index: int(store.episode_lengths[index]))
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Metrics] = {}
-        self.data: LatentEpisodes | None = None
+        self.data: dict[str, LatentEpisodes] = {}
+        self.observer = RunObserver(config.watch, run_dir, console=console) if processes.is_main else None
 
-    def fit(self, name: str, modules: dict[str, nn.Module], batch_of: Any, loss_of: Any, config: StageConfig) -> None:
+    def fit(
+        self,
+        name: str,
+        modules: dict[str, nn.Module],
+        batch_of: Callable[[int], Batch],
+        loss_of: Loss,
+        config: StageConfig,
+        held_out_of: Callable[[int], Batch] | None,
+    ) -> None:
         """Run one stage and note its time and last metrics."""
         began = time.monotonic()
+        parts = nn.ModuleDict(modules)
+        # The predictor is the large part; splitting the others would cost more than it saves.
+        sharded = name == "predictor" and self.processes.is_sharding
+        spare = deepcopy(parts) if sharded else parts
         self.metrics[name] = fit(
             name,
-            nn.ModuleDict(modules),
+            parts,
             batch_of,
             loss_of,
             config,
             run_dir=self.run_dir,
             seed=self.seed + len(name),
             console=self.console,
+            held_out_of=held_out_of,
+            conduct=Conduct(processes=self.processes, keep=self.config.keep, observer=self.observer),
+            sharded=sharded,
         )
+        if sharded:
+            spare.load_state_dict({key: whole(tensor) for key, tensor in parts.state_dict().items()})
+            for key in modules:
+                setattr(self.model, key, spare[key].eval())
         self.seconds[name] = round(time.monotonic() - began, 2)
 
-    def latents(self) -> LatentEpisodes:
-        """Encode the training episodes, once."""
-        if self.data is None:
-            features = ["action", *self.model.embodiment.readouts]
-            self.data = LatentEpisodes(
+    def latents(self, part: str = "train") -> LatentEpisodes:
+        """Encode the episodes of a part ("train" or "held_out"), once."""
+        if part not in self.data:
+            self.data[part] = LatentEpisodes(
                 self.store,
                 self.model.tokenizer,
                 camera=self.model.embodiment.camera,
-                episodes=self.train_episodes,
-                features=features,
+                episodes=self.train_episodes if part == "train" else self.held_out,
+                features=["action", *self.model.embodiment.readouts],
                 console=self.console,
+                mode=cast(LatentsMode, self.config.latents),
+                folder=self.run_dir / "latents" / f"{part}.zarr",
+                processes=self.processes,
             )
-        return self.data
+        return self.data[part]
+
+    def samplers(
+        self, length: int, config: StageConfig, *, labelled_only: bool = False
+    ) -> tuple[LatentSampler, Callable[[int], Batch], Callable[[int], Batch] | None]:
+        """Return the sampler of training windows, what reads its batches, and what reads held-out ones if wanted."""
+        sampler = self.latents().sampler(
+            length=length,
+            batch_size=config.batch_size,
+            seed=self.seed,
+            members=self.labelled if labelled_only else None,
+        )
+        read = ReadAhead(sampler.batch) if self.config.latents == "zarr" else sampler.batch
+        if not self.config.keep.evaluate_every:
+            return sampler, read, None
+        held_out = self.latents("held_out").sampler(length=length, batch_size=config.batch_size, seed=self.seed)
+        return sampler, read, held_out.batch
 
     def train_tokenizer(self) -> None:
         """Train the frame tokenizer on windows of three frames, then fix the latents' statistics."""
         config, tokenizer = self.config.tokenizer, self.model.tokenizer
-        camera = self.model.embodiment.camera
-        loader = WindowLoader(
+        batches = FrameBatches(
             self.store,
-            episodes=self.train_episodes,
-            length=TOKENIZER_WINDOW,
+            self.model.embodiment.camera,
             batch_size=config.batch_size,
-            features=[camera],
             seed=self.seed,
+            processes=self.processes,
+            memory_budget_bytes=self.config.memory_budget_mb * 2**20,
         )
-        frames = np.concatenate([loader.batch(step)[camera][:, 0] for step in range(max(1, 1024 // config.batch_size))])
-        tokenizer.fit_background(torch.from_numpy(frames))
+        loader = batches.loader(self.train_episodes)
+        frames = batches.first_frames(self.train_episodes, loader, max(1, STATISTICS_FRAMES // config.batch_size))
+        tokenizer.fit_background(frames)
+        held_out_of = batches.reader(batches.loader(self.held_out)) if self.config.keep.evaluate_every else None
+        if self.observer:
+            self.observer.drawing["tokenizer"] = drawn_reconstruction(self.store, self.shown, self.model)
         self.fit(
             "tokenizer",
             {"tokenizer": tokenizer},
-            lambda step: {"frames": torch.from_numpy(loader.batch(step)[camera])},
+            batches.reader(loader),
             lambda batch, generator: tokenizer.loss(batch["frames"], generator),
             config,
+            held_out_of,
         )
-        tokenizer.fit_statistics(torch.from_numpy(frames))
+        tokenizer.fit_statistics(frames)
 
     def train_latent_actions(self) -> None:
         """Train codes on latents alone."""
         config, module = self.config.latent_actions, self.model.latent_actions
-        length = module.config.history + 1
-        sampler = self.latents().sampler(length=length, batch_size=config.batch_size, seed=self.seed)
+        _, read, held_out_of = self.samplers(module.config.history + 1, config)
         self.fit(
             "latent_actions",
             {"latent_actions": module},
-            sampler.batch,
+            read,
             lambda batch, _: module.loss(batch["latents"]),
             config,
+            held_out_of,
         )
 
     def train_adapter(self) -> None:
         """Fit the adapter between real actions and codes on the labelled episodes."""
         model, config = self.model, self.config.adapter
-        length = model.latent_actions.config.history + 1
-        sampler = self.latents().sampler(
-            length=length, batch_size=config.batch_size, seed=self.seed, members=self.labelled
-        )
+        _, read, held_out_of = self.samplers(model.latent_actions.config.history + 1, config, labelled_only=True)
 
         def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             with torch.no_grad():
                 codes = model.latent_actions.encode(batch["latents"])[:, -1]
             latents = batch["latents"][:, -2]
-            latents = latents + 0.05 * torch.randn(latents.shape, generator=generator)
+            latents = latents + 0.05 * torch.randn(latents.shape, generator=generator).to(latents)
             return model.adapter.loss(latents, model.actions.normalize(batch["action"][:, -2]), codes)
 
-        self.fit("adapter", {"adapter": model.adapter}, sampler.batch, loss, config)
+        self.fit("adapter", {"adapter": model.adapter}, read, loss, config, held_out_of)
 
     def train_predictor(self) -> None:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
-        sampler = self.latents().sampler(
-            length=self.config.sequence_length, batch_size=config.batch_size, seed=self.seed
-        )
-        predictor.fit_change(torch.cat([sampler.batch(step)["latents"] for step in range(CHANGE_BATCHES)]))
+        sampler, read, held_out_of = self.samplers(self.config.sequence_length, config)
+        predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
+        if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
+            self.observer.drawing["predictor"] = drawn_imagination(self.store, self.shown, self.model, self.seed)
+
+        def labelled(number: int) -> Batch:
+            batch = read(number)
+            return batch | {"labelled": self.is_labelled[batch["episode"]]}
+
+        def held_out(number: int) -> Batch:
+            assert held_out_of is not None
+            batch = held_out_of(number)
+            return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
+
         self.fit(
             "predictor",
             {"predictor": predictor},
-            sampler.batch,
+            labelled,
             lambda batch, g: predictor.loss(
-                batch["latents"],
-                conditioning(self.model, batch, self.is_labelled[batch["episode"]], self.config.code_fraction, g),
-                g,
+                batch["latents"], conditioning(self.model, batch, self.config.code_fraction, g), g
             ),
             config,
+            held_out if held_out_of else None,
         )
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
         model, data = self.model, self.latents()
-        sampler = data.sampler(
-            length=1, batch_size=self.config.readouts.batch_size, seed=self.seed, members=self.labelled
-        )
+        _, read, held_out_of = self.samplers(1, self.config.readouts, labelled_only=True)
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])
         if model.embodiment.readouts:
             loss = readout_loss(model)
-            self.fit("readouts", {"readouts": model.readouts}, sampler.batch, loss, self.config.readouts)
+            self.fit("readouts", {"readouts": model.readouts}, read, loss, self.config.readouts, held_out_of)
 
     def train_temporal_distance(self) -> None:
         """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
         config = self.config.temporal_distance
         if self.model.config.temporal_distance.components:
             module = self.model.temporal_distance
-            sampler = self.latents().sampler(length=2, batch_size=config.batch_size, seed=self.seed)
+            _, read, held_out_of = self.samplers(2, config)
             self.fit(
                 "temporal_distance",
                 {"temporal_distance": module},
-                sampler.batch,
+                read,
                 lambda batch, generator: module.loss(batch["latents"], generator),
                 config,
+                held_out_of,
             )
-
-
-def conditioning(
-    model: WorldModel, batch: Batch, labelled: Tensor, code_fraction: float, generator: torch.Generator
-) -> ActionInputs:
-    """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing.
-
-    Args:
-        model: Gives codes and the units of actions.
-        batch: "latents" and "action" of a batch of windows.
-        labelled: Whether each sequence's action labels may be used, bool [B].
-        code_fraction: Part of the labelled sequences that get codes all the same.
-        generator: CPU source of the choice.
-    """
-    size, time_steps = batch["latents"].shape[:2]
-    draw = torch.rand(size, 2, generator=generator)
-    kind = torch.where(labelled & (draw[:, 0] >= code_fraction), REAL, LATENT)
-    kind = torch.where(draw[:, 1] < model.predictor.config.absent_fraction, ABSENT, kind)
-    with torch.no_grad():
-        codes = model.latent_actions.encode(batch["latents"])
-    codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-    real = torch.where((kind == REAL)[:, None, None], model.actions.normalize(batch["action"]), 0.0)
-    return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
-
-
-def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
-    """Return the loss of a model's readouts on the first frame of each window."""
-
-    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        parts = {
-            name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
-            for name in model.embodiment.readouts
-        }
-        return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
-
-    return loss
 
 
 STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
@@ -346,7 +338,7 @@ def train_world_model(
 
     Raises:
         ValueError: If the store lacks what the model needs, or a stage is unknown.
-        TrainingError: If a loss is not finite.
+        TrainingError: If a loss is not finite or jumps too often, or the run folder is in use or cannot be written.
     """
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
@@ -357,17 +349,48 @@ def train_world_model(
             f"{store.path}: {camera!r} holds frames of {store.features[camera].shape}; the model is configured for "
             f"{(*model_config.tokenizer.image_size, 3)}. Set model.tokenizer.image_size, or import at that image_size."
         )
+    processes = start_processes(config.compute)
     torch.manual_seed(seed)
     model = WorldModel(model_config, describe_embodiment(store, camera))
-    trainer = Trainer(store, model, config, run_dir, seed=seed, console=console)
-    if start_from is not None:
-        for name in ("tokenizer", "latent_actions"):
-            if name not in stages:
-                getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
-    # Episodes that are too short, and NaN: say so before training.
+    with owned(run_dir) if processes.is_main else nullcontext():
+        processes.wait()
+        trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
+        if start_from is not None:
+            for name in ("tokenizer", "latent_actions"):
+                if name not in stages:
+                    getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
+        _fit_scales(trainer)
+        prepare(model, processes)
+        for name in STAGES:
+            if name in stages:
+                getattr(trainer, f"train_{name}")()
+                model.eval()
+        model.card = {
+            "store": store.path,
+            "fingerprint": store.fingerprint(),
+            "source": store.metadata.get("source"),
+            "seed": seed,
+            "episodes": len(trainer.train_episodes),
+            "labelled_episodes": len(trainer.labelled),
+            "held_out_episodes": len(trainer.held_out),
+            "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
+            "steps": {name: getattr(config, name).num_steps for name in trainer.seconds},
+            "seconds": trainer.seconds,
+            "metrics": trainer.metrics,
+        }
+        if trainer.observer:
+            trainer.observer.close()
+            model.save(run_dir / "model")
+        processes.wait()
+    return model
+
+
+def _fit_scales(trainer: Trainer) -> None:
+    """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
+    store, model, config = trainer.store, trainer.model, trainer.config
     index_windows(store.episode_ends, trainer.train_episodes, config.sequence_length)
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
-    index_windows(store.episode_ends, labelled, model_config.latent_actions.history + 1)
+    index_windows(store.episode_ends, labelled, model.config.latent_actions.history + 1)
     for name in model.embodiment.readouts:
         compute_statistics(store, name, labelled)
     statistics = compute_statistics(store, "action", labelled)
@@ -375,25 +398,6 @@ def train_world_model(
     model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
     model.action_low.copy_(torch.from_numpy(statistics.minimum))
     model.action_high.copy_(torch.from_numpy(statistics.maximum))
-    for name in STAGES:
-        if name in stages:
-            getattr(trainer, f"train_{name}")()
-            model.eval()
-    model.card = {
-        "store": store.path,
-        "fingerprint": store.fingerprint(),
-        "source": store.metadata.get("source"),
-        "seed": seed,
-        "episodes": len(trainer.train_episodes),
-        "labelled_episodes": len(trainer.labelled),
-        "held_out_episodes": len(trainer.held_out),
-        "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
-        "steps": {name: getattr(config, name).num_steps for name in trainer.seconds},
-        "seconds": trainer.seconds,
-        "metrics": trainer.metrics,
-    }
-    model.save(run_dir / "model")
-    return model
 
 
 __all__ = ["STAGES", "TrainConfig", "Trainer", "check_compatible", "train_world_model"]

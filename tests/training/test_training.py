@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training import loop
-from embodied_wm.training.loop import Batch, Metrics, StageConfig, TrainingError, fit
+from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Metrics, StageConfig, TrainingError, fit
 from embodied_wm.training.train import STAGES, train_world_model
 
 CONFIG = StageConfig(num_steps=24, learning_rate=0.05, warmup_steps=3, ema_decay=0.9)
@@ -41,10 +41,27 @@ def loss_of(modules: nn.ModuleDict) -> Callable[[Batch, torch.Generator], tuple[
 
 
 def run(
-    folder: Path, *, config: StageConfig = CONFIG, batches: Callable[[int], Batch] = batch_of, seed: int = 0
+    folder: Path,
+    *,
+    config: StageConfig = CONFIG,
+    batches: Callable[[int], Batch] = batch_of,
+    seed: int = 0,
+    keep: KeepConfig | None = None,
+    held_out: Callable[[int], Batch] | None = None,
 ) -> nn.ModuleDict:
     modules = network(seed)
-    fit("stage", modules, batches, loss_of(modules), config, run_dir=folder, seed=1)
+    conduct = Conduct(keep=keep or KeepConfig())
+    fit(
+        "stage",
+        modules,
+        batches,
+        loss_of(modules),
+        config,
+        run_dir=folder,
+        seed=1,
+        held_out_of=held_out,
+        conduct=conduct,
+    )
     return modules
 
 
@@ -116,7 +133,6 @@ def test_ctrl_c_amid_an_update_waits_for_its_end(tmp_path: Path, monkeypatch: py
 
 def test_an_update_that_an_error_left_half_done_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     count = 0
 
     def half_done(*arguments: object) -> None:
@@ -129,7 +145,7 @@ def test_an_update_that_an_error_left_half_done_is_not_saved(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", lambda self: (original(self), half_done())[0])
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts")
+            run(tmp_path / "parts", keep=KeepConfig(save_every_s=0.0))
     assert int(load_file(tmp_path / "parts/stages/stage.safetensors")["step"]) == 8
     assert same(run(tmp_path / "parts").state_dict(), whole.state_dict())
 

@@ -1,0 +1,105 @@
+"""The page of a training: losses, pictures of what was learnt, speed and configuration."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from embodied_wm.evaluation.pages import training_section
+from embodied_wm.evaluation.report import Headline, Picture, Section, Table, run_record, write_report
+from embodied_wm.training.observer import GRIDS, SPEED
+from embodied_wm.world_model import WorldModel
+
+_GRID_WORDS: Mapping[str, str] = {
+    "tokenizer": "Above, frames of a held-out episode; below, the same encoded and decoded.",
+    "predictor": "Above, how a held-out episode went on; below, how the model imagined it from three frames and the "
+    "recorded actions.",
+}
+
+
+def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str, Any]) -> Path:
+    """Write report.json and report.html into a training's folder and return the page's path.
+
+    Args:
+        run_dir: Folder of the run, with its metrics, speed and picture grids.
+        model: What was trained.
+        config: The run's resolved configuration.
+
+    Raises:
+        ValueError: If the folder holds no metrics.
+    """
+    card = model.card
+    sections = [training_section({"training": run_dir}), *_pictures(run_dir), *_speed(run_dir, card)]
+    losses = {
+        stage: {key: _figure(value) for key, value in metrics.items()} for stage, metrics in card["metrics"].items()
+    }
+    written = write_report(
+        run_dir,
+        kind="training",
+        run=run_record(
+            config,
+            card["seed"],
+            device=model.action_low.device,
+            wall_seconds=sum(card["seconds"].values()),
+            **model.fingerprints(),
+        ),
+        tasks={stage: figures for stage, figures in losses.items() if figures},
+        sections=sections,
+        headline=[
+            Headline(label=f"{stage}, last loss", value=figures["loss"], better="lower")
+            for stage, figures in losses.items()
+            if "loss" in figures
+        ],
+        title=f"Training of {model.embodiment.robot}",
+        summary=f"{card['episodes']:,} episodes of {card['store']}, {card['labelled_episodes']:,} of them with action "
+        f"labels; {sum(parameter.numel() for parameter in model.parameters()):,} parameters. Losses are those of the "
+        "last logged step, one batch each.",
+    )
+    return written.with_suffix(".html")
+
+
+def _figure(value: float) -> dict[str, Any]:
+    return {"value": value, "ci95": None, "n": 1}
+
+
+def _pictures(run_dir: Path) -> list[Section]:
+    """Return the first and the last grid of every stage that drew some."""
+    stages: dict[str, list[Path]] = {}
+    for path in sorted((run_dir / GRIDS).glob("*.png")):
+        stages.setdefault(path.stem.rsplit("-", 1)[0], []).append(path)
+    pictures = [
+        Picture(
+            title=f"{stage} after {int(path.stem.rsplit('-', 1)[1]):,} steps",
+            caption=_GRID_WORDS.get(stage, ""),
+            kind="png",
+            data=path.read_bytes(),
+            wide=True,
+        )
+        for stage, paths in stages.items()
+        for path in dict.fromkeys((paths[0], paths[-1]))
+    ]
+    return [Section(title="What was learnt", pictures=pictures)] if pictures else []
+
+
+def _speed(run_dir: Path, card: Mapping[str, Any]) -> list[Section]:
+    """Return the table of each stage's speed; none where nothing was logged."""
+    path = run_dir / SPEED
+    rates: dict[str, list[float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut short by a kill
+            continue
+        rates.setdefault(record["stage"], []).append(record["frames_per_s"])
+    if not rates:
+        return []
+    rows = [[stage, round(median(values)), card["seconds"].get(stage)] for stage, values in rates.items()]
+    return [
+        Section(
+            title="Speed",
+            text="Median over the log of the frames that all processes together trained on per second, and the seconds "
+            "of each stage since it was last resumed.",
+            table=Table(columns=["stage", "frames per second", "seconds"], rows=rows, units=["", "", "s"]),
+        )
+    ]

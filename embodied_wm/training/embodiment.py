@@ -1,0 +1,50 @@
+"""What a store says of the robot that a model of it belongs to."""
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.world_model import Embodiment
+
+READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
+
+
+def choose_camera(store: EpisodeStore, wanted: str) -> str:
+    """Return the feature name of the wanted camera, or of the only one.
+
+    Raises:
+        ValueError: If there is none, several and none is named, or no such one.
+    """
+    cameras = [name for name, spec in store.features.items() if spec.is_image]
+    if wanted in cameras:
+        return wanted
+    if wanted or len(cameras) != 1:
+        raise ValueError(
+            f"{store.path} has the cameras: {', '.join(cameras) or 'none'}; got camera={wanted!r}. "
+            f"{'Name one of them with camera=NAME.' if cameras else 'A world model needs frames.'}"
+        )
+    return cameras[0]
+
+
+def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
+    """Read the embodiment that a model of this store belongs to.
+
+    Raises:
+        ValueError: If the store has no one-dimensional `action`.
+    """
+    action = store.features.get("action")
+    if action is None or len(action.shape) != 1:
+        raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
+    readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for name in READOUT_FEATURES:
+        spec = store.features.get(name)
+        if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
+            size = spec.shape[0]
+            names = spec.names or tuple(f"{name}[{index}]" for index in range(size))
+            readouts[name] = (tuple(names), tuple(spec.units) or ("",) * size)
+    robot = str(store.metadata.get("robot", store.metadata.get("task", "unknown")))
+    return Embodiment(
+        camera=camera,
+        action_size=action.shape[0],
+        action_names=tuple(action.names),
+        fps=store.fps,
+        readouts=readouts,
+        robot=robot,
+    )

@@ -1,0 +1,120 @@
+"""Frames for training: batches of short windows for the tokenizer, and the pictures that show what was learnt."""
+
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embodied_wm.data.loader import WindowLoader, read_ahead
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.training.loop import Batch, Processes
+from embodied_wm.world_model import WorldModel
+
+TOKENIZER_WINDOW = 3
+COLUMNS = 8
+"""Columns of a picture grid."""
+CONTEXT = 3
+
+
+class ReadAhead:
+    """Offer batches by their numbers, prepared in advance as long as the numbers follow each other."""
+
+    def __init__(self, read: Callable[[int], Batch]) -> None:
+        self._read = read
+        self._ahead: Generator[Batch] | None = None
+        self._next = 0
+
+    def __call__(self, number: int) -> Batch:
+        """Return a batch."""
+        if self._ahead is None or number != self._next:
+            if self._ahead is not None:
+                self._ahead.close()
+            self._ahead = read_ahead(self._read, number)
+        self._next = number + 1
+        return next(self._ahead)
+
+
+class FrameBatches:
+    """Make loaders of windows of three frames, and what reads their batches."""
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        camera: str,
+        *,
+        batch_size: int,
+        seed: int,
+        processes: Processes,
+        memory_budget_bytes: int,
+    ) -> None:
+        self._store, self._camera, self._processes = store, camera, processes
+        self._batch_size, self._seed, self._budget = batch_size, seed, memory_budget_bytes
+
+    def loader(self, episodes: Sequence[int], *, alone: bool = False) -> WindowLoader:
+        """Return the loader of this process; `alone` as if there were no other, and without filling memory."""
+        return WindowLoader(
+            self._store,
+            episodes=episodes,
+            length=TOKENIZER_WINDOW,
+            batch_size=self._batch_size,
+            features=[self._camera],
+            seed=self._seed,
+            memory_budget_bytes=0 if alone else self._budget,
+            rank=0 if alone else self._processes.rank,
+            world_size=1 if alone else self._processes.world_size,
+        )
+
+    def reader(self, loader: WindowLoader) -> Callable[[int], Batch]:
+        """Return what reads a loader's batches; threads read ahead where they come from the disk."""
+
+        def read(number: int) -> Batch:
+            return {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
+
+        return read if self._camera in loader.resident_features else ReadAhead(read)
+
+    def first_frames(self, episodes: Sequence[int], loader: WindowLoader, num_batches: int) -> Tensor:
+        """Return the first frames of the first batches, the same on every process."""
+        if self._processes.world_size > 1:
+            loader = self.loader(episodes, alone=True)
+        batches = (loader.batch(number)[self._camera][:, 0] for number in range(num_batches))
+        return torch.from_numpy(np.concatenate(list(batches))).to(self._processes.device)
+
+
+def drawn_reconstruction(store: EpisodeStore, episode: int, model: WorldModel) -> Callable[[], NDArray[np.uint8]]:
+    """Return what draws frames of an episode above their reconstructions."""
+    frames, _ = _window(store, episode, model, COLUMNS)
+
+    def draw() -> NDArray[np.uint8]:
+        real = torch.from_numpy(frames).to(model.action_low.device)
+        return np.stack([frames, model.decode(model.encode(real)).cpu().numpy()])
+
+    return draw
+
+
+def drawn_imagination(
+    store: EpisodeStore, episode: int, model: WorldModel, seed: int
+) -> Callable[[], NDArray[np.uint8]]:
+    """Return what draws the frames that follow a context above those imagined from it and the recorded actions."""
+    frames, actions = _window(store, episode, model, CONTEXT + COLUMNS)
+
+    def draw() -> NDArray[np.uint8]:
+        device = model.action_low.device
+        real, led_by = torch.from_numpy(frames).to(device), torch.from_numpy(actions).to(device)
+        context = model.prefill(real[:CONTEXT], led_by[: CONTEXT - 1])
+        future = led_by[None, CONTEXT - 1 : len(frames) - 1]
+        imagined = model.imagine(context, future, generator=torch.Generator().manual_seed(seed))[0]
+        return np.stack([frames[CONTEXT:], model.decode(imagined, real[CONTEXT - 1]).cpu().numpy()])
+
+    return draw
+
+
+def _window(
+    store: EpisodeStore, episode: int, model: WorldModel, length: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the first frames of an episode and the actions between them."""
+    stop = int(store.episode_ends[episode])
+    start = stop - int(store.episode_lengths[episode])
+    stop = min(stop, start + length)
+    return store.read(model.embodiment.camera, start, stop), np.float32(store.read("action", start, stop))

@@ -1,0 +1,251 @@
+"""The state of a stage that must survive a kill, and the files that hold it.
+
+`stages/NAME.safetensors` is the last state; beside it stand `NAME.step0000500.safetensors` (every so many steps) and
+`NAME.best.safetensors` (lowest held-out loss), where they are asked for. A sharded stage keeps its last state as the
+folder `NAME.sharded` of safetensors files, one per process, which PyTorch's distributed checkpointing writes and loads
+on any number of processes.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from embodied_wm.checkpoint import CheckpointError, read_tensors, write_tensors
+from embodied_wm.training.processes import Processes, as_part, is_sharded, local, whole
+
+SMOOTHING = 0.98
+"""Weight of the past in the running mean of the loss."""
+
+
+class TrainingError(RuntimeError):
+    """Say why training stopped."""
+
+
+class StageState:
+    """Everything of a stage that must survive a kill, as one flat dictionary of tensors.
+
+    Attributes:
+        step: Steps done.
+        loss_mean: Running mean of the loss, by which spikes are told; 0 before the first step.
+        num_skipped: Updates that were left out because of a spike.
+        best: Lowest held-out loss so far; the largest float before the first.
+        is_whole: False while an update is half done, which an error can leave it.
+    """
+
+    def __init__(self, modules: nn.ModuleDict, optimiser: torch.optim.Optimizer, use_ema: bool) -> None:
+        self.modules, self.optimiser = modules, optimiser
+        self.parameters: list[Tensor] = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+        self.ema = [parameter.detach().clone() for parameter in self.parameters] if use_ema else []
+        self.step = 0
+        self.loss_mean = 0.0
+        self.num_skipped = 0
+        self.best = sys.float_info.max
+        self.is_whole = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the live tensors by name; those that are not parameters of the modules are made for this call."""
+        flat = {f"module.{name}": tensor for name, tensor in self.modules.state_dict().items()}
+        flat |= {f"ema.{index}": tensor for index, tensor in enumerate(self.ema)}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            flat |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+        return flat | {
+            "step": torch.tensor(self.step),
+            "loss_mean": torch.tensor(self.loss_mean, dtype=torch.float64),
+            "num_skipped": torch.tensor(self.num_skipped),
+            "best": torch.tensor(self.best, dtype=torch.float64),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], place: Path) -> None:
+        """Take over what an earlier run saved in `place`.
+
+        Raises:
+            TrainingError: If it is of another model.
+        """
+        self._check(tensors, place)
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "ema": {}, "optimiser": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if rest:
+                parts[part][rest] = tensor
+        own = self.modules.state_dict()
+        self.modules.load_state_dict({name: as_part(tensor, own[name]) for name, tensor in parts["module"].items()})
+        self.ema = [
+            as_part(parts["ema"][str(index)].to(parameter.device), parameter)
+            for index, parameter in enumerate(self.parameters[: len(parts["ema"])])
+        ]
+        state: dict[int, dict[str, Tensor]] = {}
+        in_order = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        for name, tensor in parts["optimiser"].items():
+            index, key = name.split(".", 1)
+            like = in_order[int(index)]
+            state.setdefault(int(index), {})[key] = as_part(tensor, like) if tensor.shape == like.shape else tensor
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self._load_counts(tensors)
+
+    def _load_counts(self, tensors: Mapping[str, Tensor]) -> None:
+        self.step = int(tensors["step"])
+        self.loss_mean = float(tensors.get("loss_mean", torch.zeros(())))
+        self.num_skipped = int(tensors.get("num_skipped", torch.zeros(())))
+        self.best = float(tensors.get("best", torch.tensor(sys.float_info.max, dtype=torch.float64)))
+
+    def _check(self, tensors: Mapping[str, Tensor], place: Path) -> None:
+        own = {f"module.{name}": tuple(tensor.shape) for name, tensor in self.modules.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("module.")}
+        different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+        if different:
+            name = different[0]
+            raise TrainingError(
+                f"{place} is of another model: {len(different)} tensors differ, the first is {name!r}: it holds "
+                f"{found.get(name, 'nothing')}, this model {own.get(name, 'nothing')}. Resume with the run's own "
+                f"configuration (config.yaml in its folder), or train in a new folder."
+            )
+
+    def update_mean(self, loss: float) -> None:
+        """Add a loss to the running mean."""
+        self.loss_mean = loss if self.loss_mean == 0 else SMOOTHING * self.loss_mean + (1 - SMOOTHING) * loss
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """Move the averaged weights towards the weights; early steps count more."""
+        if self.ema:
+            weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+            averages, weights = ([local(each) for each in tensors] for tensors in (self.ema, self.parameters))
+            torch._foreach_lerp_(averages, weights, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def use_ema(self) -> None:
+        """Put the averaged weights, if there are any, in the place of the weights."""
+        if self.ema:
+            weights, averages = ([local(each) for each in tensors] for tensors in (self.parameters, self.ema))
+            torch._foreach_copy_(weights, averages)  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averaged weights in the body; afterwards the weights are bit for bit what they were."""
+        kept = [local(parameter).detach().clone() for parameter in self.parameters] if self.ema else []
+        self.use_ema()
+        try:
+            yield
+        finally:
+            if kept:
+                with torch.no_grad():
+                    weights = [local(parameter) for parameter in self.parameters]
+                    torch._foreach_copy_(weights, kept)  # pyright: ignore[reportPrivateImportUsage]
+
+    def allocate_optimiser(self) -> None:
+        """Make AdamW's state, which it makes at its first step only, so that a sharded state can be read into it."""
+        for group in self.optimiser.param_groups:
+            for parameter in group["params"]:
+                self.optimiser.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+class StageFiles:
+    """Write and read the files of one stage; every process calls every method, and only one writes whole files."""
+
+    def __init__(self, folder: Path, name: str, processes: Processes) -> None:
+        self.folder, self.name, self.processes = folder, name, processes
+        self.last = folder / f"{name}.safetensors"
+        self.best = folder / f"{name}.best.safetensors"
+        self.sharded = folder / f"{name}.sharded"
+
+    def load_last(self, state: StageState) -> None:
+        """Load the last state, if there is one.
+
+        Raises:
+            CheckpointError: If it is damaged.
+            TrainingError: If it is of another model.
+        """
+        before = self.sharded.with_suffix(".before")
+        folder = self.sharded if self.sharded.is_dir() else before
+        if folder.is_dir():
+            self._load_sharded(state, folder)
+        elif self.last.is_file():
+            state.load(read_tensors(self.last), self.last)
+
+    def _load_sharded(self, state: StageState, folder: Path) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        state.allocate_optimiser()
+        tensors = state.tensors()
+        try:
+            reader = dcp.HuggingFaceStorageReader(str(folder))
+            dcp.load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
+        except Exception as error:  # its errors have no base in common
+            raise CheckpointError(
+                f"{folder} could not be read ({type(error).__name__}: {error}); it is damaged or of another model. "
+                "Resume with the run's own configuration (config.yaml in its folder), or train in a new folder."
+            ) from error
+        state.load(tensors, folder)
+
+    def save_last(self, state: StageState) -> None:
+        """Write the last state.
+
+        Raises:
+            CheckpointError: If it cannot be written; what was there before is intact.
+        """
+        if any(is_sharded(parameter) for parameter in state.parameters):
+            if state.step:
+                self._save_sharded(state.tensors())
+        elif self.processes.is_main:
+            write_tensors(self.last, state.tensors())
+            shutil.rmtree(self.sharded, ignore_errors=True)  # of an earlier part of the run, on more processes
+
+    def _save_sharded(self, tensors: Mapping[str, Tensor]) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        part, before = self.sharded.with_suffix(".part"), self.sharded.with_suffix(".before")
+        if self.processes.is_main:
+            shutil.rmtree(part, ignore_errors=True)
+        self.processes.wait()
+        try:
+            dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
+        except Exception as error:
+            raise CheckpointError(
+                f"{part} could not be written ({type(error).__name__}: {error}); what {self.sharded} held before is "
+                "intact. Free space, or choose another disk."
+            ) from error
+        if self.processes.is_main:
+            shutil.rmtree(before, ignore_errors=True)
+            if self.sharded.is_dir():
+                self.sharded.rename(before)
+            part.rename(self.sharded)
+            shutil.rmtree(before, ignore_errors=True)
+            self.last.unlink(missing_ok=True)
+        self.processes.wait()
+
+    def keep(self, state: StageState) -> None:
+        """Write the state under the name of its step; copied over the last one, it takes a run back to there."""
+        self.save_last(state)
+        if not self.processes.is_main:
+            return
+        source = self.sharded if self.sharded.is_dir() else self.last
+        target = self.folder / f"{self.name}.step{state.step:07d}{source.suffix}"
+        part = target.with_name(target.name + ".part")
+        try:
+            shutil.copytree(source, part, dirs_exist_ok=True) if source.is_dir() else shutil.copyfile(source, part)
+            part.rename(target)
+        except OSError as error:
+            raise CheckpointError(f"{target} could not be written: {error}. Free space and resume the run.") from error
+
+    def keep_best(self, state: StageState) -> None:
+        """Write the weights (averaged where there is an average) as those with the lowest held-out loss so far."""
+        with state.averaged():
+            weights = {name: whole(tensor) for name, tensor in state.modules.state_dict().items()}
+            if self.processes.is_main:
+                write_tensors(self.best, weights)
+
+    def load_best(self, state: StageState) -> None:
+        """Put the weights with the lowest held-out loss in place, where they were kept."""
+        if self.best.is_file():
+            own = state.modules.state_dict()
+            tensors = read_tensors(self.best)
+            state.modules.load_state_dict({name: as_part(tensors[name], own[name]) for name in own})
