@@ -33,7 +33,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     "planning": (
         "success", "success_any", "final_cost_m", "cpg", "success.oracle", "success.random", "seconds_per_decision",
     ),
-    "latent_actions": ("r2", "delta_psnr", "latent_mse_code", "latent_mse_shuffled_code", "code_bits"),
+    "latent_actions": ("r2", "delta_psnr", "delta_psnr_shuffled", "code_bits", "code_bits_used"),
     "speed": ("decisions_per_second", "seconds_per_decision"),
 }  # fmt: skip
 """Kind of report to its figures that a card shows; curves over the horizon are shown at their last step."""

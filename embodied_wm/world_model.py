@@ -150,6 +150,7 @@ class WorldModel(
             kind = torch.full(actions.shape[:2], REAL, device=actions.device)
             return ActionInputs(kind, real=self.actions.normalize(actions))
         if codes is not None:
+            self._check_codes(codes)
             return ActionInputs(torch.full(codes.shape[:2], LATENT, device=codes.device), codes=codes)
         raise ValueError("got neither actions nor codes; give one, or use `absent_inputs`")
 
@@ -165,6 +166,22 @@ class WorldModel(
             )
         if not torch.isfinite(actions).all():
             raise ValueError("got actions with NaN or infinity; repair the data or the planner's bounds")
+
+    def _check_codes(self, codes: Tensor) -> None:
+        size = self.config.latent_actions.code_size
+        if codes.shape[-1] != size or not torch.isfinite(codes).all():
+            raise ValueError(
+                f"got codes of size {codes.shape[-1]}; this model wants {size} finite numbers, from its "
+                "`latent_actions.encode` or its adapter"
+            )
+
+    def _check_latents(self, latents: Tensor) -> None:
+        shape = (self.config.tokenizer.num_tokens, self.config.tokenizer.token_width)
+        if tuple(latents.shape[1:]) != shape:
+            raise ValueError(
+                f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
+                "channels], from its own `encode`"
+            )
 
     @torch.no_grad()
     def prefill(
@@ -189,6 +206,7 @@ class WorldModel(
         self, latents: Float[Tensor, "frames tokens width"], actions: Tensor | None, *, kind: ActionKind = "real"
     ) -> Context:
         """Do what `prefill` does, from latents."""
+        self._check_latents(latents)
         between = len(latents) - 1
         if between < 1 or (actions is None and kind != "latent"):
             return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
@@ -196,7 +214,13 @@ class WorldModel(
             return self.predictor.prefill(
                 latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None]))
             )
-        actions = actions[:between]  # pyright: ignore[reportOptionalSubscript]
+        assert actions is not None
+        if len(actions) < between:
+            raise ValueError(
+                f"got {len(latents)} context frames and {len(actions)} actions; expected the {between} actions between "
+                "them, or None where they are unknown"
+            )
+        actions = actions[:between]
         if kind == "adapted":
             codes = self._adapt(latents[:between], actions)
             return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
@@ -241,6 +265,10 @@ class WorldModel(
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
         """
+        if 0 in actions.shape[:2]:
+            raise ValueError(
+                f"got actions of shape {tuple(actions.shape)}; expected at least one candidate and one step"
+            )
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
         return sampler.imagine(self.predictor, context, self._led_by(actions, kind), noise, num_steps=num_steps)
 

@@ -27,6 +27,7 @@ next latents by squared error. Where a hidden coin decides, it predicts the mean
 (`tests/predictor/test_variants.py`).
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +40,7 @@ from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ class LatentPredictor(nn.Module):
         if config.kind not in ("flow", "regression"):
             raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow' or 'regression'")
         self.config = config
+        self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
         self.transformer = BlockCausalTransformer(config.transformer)
@@ -315,7 +318,8 @@ class LatentPredictor(nn.Module):
         """Encode a context once, for all candidates.
 
         Args:
-            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used.
+            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used, and a longer
+                context is cut with a warning in the log, once.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
 
         Raises:
@@ -328,6 +332,12 @@ class LatentPredictor(nn.Module):
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         keep = min(len(latents), self.config.window - 1)
+        if keep < len(latents) and not self._has_told_window:
+            self._has_told_window = True
+            _LOG.warning(
+                "a context of %d frames is longer than the window of %d: only its last %d frames are seen (told once)",
+                len(latents), self.config.window, keep,
+            )  # fmt: skip
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         tokens = self.blocks(led_by, latents[None], _previous(latents[None]), _previous_change(latents[None]))
         clean = torch.ones(keep, device=latents.device)

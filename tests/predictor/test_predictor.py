@@ -157,11 +157,18 @@ def test_context_memory_does_not_grow_with_candidates() -> None:
     assert context.num_bytes == 2 * 3 * 4 * 3 * 32 * 4  # keys and values x layers x frames x tokens x width x bytes
 
 
-def test_long_context_is_cut_to_the_window() -> None:
+def test_long_context_is_cut_to_the_window_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = make_predictor(window=4)
     latents = torch.randn(9, 2, 8)
     actions = real_actions(1, 9, 3)
-    assert model.prefill(latents, actions).num_frames == 3
+    short = ActionInputs(actions.kind[:, -3:], real=actions.real[:, -3:])  # type: ignore[index]
+    context = model.prefill(latents, actions)
+    assert context.num_frames == 3
+    assert torch.equal(context.last_latents, latents[-1])
+    assert not torch.equal(context.keys[0], model.prefill(latents[-3:], short).keys[0])  # the action before is known
+    model.prefill(latents, actions)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "a context of 9 frames is longer than the window of 4: only its last 3 frames are seen (told once)"
 
 
 @pytest.mark.parametrize("num_steps", [0, 3, 8])
