@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from embodied_wm import checkpoint, hub, model_card
+from embodied_wm import checkpoint, model_card
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.heads import Readout
+from embodied_wm.hub import HubModel
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
@@ -59,14 +59,8 @@ class Embodiment:
     robot: str = "unknown"
 
 
-class WorldModel(
-    nn.Module, ModelHubMixin, library_name=model_card.LIBRARY, pipeline_tag=model_card.TASK, tags=[*model_card.TAGS]
-):
-    """Encode, imagine, decode and infer actions; the parts are public attributes.
-
-    By `huggingface_hub`'s mixin it is also loaded from, and pushed to, the Hugging Face Hub; what the mixin would do
-    less carefully (it removes config.json before it writes) is done as `save` and `load` do it.
-    """
+class WorldModel(nn.Module, HubModel):
+    """Encode, imagine, decode and infer actions; the parts are public attributes."""
 
     action_low: Tensor
     action_high: Tensor
@@ -314,79 +308,6 @@ class WorldModel(
             raise checkpoint.CheckpointError(f"{folder}/config.json describes no possible model: {error}") from error
         checkpoint.load_tensors(Path(folder), model)
         return model.to(device).eval()
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        config: Any = None,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Save as `save` does, but to be given to others: folders of this machine are left out of the card.
-
-        Args:
-            save_directory: Folder.
-            config: For the mixin's sake; a world model always saves its own configuration.
-            repo_id: Name on the Hub; the folder's where None.
-            push_to_hub: Upload it, too.
-            model_card_kwargs: Further metadata of the card, such as {"license": "mit"}.
-            push_to_hub_kwargs: For `push_to_hub`: private, token, branch, commit_message, ...
-
-        Returns:
-            The commit's URL where it was uploaded.
-        """
-        if config not in (None, self.config):
-            raise ValueError("got a configuration other than the model's own; a saved model must fit its weights")
-        folder = Path(save_directory)
-        shared = model_card.without_places(self.card)
-        checkpoint.save_model(folder, self.state_dict(), config=self.config, embodiment=self.embodiment, card=shared)
-        model_card.write_readme(folder, model_card_kwargs)
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        device: str = "cpu",
-    ) -> Self:
-        """Load a model from a folder, from the run folder that holds one, or from the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or OWNER/NAME on the Hub.
-            force_download: Fetch it anew though it is in the cache.
-            token: For the Hub; None takes the one that `hf auth login` has kept.
-            cache_dir: Where it is kept; None is the Hub's own cache.
-            local_files_only: Only look into the cache.
-            revision: Branch, tag or commit on the Hub.
-            device: Where the model runs.
-
-        Raises:
-            CheckpointError: If there is no such model, or it is not one of ours.
-        """
-        options = {
-            "force_download": force_download,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "revision": revision,
-        }
-        return cls.load(hub.fetch(pretrained_model_name_or_path, **options), device=device)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card; keyword arguments are further metadata, such as license="mit"."""
-        described = checkpoint.description(self.config, self.embodiment, self.card)
-        return model_card.model_card(described, model_card.part_sizes(self.state_dict()), kwargs)
 
 
 class ImaginedDynamics:

@@ -129,7 +129,7 @@ def entropy_bits(codes: Tensor) -> float:
 
 
 def distant_codes(codes: Tensor, count: int) -> Tensor:
-    """Return up to `count` different codes [M, C] of [N, C]: the most frequent, then each time the farthest from all."""
+    """Return up to `count` different codes [M, C] of [N, C]: the most frequent, then always the farthest from all."""
     each, counts = torch.unique(codes, dim=0, return_counts=True)
     chosen = [int(counts.argmax())]
     while len(chosen) < min(count, len(each)):
