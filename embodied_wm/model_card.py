@@ -46,9 +46,10 @@ def figures_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         report: What report.json holds.
     """
     config = report["run"]["config"]
+    objective = config.get("objective", {}).get("kind", "")
     settings = {
         "planner": str(config.get("planner", {}).get("_target_", "")).rpartition(".")[2],
-        "objective": str(config.get("objective", {}).get("kind", "")),
+        "objective": objective if isinstance(objective, str) else "mixed",
     }
     entries = []
     for task, measures in report["tasks"].items():

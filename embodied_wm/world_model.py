@@ -6,6 +6,7 @@ is saved as safetensors and JSON.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ from embodied_wm.data.normalize import Normalizer
 from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
@@ -238,7 +239,6 @@ class WorldModel(nn.Module, HubModel):
         embedded = self.predictor.embed_actions(inputs)
         return lambda index, _: embedded[:, index]
 
-    @torch.no_grad()
     def imagine(
         self,
         context: Context,
@@ -250,6 +250,9 @@ class WorldModel(nn.Module, HubModel):
         shared_noise: bool = False,
     ) -> Float[Tensor, "candidates horizon tokens width"]:
         """Imagine the latents that follow S candidate action sequences.
+
+        Gradients flow back to the actions where these require them (and gradients are enabled); else no graph is
+        recorded.
 
         Args:
             context: From `prefill`; read by all candidates, never copied.
@@ -263,8 +266,38 @@ class WorldModel(nn.Module, HubModel):
             raise ValueError(
                 f"got actions of shape {tuple(actions.shape)}; expected at least one candidate and one step"
             )
+        wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
-        return sampler.imagine(self.predictor, context, self._led_by(actions, kind), noise, num_steps=num_steps)
+        with torch.set_grad_enabled(wants_gradient):
+            led_by = self._led_by(actions, kind)
+        return sampler.imagine(
+            self.predictor, context, led_by, noise, num_steps=num_steps, is_differentiable=wants_gradient
+        )
+
+    def imagine_frames(
+        self,
+        contexts: Sequence[Context],
+        next_actions: Callable[[], Tensor],
+        noise: Float[Tensor, "candidates horizon tokens width"],
+        *,
+        kind: ActionKind = "real",
+        num_steps: int = 1,
+    ) -> Iterator[Tensor]:
+        """Yield imagined latents [S, K, D] frame by frame, each after asking for the actions [S, A] that lead to it.
+
+        Args:
+            contexts: One for each candidate, of the same number of frames, from `prefill`.
+            next_actions: Called before each frame.
+            noise: Start of each frame; as much as is drawn is the most that can be imagined.
+            kind: As for `imagine`.
+            num_steps: Denoising steps per frame.
+        """
+        cache = CandidateCache.apart(contexts, max_tokens=(noise.shape[1] + 1) * self.predictor.block)
+
+        def led_by(index: int, latents: Tensor) -> Tensor:
+            return self._led_by(next_actions()[:, None], kind)(0, latents)
+
+        return sampler.imagine_frames(self.predictor, cache, led_by, noise, num_steps=num_steps)
 
     @torch.no_grad()
     def infer_actions(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "steps action"]:
@@ -313,6 +346,8 @@ class WorldModel(nn.Module, HubModel):
 class ImaginedDynamics:
     """Offer a world model to a planner: real actions in, imagined latents out.
 
+    With kind "latent" actions are latent codes instead, each channel in [-1, 1] and rounded to its levels.
+
     Attributes:
         action_size: A.
         action_low: [A], smallest action of the training data's range.
@@ -334,9 +369,23 @@ class ImaginedDynamics:
         self.action_size = world_model.embodiment.action_size
         self.action_low: Tensor = world_model.action_low
         self.action_high: Tensor = world_model.action_high
+        if kind == "latent":
+            self.action_size = world_model.config.latent_actions.code_size
+            self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
+            self.action_low = -self.action_high
+
+    @property
+    def action_set(self) -> Float[Tensor, "M A"] | None:
+        """Return every latent code, for planners.tree; None where actions are real ones."""
+        if self.kind != "latent":
+            return None
+        levels = [torch.linspace(-1, 1, count) for count in self.world_model.config.latent_actions.levels]
+        return self.world_model.latent_actions.quantise(torch.cartesian_prod(*levels).to(self.action_low))
 
     def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
         """Imagine all candidates from one shared context."""
+        if self.kind == "latent":
+            actions = self.world_model.latent_actions.quantise(actions)
         return self.world_model.imagine(
             context,
             actions,
@@ -344,6 +393,18 @@ class ImaginedDynamics:
             num_steps=self.num_steps,
             generator=self.generator,
             shared_noise=self.shared_noise,
+        )
+
+    def imagine_samples(
+        self, context: Context, actions: Float[Tensor, "H A"], num_samples: int
+    ) -> Float[Tensor, "N H K D"]:
+        """Imagine one sequence several times, each with noise of its own: where they differ, the model is not sure."""
+        return self.world_model.imagine(
+            context,
+            actions.expand(num_samples, -1, -1),
+            kind=self.kind,
+            num_steps=self.num_steps,
+            generator=self.generator,
         )
 
 

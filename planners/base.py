@@ -1,15 +1,18 @@
 """Protocols and results shared by all planners, and the checks at their border.
 
 A planner is a function of (dynamics, context, objective, warm start, generator): it keeps no state between calls.
-Letters in shapes: S candidates, H horizon, A action size, N recorded candidates, I iterations.
+Letters in shapes: S candidates, H horizon, A action size, N sequences to start from or recorded, B environments.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from planners.deadline import Deadline
 
 
 class PlannerError(ValueError):
@@ -18,7 +21,11 @@ class PlannerError(ValueError):
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """Predict what action sequences lead to; `context` is whatever the model knows about the present."""
+    """Predict what action sequences lead to; `context` is whatever the model knows about the present.
+
+    Two more members are looked for where they are needed: `action_set` [M, A], every action of dynamics that allow
+    only some (planners.tree), and `imagine_batch` (planners.search.BatchDynamics).
+    """
 
     @property
     def action_size(self) -> int:
@@ -36,7 +43,11 @@ class Dynamics(Protocol):
         ...
 
     def imagine(self, context: Any, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H *state"]:
-        """Return the state after every action, [S, H, ...], for S sequences that start from one context."""
+        """Return the state after every action, [S, H, ...], for S sequences that start from one context.
+
+        A planner that follows gradients gives `actions` that require them; dynamics that have none just return
+        states without.
+        """
         ...
 
 
@@ -64,6 +75,9 @@ class Plan:
         iteration_best_costs: Lowest cost of each iteration.
         iteration_mean_costs: Mean cost of each iteration.
         num_imagined: Number of action sequences that were imagined.
+        iteration_cost_stds: Standard deviation of the costs of each iteration: how much there was to choose from.
+        carried: What the next decision should start from, shifted by the steps that were executed: [M, H, A], the
+            sequence to search around first. None is `actions` alone.
     """
 
     actions: Float[Tensor, "H A"]
@@ -74,6 +88,17 @@ class Plan:
     iteration_best_costs: tuple[float, ...]
     iteration_mean_costs: tuple[float, ...]
     num_imagined: int
+    iteration_cost_stds: tuple[float, ...] = ()
+    carried: Float[Tensor, "M H A"] | None = None
+
+    def without_candidates(self) -> "Plan":
+        """Return the plan without its record of candidates, to keep many."""
+        return replace(
+            self,
+            candidates=self.candidates[:0],
+            candidate_costs=self.candidate_costs[:0],
+            candidate_iterations=self.candidate_iterations[:0],
+        )
 
 
 @runtime_checkable
@@ -91,11 +116,30 @@ class Planner(Protocol):
         context: Any,
         objective: Objective,
         *,
-        warm_start: Float[Tensor, "H A"] | None = None,
+        warm_start: Float[Tensor, "*N H A"] | None = None,
         generator: torch.Generator,
+        deadline: Deadline | None = None,
     ) -> Plan:
-        """Return the best action sequence found; raise PlannerError on bad dynamics, warm start or costs."""
+        """Return the best action sequence found; raise PlannerError on bad dynamics, warm start or costs.
+
+        Args:
+            dynamics: What imagines.
+            context: What they know about the present.
+            objective: What is minimised.
+            warm_start: Where the search starts, [H, A]; of several sequences [N, H, A] it starts around the first,
+                and the others are candidates.
+            generator: The only source of randomness.
+            deadline: Stops the search early, before an iteration that would end too late; OutOfTime is raised where
+                there is no time for one iteration.
+        """
         ...
+
+
+def check_knobs(planner: object, checks: Sequence[tuple[bool, str, str]]) -> None:
+    """Raise PlannerError for the first knob outside its range; each check is (holds, the knob's name, the range)."""
+    for holds, name, expected in checks:
+        if not holds:
+            raise PlannerError(f"{type(planner).__name__}: {name}={getattr(planner, name)!r}; expected {expected}.")
 
 
 def action_bounds(planner: str, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
@@ -115,74 +159,14 @@ def action_bounds(planner: str, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def check_warm_start(planner: str, warm_start: Tensor, horizon: int, action_size: int) -> None:
-    """Raise PlannerError unless the warm start is finite and of shape [H, A]."""
-    if tuple(warm_start.shape) != (horizon, action_size):
+def check_sequences(planner: str, what: str, sequences: Tensor, horizon: int, action_size: int) -> Tensor:
+    """Return sequences as [N, H, A]; raise PlannerError unless they are finite and of shape [H, A] or [N, H, A]."""
+    if sequences.ndim not in (2, 3) or tuple(sequences.shape[-2:]) != (horizon, action_size):
         raise PlannerError(
-            f"{planner}: warm start has shape {tuple(warm_start.shape)}; expected {(horizon, action_size)} "
-            "(horizon, action size). Shift the previous plan and fill its end (planners.mpc does)."
+            f"{planner}: {what} has shape {tuple(sequences.shape)}; expected {(horizon, action_size)} "
+            "(horizon, action size), or several of that shape. Shift the previous plan and fill its end "
+            "(planners.mpc does)."
         )
-    if not bool(torch.isfinite(warm_start).all()):
-        raise PlannerError(f"{planner}: warm start holds NaN or infinity; pass None to start from nothing.")
-
-
-def candidate_costs(
-    planner: str, iteration: int, dynamics: Dynamics, context: Any, objective: Objective, actions: Tensor
-) -> Tensor:
-    """Imagine candidates [S, H, A] and return their checked costs [S]."""
-    costs = objective(dynamics.imagine(context, actions), actions)
-    if tuple(costs.shape) != (actions.shape[0],):
-        raise PlannerError(
-            f"{planner}, iteration {iteration}: the objective returned costs of shape {tuple(costs.shape)}; "
-            f"expected {(actions.shape[0],)}, one per candidate. Reduce over time and state inside the objective."
-        )
-    finite = torch.isfinite(costs)
-    if not bool(finite.all()):
-        candidate = int((~finite).nonzero()[0])
-        raise PlannerError(
-            f"{planner}, iteration {iteration}, candidate {candidate}: cost is {float(costs[candidate])} "
-            f"({int((~finite).sum())} of {len(costs)} candidates are not finite); expected finite costs. "
-            "Check the dynamics' output and the objective for this candidate."
-        )
-    return costs
-
-
-class CandidateLog:
-    """Collect what one plan() call compares and build the Plan from it."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._actions: list[Tensor] = []
-        self._costs: list[Tensor] = []
-
-    def add(self, actions: Tensor, costs: Tensor) -> None:
-        """Remember one iteration's candidates [S, H, A] and costs [S]."""
-        self._actions.append(actions)
-        self._costs.append(costs)
-
-    def best(self) -> tuple[Tensor, float]:
-        """Return the cheapest candidate [H, A] of all iterations and its cost."""
-        costs = torch.cat(self._costs)
-        index = int(costs.argmin())
-        return torch.cat(self._actions)[index], float(costs[index])
-
-    def plan(self, actions: Tensor, cost: float, *, num_recorded: int, num_extra: int = 0) -> Plan:
-        """Return a Plan that records at most `num_recorded` candidates, evenly over all that were compared.
-
-        `num_extra` counts sequences that were imagined but not compared.
-        """
-        every = torch.cat(self._actions)
-        costs = torch.cat(self._costs)
-        iterations = torch.cat([torch.full((len(c),), i) for i, c in enumerate(self._costs)])
-        count = min(num_recorded, len(costs))
-        kept = torch.arange(count) * len(costs) // max(count, 1)
-        return Plan(
-            actions=actions.clone(),
-            cost=cost,
-            candidates=every[kept.to(every.device)],
-            candidate_costs=costs[kept.to(costs.device)],
-            candidate_iterations=iterations[kept],
-            iteration_best_costs=tuple(float(c.min()) for c in self._costs),
-            iteration_mean_costs=tuple(float(c.mean()) for c in self._costs),
-            num_imagined=len(costs) + num_extra,
-        )
+    if not bool(torch.isfinite(sequences).all()):
+        raise PlannerError(f"{planner}: {what} holds NaN or infinity; pass None to start from nothing.")
+    return sequences.reshape(-1, horizon, action_size)

@@ -1,27 +1,20 @@
-"""Cross-entropy method (Rubinstein 1999), with the useful parts of iCEM (Pinneri et al. 2020, arXiv 2008.06389).
+"""Cross-entropy method (Rubinstein 1999): refit a Gaussian over action sequences to its best candidates.
 
-From iCEM: noise that is correlated along time, elites that stay among the candidates, the mean as a candidate. Kept
-elites are imagined anew, so that a stochastic model cannot keep a sequence that was lucky once, and every iteration
-imagines the same number of candidates.
+Three additions that are cheap and measured well here: noise that is correlated along time, elites that stay among the
+candidates of a decision, the mean as a candidate. Kept elites are imagined anew, so that a stochastic model cannot
+keep a sequence that was lucky once, and every iteration imagines the same number of candidates. iCEM as published
+(shrinking population, power-law noise, elites carried from decision to decision) is planners.icem.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from planners.base import (
-    CandidateLog,
-    Dynamics,
-    Objective,
-    Plan,
-    PlannerError,
-    action_bounds,
-    candidate_costs,
-    check_warm_start,
-)
+from planners.base import check_knobs
 from planners.noise import correlated_noise, correlation_factor
+from planners.search import Ask, Choice, Search, Space, plan_by_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,62 +55,58 @@ class CEM:
     def __post_init__(self) -> None:
         """Raise PlannerError for knobs outside their ranges."""
         fixed = self.num_kept + int(self.include_mean) + int(self.include_zero)
-        checks = [
-            (self.horizon >= 1, "horizon", "at least 1"),
-            (self.num_candidates >= 2, "num_candidates", "at least 2"),
-            (self.num_iterations >= 1, "num_iterations", "at least 1"),
-            (2 <= self.num_elites <= self.num_candidates, "num_elites", "between 2 and num_candidates"),
-            (self.initial_std > 0, "initial_std", "above 0"),
-            (0 <= self.min_std <= self.initial_std, "min_std", "between 0 and initial_std"),
-            (0 <= self.noise_correlation < 1, "noise_correlation", "in [0, 1)"),
-            (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
-            (0 <= self.num_kept <= self.num_elites, "num_kept", "between 0 and num_elites"),
-            (fixed < self.num_candidates, "num_kept", "small enough to leave sampled candidates"),
-            (self.choose in ("best", "mean"), "choose", "'best' or 'mean'"),
-            (self.num_recorded >= 1, "num_recorded", "at least 1"),
-        ]
-        for valid, name, expected in checks:
-            if not valid:
-                raise PlannerError(f"CEM: {name}={getattr(self, name)!r}; expected {expected}.")
+        check_knobs(
+            self,
+            [
+                (self.horizon >= 1, "horizon", "at least 1"),
+                (self.num_candidates >= 2, "num_candidates", "at least 2"),
+                (self.num_iterations >= 1, "num_iterations", "at least 1"),
+                (2 <= self.num_elites <= self.num_candidates, "num_elites", "between 2 and num_candidates"),
+                (self.initial_std > 0, "initial_std", "above 0"),
+                (0 <= self.min_std <= self.initial_std, "min_std", "between 0 and initial_std"),
+                (0 <= self.noise_correlation < 1, "noise_correlation", "in [0, 1)"),
+                (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
+                (0 <= self.num_kept <= self.num_elites, "num_kept", "between 0 and num_elites"),
+                (fixed < self.num_candidates, "num_kept", "small enough to leave sampled candidates"),
+                (self.choose in ("best", "mean"), "choose", "'best' or 'mean'"),
+                (self.num_recorded >= 1, "num_recorded", "at least 1"),
+            ],
+        )
 
-    @torch.no_grad()
-    def plan(
-        self,
-        dynamics: Dynamics,
-        context: Any,
-        objective: Objective,
-        *,
-        warm_start: Tensor | None = None,
-        generator: torch.Generator,
-    ) -> Plan:
-        """Return the chosen sequence; see planners.base.Planner."""
-        low, high = action_bounds("CEM", dynamics)
-        scale = (high - low) / 2
-        zero = torch.zeros_like(low).clamp(low, high).expand(self.horizon, -1)
-        mean = zero
-        if warm_start is not None:
-            check_warm_start("CEM", warm_start, self.horizon, dynamics.action_size)
-            mean = warm_start.to(low).clamp(low, high)
-        std = (self.initial_std * scale).expand(self.horizon, -1)
-        factor = correlation_factor(self.horizon, self.noise_correlation, like=low)
-        elites = low.new_empty(0, self.horizon, dynamics.action_size)
-        log = CandidateLog()
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences a plan imagines."""
+        return self.num_candidates * self.num_iterations + (self.choose == "mean")
+
+    def search(self, space: Space, generator: torch.Generator) -> Search:
+        """Refit the Gaussian; see planners.search.Searcher."""
+        mean = space.centre
+        std = (self.initial_std * space.scale).expand(self.horizon, -1)
+        factor = correlation_factor(self.horizon, self.noise_correlation, like=space.low)
+        elites = space.starts[:0]
         for iteration in range(self.num_iterations):
-            fixed = [elites[: self.num_kept]]
-            if self.include_mean:
-                fixed.append(mean[None])
-            if self.include_zero and iteration == 0:
-                fixed.append(zero[None])
-            known = torch.cat(fixed)
-            noise = correlated_noise(self.num_candidates - len(known), factor, dynamics.action_size, generator)
-            candidates = torch.cat([known, torch.clamp(mean + std * noise, low, high)])
-            costs = candidate_costs("CEM", iteration, dynamics, context, objective, candidates)
-            log.add(candidates, costs)
-            elites = candidates[costs.topk(self.num_elites, largest=False).indices]
+            known = self._known(space, iteration, elites, mean)
+            noise = correlated_noise(space.room(self.num_candidates, known), factor, len(space.low), generator)
+            candidates = torch.cat([known, space.clamp(mean + std * noise)])
+            told = yield Ask(candidates)
+            elites = candidates[told.costs.topk(self.num_elites, largest=False).indices]
             mean = torch.lerp(elites.mean(0), mean, self.momentum)
             std = torch.lerp(elites.std(0, correction=0), std, self.momentum)
-            std = torch.maximum(std, self.min_std * scale)
+            std = torch.maximum(std, self.min_std * space.scale)
         if self.choose == "best":
-            return log.plan(*log.best(), num_recorded=self.num_recorded)
-        cost = candidate_costs("CEM", self.num_iterations, dynamics, context, objective, mean[None])
-        return log.plan(mean, float(cost[0]), num_recorded=self.num_recorded, num_extra=1)
+            return Choice()
+        told = yield Ask(mean[None], is_compared=False)
+        return Choice(mean, float(told.costs[0]))
+
+    def _known(self, space: Space, iteration: int, elites: Tensor, mean: Tensor) -> Tensor:
+        """Return the candidates of an iteration that are not sampled."""
+        known = [elites[: self.num_kept]]
+        if self.include_mean:
+            known.append(mean[None])
+        if self.include_zero and iteration == 0:
+            known.append(space.zero[None])
+        if iteration == 0:
+            known.append(space.starts[1:])
+        return torch.cat(known)
+
+    plan = plan_by_search

@@ -6,7 +6,7 @@ unit of its distance whatever the horizon.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -87,12 +87,55 @@ class StateCost:
     def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
         """Return costs [S]."""
         per_step = self.cost(self.readout(trajectory))
-        if per_step.shape != actions.shape[:2]:
-            raise PlannerError(
-                f"StateCost: cost(readout(trajectory)) has shape {tuple(per_step.shape)}; expected "
-                f"{tuple(actions.shape[:2])} (candidates, horizon)."
-            )
-        return self.weights.reduce(per_step)
+        return self.weights.reduce(_per_step("StateCost: cost(readout(trajectory))", per_step, actions))
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """A learned distance between states, such as the number of steps from one to the other."""
+
+    def __call__(self, states: Float[Tensor, "S H *state"], goal: Float[Tensor, "*state"], /) -> Float[Tensor, "S H"]:
+        """Return the distance from each state to the goal."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TemporalDistance:
+    """Cost of being many steps away from a goal, by a learned distance (as in Hartikainen et al., arXiv 1907.08225).
+
+    Unlike a distance of latents it knows what is in the way, and costs of far goals still differ.
+
+    Attributes:
+        distance: Tells steps to the goal; differentiable where gradients are planned with.
+        goal: Goal state, of the shape of one trajectory step.
+        weights: How much each step counts.
+    """
+
+    distance: Distance
+    goal: Tensor
+    weights: StepWeights = field(default_factory=StepWeights)
+
+    def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
+        """Return costs [S]."""
+        steps = self.distance(trajectory, self.goal)
+        return self.weights.reduce(_per_step("TemporalDistance: distance", steps, actions))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reward:
+    """Cost of little reward: minus the weighted mean of the reward of each step.
+
+    Attributes:
+        reward: (states after each action [S, H, ...], actions [S, H, A]) to the reward of each step [S, H].
+        weights: How much each step counts; the last state's value can be its reward there, with a terminal weight.
+    """
+
+    reward: Callable[[Tensor, Tensor], Tensor]
+    weights: StepWeights = field(default_factory=lambda: StepWeights(terminal=0.0))
+
+    def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
+        """Return costs [S]."""
+        return -self.weights.reduce(_per_step("Reward: reward", self.reward(trajectory, actions), actions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +165,15 @@ class WeightedSum:
             raise PlannerError("WeightedSum: got no terms; expected at least one (weight, objective).")
 
     def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
-        """Return costs [S]."""
-        return torch.stack([weight * objective(trajectory, actions) for weight, objective in self.terms]).sum(0)
+        """Return costs [S], where and of the type that the first term gives them."""
+        costs = [weight * objective(trajectory, actions) for weight, objective in self.terms]
+        return torch.stack([cost.to(costs[0]) for cost in costs]).sum(0)
+
+
+def _per_step(what: str, values: Tensor, actions: Tensor) -> Tensor:
+    """Return values; raise PlannerError unless there is one for each step of each candidate."""
+    if values.shape != actions.shape[:2]:
+        raise PlannerError(
+            f"{what} has shape {tuple(values.shape)}; expected {tuple(actions.shape[:2])} (candidates, horizon)."
+        )
+    return values

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.speed import imagination_pair
+from embodied_wm.predictor.cache import Context
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Dynamics
 from planners.cem import CEM
-from planners.objectives import GoalDistance
+from planners.gradient import Gradient
+from planners.objectives import GoalDistance, StepWeights
+from planners.tree import TreeSearch
 
 KINDS: tuple[ActionKind, ...] = ("real", "latent", "adapted")
 
@@ -171,3 +174,74 @@ def test_the_pair_that_is_timed_imagines_the_same(model: WorldModel, context: in
     cached, uncached = imagination_pair(model, num_candidates=5, context=context, horizon=5, num_steps=num_steps)
     first, second = cached(), uncached()
     assert (first - second).abs().max() <= 1e-4 * second.abs().max()
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_flow_back_to_actions_that_ask_for_them(model: WorldModel, kind: ActionKind, num_steps: int) -> None:
+    chosen = actions(kind)
+    plain = imagine(model, kind, chosen, num_steps=num_steps)
+    assert not plain.requires_grad  # no graph, although gradients are enabled and the weights have them
+    followed = chosen.clone().requires_grad_()
+    imagined = imagine(model, kind, followed, num_steps=num_steps)
+    assert torch.allclose(plain, imagined, atol=1e-5)
+    weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(5))
+    (gradient,) = torch.autograd.grad((imagined * weights).sum(), followed)
+    steps = torch.autograd.grad(imagine(model, kind, followed, num_steps=num_steps)[:, 2].sum(), followed)[0]
+    assert torch.equal(steps[:, 3:], torch.zeros_like(steps[:, 3:]))  # row convention: later actions change nothing
+    assert (steps[:, :3].abs().amax((0, 2)) > 0).all()
+    if kind == "adapted":  # codes are rounded: the gradient is of what they were before
+        return
+    direction = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(6))
+    ends = [(imagine(model, kind, chosen + e * direction, num_steps=num_steps) * weights).sum() for e in (-5e-3, 5e-3)]
+    assert float((gradient * direction).sum()) == pytest.approx(float(ends[1] - ends[0]) / 1e-2, rel=0.02, abs=0.02)
+
+
+def test_no_gradient_is_recorded_where_gradients_are_off(model: WorldModel) -> None:
+    followed = actions("real").requires_grad_()
+    with torch.no_grad():
+        assert not imagine(model, "real", followed).requires_grad
+
+
+def test_a_gradient_planner_finds_the_actions_that_lead_to_a_goal() -> None:
+    model = tiny.make_model()
+    context = model.prefill(frames(), None)
+    aim = torch.tensor([[0.2, 0.8]]).expand(1, 4, 2)
+    end = ImaginedDynamics(model, seed=4).imagine(context, aim)[0, -1]
+    goal = GoalDistance(goal=end, weights=StepWeights(running=0.0))
+
+    class Same(ImaginedDynamics):
+        """Imagine with the same noise at every call."""
+
+        def imagine(self, context: Context, actions: Tensor) -> Tensor:
+            self.generator.manual_seed(4)
+            return super().imagine(context, actions)
+
+    planner = Gradient(horizon=4, num_candidates=8, num_iterations=24)
+    plan = planner.plan(Same(model), context, goal, generator=torch.Generator().manual_seed(0))
+    assert plan.cost < 0.02 * plan.iteration_mean_costs[0]
+    found = plan.actions[None]
+    assert plan.cost == pytest.approx(float(goal(Same(model).imagine(context, found), found)), rel=1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_planners_plan_in_latent_codes() -> None:
+    """Any planner searches the codes; tree search takes them from the set of all."""
+    model = tiny.make_model()
+    context = model.prefill(frames(), None)
+    dynamics = ImaginedDynamics(model, kind="latent", seed=4)
+    codes = dynamics.action_set
+    assert codes is not None
+    assert codes.shape == (9**3, 3)
+    assert len(codes.unique(dim=0)) == 9**3
+    rounded = model.latent_actions.quantise(codes + 0.1)
+    chosen = dynamics.imagine(context, (codes[:4, None] + 0.1).expand(-1, 2, -1).clamp(-1, 1))
+    exact = ImaginedDynamics(model, kind="latent", seed=4).imagine(context, rounded[:4, None].expand(-1, 2, -1))
+    assert torch.equal(chosen, exact)
+    assert ImaginedDynamics(model).action_set is None
+    goal = dynamics.imagine(context, codes[700].expand(1, 2, -1))[0, -1]
+    planner = TreeSearch(horizon=2, num_candidates=32, num_iterations=8)
+    objective = GoalDistance(goal=goal, weights=StepWeights(running=0.0))
+    plan = planner.plan(dynamics, context, objective, generator=torch.Generator().manual_seed(0))
+    assert (torch.cdist(plan.candidates.flatten(0, 1), codes).amin(1) == 0).all()
+    assert plan.cost < 0.5 * plan.iteration_mean_costs[0]

@@ -31,10 +31,13 @@ from embodied_wm.evaluation.speed import measure_speed
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
-from planners.cem import CEM
+from planners.control import Control
+from planners.mpc import Decision
 from sim.tasks import get_task, varied_name
 
 TIMED_EPISODES = 2
+TIMED_EPISODES_IN_BUDGET = 10
+"""Where decisions have a budget, the 99th percentile is wanted."""
 
 
 def resolved(run_dir: Path) -> dict[str, Any]:
@@ -50,12 +53,13 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         objective=config["objective"]["kind"],
         weights=config["objective"]["weights"],
         adapter=config.get("adapter"),
+        control=config.get("control", Control()),
     )
 
 
 def planned_steps(planner: Any) -> int:
-    """Return candidates x iterations x horizon of one decision."""
-    return planner.num_candidates * (planner.num_iterations if isinstance(planner, CEM) else 1) * planner.horizon
+    """Return imagined sequences x horizon of one decision."""
+    return planner.num_sequences * planner.horizon
 
 
 def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
@@ -114,7 +118,7 @@ def benchmark_planning(
     began, seed = time.monotonic(), config["seed"]
     setup = setup_of(config)
     task = get_task(setup.task)
-    runs, measures = measure_planning(
+    runs, measures, decisions = measure_planning(
         setup,
         planning_agents(
             model, checkpoint, setup, config["planning"]["controllers"], run_dir, seed=seed, console=console
@@ -131,7 +135,10 @@ def benchmark_planning(
         kind="planning",
         run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **marks),
         tasks={task.name: measures},
-        sections=pages.planning_sections(task, runs, measures),
+        sections=[
+            *pages.planning_sections(task, runs, measures),
+            *pages.decision_sections(decisions, setup.control.budget_ms),
+        ],
         headline=planning_headline(measures),
         title=f"Closed-loop planning: {task.name}",
     )
@@ -196,8 +203,8 @@ def measure_planning(
     num_pairs: int,
     seed: int,
     console: Console,
-) -> tuple[dict[str, Episodes], dict[str, Any]]:
-    """Run all agents on the frozen pairs, time the deciding ones alone, and return runs and measures.
+) -> tuple[dict[str, Episodes], dict[str, Any], list[Decision]]:
+    """Run all agents on the frozen pairs, time the deciding ones alone; return runs, measures, the model's decisions.
 
     Args:
         setup: What plans, and how.
@@ -210,15 +217,23 @@ def measure_planning(
     """
     task = get_task(setup.task)
     runs = run_agents(task, makers, num_episodes=num_pairs, seed=seed, image_size=view, camera=camera, console=console)
-    timed = [name for name in makers if name not in ("random", "zero")]
+    deciding = {name: make() for name, make in makers.items() if name not in ("random", "zero")}
+    budget_ms = setup.control.budget_ms
+    num_timed = TIMED_EPISODES if budget_ms is None else TIMED_EPISODES_IN_BUDGET
     seconds = {
         name: time_decisions(
-            task, makers[name](), num_episodes=TIMED_EPISODES, seed=seed, image_size=view, camera=camera
+            task,
+            agent,
+            num_episodes=num_timed if name == "model" else TIMED_EPISODES,
+            seed=seed,
+            image_size=view,
+            camera=camera,
         )
-        for name in timed
+        for name, agent in deciding.items()
     }
-    measures = measure_agents(runs, seconds, planned_steps=planned_steps(setup.planner), seed=seed)
-    return runs, measures
+    measures = measure_agents(runs, seconds, planned_steps=planned_steps(setup.planner), seed=seed, budget_ms=budget_ms)
+    model = deciding.get("model")
+    return runs, measures, model.record if isinstance(model, ModelAgent) else []
 
 
 def training_latents(model: WorldModel, console: Console) -> LatentEpisodes:

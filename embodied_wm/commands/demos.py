@@ -55,7 +55,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     makers = dict(line_up(run_dir / "model", setup))
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
     makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
-    runs, planned = benchmarks.measure_planning(
+    runs, planned, decisions = benchmarks.measure_planning(
         setup,
         makers,
         view=behind.image_size,
@@ -79,6 +79,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         sections=[
             *pages.imagination_sections(task, judged),
             *pages.planning_sections(task, runs, measures),
+            *pages.decision_sections(decisions),
             pages.latent_action_section(measures),
             pages.speed_section(speed),
             pages.training_section({"all labels": run_dir, "5% of the labels": few_dir}),

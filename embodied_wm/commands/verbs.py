@@ -144,6 +144,7 @@ def plan(config: Config, run: Run) -> None:
         config["planner"],
         config["objective"]["weights"],
         objective=config["objective"]["kind"],
+        control=config["control"],
         seed=config["seed"],
         run_dir=run.folder,
         console=run.console,

@@ -6,6 +6,7 @@ search.
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from embodied_wm.evaluation.judged import JudgedModel
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
+from planners.control import Control
 from planners.mpc import MPC, Decision
 from planners.objectives import StepWeights
 from sim.tasks.base import Task
@@ -27,7 +29,7 @@ class Agent(Protocol):
 
     Attributes:
         needs_frames: Whether `act` and `begin` read frames; where not, none are rendered.
-        seconds: Time of every decision so far, from its input to its action.
+        seconds: Time of every decision so far, from its input to its action; actions of an earlier plan are none.
     """
 
     needs_frames: bool
@@ -66,9 +68,17 @@ class OracleAgent:
 
     needs_frames = False
 
-    def __init__(self, task: Task, planner: Planner, weights: StepWeights, *, num_threads: int = 2) -> None:
+    def __init__(
+        self,
+        task: Task,
+        planner: Planner,
+        weights: StepWeights,
+        *,
+        control: Control | None = None,
+        num_threads: int = 2,
+    ) -> None:
         self.task, self.weights = task, weights
-        self.control = MPC(planner, OracleDynamics(task, num_threads=num_threads), seed=0)
+        self.control = MPC(planner, OracleDynamics(task, num_threads=num_threads), seed=0, control=control)
         self.seconds: list[float] = []
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
@@ -78,53 +88,74 @@ class OracleAgent:
 
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
         """Plan from the true state."""
-        began = time.perf_counter()
-        action = self.control.act(physics, self.objective).action.numpy()
-        self.seconds.append(time.perf_counter() - began)
-        return action
+        decision = self.control.act(physics, self.objective)
+        if decision.is_new:
+            self.seconds.append(decision.seconds)
+        return decision.action.numpy()
 
 
 class ModelAgent:
     """Plan by imagination: from frames to a goal image, with the last C frames as context.
 
     Attributes:
-        decision: The last one, with the plan that it comes from; None before the first.
+        decision: The last decision, with its context; None before the first.
+        record: Every decision so far that made a plan, without its context and candidates.
     """
 
     needs_frames = True
 
-    def __init__(self, model: JudgedModel, planner: Planner, *, context: int = 3) -> None:
-        self.model = model
-        self.control = MPC(planner, model, seed=0)
+    def __init__(
+        self, model: JudgedModel, planner: Planner, *, context: int = 3, control: Control | None = None
+    ) -> None:
+        self.model, self.context = model, context
+        self.control = MPC(planner, model, seed=0, control=control)
         self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
         self.objective: Objective | None = None
-        self.decision: Decision | None = None
         self.seconds: list[float] = []
+        self.decision: Decision | None = None
+        self.record: list[Decision] = []
+        self.knows_durations = self.control.control.budget_ms is None
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
-        """Take the goal image and forget the last episode."""
+        """Take the goal image and forget the last episode, wherever it ended."""
         if goal_frame is None:
             raise ValueError("a model plans towards a goal image; got none")
+        goal = torch.from_numpy(goal_frame)
         self.control.reset(seed=seed)
+        self.objective = self.model.objective(goal)
+        if not self.knows_durations:
+            self._learn_durations(goal, self.objective)
+            self.control.reset(seed=seed)
         self.model.reseed(seed)
         self.codes.clear()
         self.actions.clear()
-        self.objective = self.model.objective(torch.from_numpy(goal_frame))
+
+    def _learn_durations(self, frame: Tensor, objective: Objective) -> None:
+        """Time searches from a context that is as long as those of an episode."""
+        codes = self.model.encode(frame[None].expand(self.context, -1, -1, -1))
+        rest = torch.zeros_like(self.model.action_low).expand(self.context - 1, -1)
+        self.control.learn_durations(self.model.prefill(codes, rest), objective)
+        self.knows_durations = True
 
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
-        """Encode the newest frame, prefill the context, plan."""
+        """Encode the newest frame, prefill the context where a plan is due, plan."""
         if frame is None or self.objective is None:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
         began = time.perf_counter()
         self.codes.append(self.model.encode(torch.from_numpy(frame)[None])[0])
-        past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
-        none = self.model.action_low.new_zeros(0, self.model.action_size)
-        context = self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
-        self.decision = self.control.act(context, self.objective)
-        self.seconds.append(time.perf_counter() - began)
-        self.actions.append(self.decision.action)
-        return self.decision.action.cpu().numpy()
+        context = None
+        if self.control.due:
+            past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
+            none = self.model.action_low.new_zeros(0, self.model.action_size)
+            context = self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
+        decision = self.control.act(context, self.objective, began=began)
+        self.decision = decision
+        if decision.is_new:
+            self.seconds.append(decision.seconds)
+            self.record.append(replace(decision, context=None, plan=decision.plan.without_candidates()))
+        self.actions.append(decision.action)
+        return decision.action.cpu().numpy()
 
     def did(self, action: np.ndarray) -> None:
         """Say that another action than the one returned last was applied, so that the context tells the truth."""

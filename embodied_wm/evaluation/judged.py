@@ -15,6 +15,7 @@ optional ones return None where a model cannot; what needs them is left out of t
 Shapes: C context frames, S candidates, H horizon, A action size, Q the task's quantities.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,10 +24,34 @@ from torch import Tensor
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Objective
-from planners.objectives import GoalDistance, StateCost, StepWeights
+from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, TemporalDistance, WeightedSum
 from sim.tasks.base import Task
 
-ObjectiveKind = Literal["latent", "state", "temporal_distance"]
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Weigh objectives against each other.
+
+    Attributes:
+        state: Weight of the task's cost, in metres, of what is read from imagined latents.
+        latent: Weight of the Euclidean distance of latents to the goal's.
+        effort: Weight of the mean squared action.
+        change: Weight of the mean squared difference of neighbouring actions.
+    """
+
+    state: float = 1.0
+    latent: float = 0.0
+    effort: float = 0.0
+    change: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for weights that leave no goal."""
+        if min(self.state, self.latent, self.effort, self.change) < 0 or self.state + self.latent == 0:
+            raise ValueError(f"got {self}; expected weights of 0 or more, and one of state and latent above 0")
+
+
+Distance = Literal["latent", "state", "temporal_distance"]
+ObjectiveKind = Distance | Mixture
 QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
 
 
@@ -115,12 +140,12 @@ class JudgedWorldModel(JudgedModel):
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
                 latents and from the goal's latents, and takes their distance in metres; "temporal_distance" is how many
-                steps the model's readout says it takes to the goal.
+                steps the model's readout says it takes to the goal; a `Mixture` weighs state and latent.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
         """
-        if objective == "state":
+        if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
         if objective == "temporal_distance":
             nowhere = torch.zeros(world_model.config.tokenizer.num_tokens, world_model.config.tokenizer.token_width)
@@ -148,18 +173,25 @@ class JudgedWorldModel(JudgedModel):
         """Return imagined latents; all candidates get the same noise, so that it does not decide between them."""
         return self.dynamics.imagine(context, actions.to(self.device))
 
+    def imagine_samples(self, context: Any, actions: Tensor, num_samples: int) -> Tensor:
+        """Return futures [N, H, K, D] of one sequence, each with noise of its own."""
+        return self.dynamics.imagine_samples(context, actions.to(self.device), num_samples)
+
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
-        """Return the distance to the goal, in latents or in what is read from them."""
-        goal = self.encode(goal_frame)
-        if self.objective_kind == "latent":
+        """Return the distance to the goal, in latents or in what is read from them, or both."""
+        goal, kind = self.encode(goal_frame), self.objective_kind
+        if not isinstance(kind, Mixture):
+            return self._distance(kind, goal)
+        terms = [(kind.state, self._distance("state", goal))] if kind.state else []
+        terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
+        return WeightedSum([*terms, (1.0, ActionPenalty(effort=kind.effort, change=kind.change))])
+
+    def _distance(self, kind: Distance, goal: Tensor) -> Objective:
+        if kind == "latent":
             return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
-        if self.objective_kind == "temporal_distance":
-            return StateCost(
-                readout=lambda states: states,
-                cost=lambda states: self.world_model.steps_between(states, goal),
-                weights=self.weights,
-            )
+        if kind == "temporal_distance":
+            return TemporalDistance(distance=self.world_model.steps_between, goal=goal, weights=self.weights)
         readout = self.world_model.readout(QUANTITIES)
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
 

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,9 @@ from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel, Objecti
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
+from planners.control import Control
 from planners.objectives import StepWeights
+from planners.safety import Safety
 from sim.tasks import get_task
 
 CONTROLLERS = ("model", "oracle", "behaviour_cloning", "inverse_dynamics", "random", "zero")
@@ -38,6 +40,7 @@ class PlanningSetup:
         context: Frames of context.
         kind: How actions condition the model.
         adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
+        control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
     """
 
     task: str
@@ -47,6 +50,7 @@ class PlanningSetup:
     context: int = 3
     kind: ActionKind = "real"
     adapter: str | None = None
+    control: Control = field(default_factory=Control)
 
 
 class Loads(Protocol):
@@ -101,12 +105,17 @@ def _adapter(place: str) -> Loads:
 
 def make_model_agent(checkpoint: Path, setup: PlanningSetup) -> Agent:
     """Make the agent that plans in a model's imagination."""
-    return ModelAgent(load_judged(checkpoint, setup), setup.planner, context=setup.context)
+    return ModelAgent(load_judged(checkpoint, setup), setup.planner, context=setup.context, control=setup.control)
 
 
 def make_oracle_agent(setup: PlanningSetup, num_threads: int = 1) -> Agent:
-    """Make the same planner on MuJoCo."""
-    return OracleAgent(get_task(setup.task), setup.planner, setup.weights, num_threads=num_threads)
+    """Make the same planner on MuJoCo, without a budget: the oracle's time says nothing of a model's."""
+    control = Control(
+        replan_every=setup.control.replan_every,
+        tail=setup.control.tail,
+        safety=Safety(max_change=setup.control.safety.max_change),
+    )
+    return OracleAgent(get_task(setup.task), setup.planner, setup.weights, control=control, num_threads=num_threads)
 
 
 def make_random_agent(setup: PlanningSetup, scale: float) -> Agent:

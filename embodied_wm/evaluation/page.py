@@ -46,6 +46,8 @@ MEANINGS = {
     "horizon_at": "first step at which the state error exceeds the success tolerance; higher is better",
     "success": "success at the end of the episode",
     "success_any": "success at any step of the episode",
+    "p99_over_budget": "99th percentile of the time of a decision, over its budget; at most 1.2 is asked for",
+    "late_decisions": "share of decisions that took more than 1.2 times their budget",
     "cpg": "oracle success minus the model's: the part of failure that is the model's fault; lower is better",
     "r2": "true actions read from latent-action codes, held-out episodes; higher is better",
     "delta_psnr": "PSNR with the inferred code minus PSNR with a random code, dB; higher is better",
@@ -54,7 +56,7 @@ MEANINGS = {
     "code_bits_used": "entropy of the codes that occur, bits",
     "transfer": "planning success with an adapter fitted to part of the labels; higher is better",
 }
-_RATES = {"success", "cpg", "transfer"}
+_RATES = {"success", "cpg", "transfer", "late"}
 """Parts of the names of figures that are rates, shown in percent."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
 

@@ -10,11 +10,12 @@ import numpy as np
 from embodied_wm.evaluation.figures import Picture, learning_curve
 from embodied_wm.evaluation.film import film_rows
 from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections, in_unit
-from embodied_wm.evaluation.pages_planning import planning_sections
+from embodied_wm.evaluation.pages_planning import decision_sections, planning_sections
 from embodied_wm.evaluation.report import Section, Table
 
 __all__ = [
     "dataset_imagination_sections",
+    "decision_sections",
     "imagination_sections",
     "latent_action_section",
     "planning_sections",

@@ -1,15 +1,16 @@
 """Sections of the report about closed-loop planning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from embodied_wm.evaluation.figures import Picture, film_rows, success_bars
+from embodied_wm.evaluation.figures import Picture, film_rows, learning_curve, success_bars
 from embodied_wm.evaluation.page import format_number
 from embodied_wm.evaluation.pages_imagination import in_unit
 from embodied_wm.evaluation.planning import Episodes
 from embodied_wm.evaluation.report import Section, Table
+from planners.mpc import Decision
 from sim.tasks.base import Task
 
 AGENTS: Mapping[str, str] = {
@@ -154,3 +155,89 @@ def _strips(task: Task, run: Episodes) -> list[Picture]:
             )
         )
     return pictures
+
+
+_PARTS: Mapping[str, str] = {
+    "encode_s": "encoding frames",
+    "imagine_s": "imagining",
+    "objective_s": "costs of what was imagined",
+    "rest_s": "the planner itself",
+}
+
+
+def decision_sections(decisions: Sequence[Decision], budget_ms: float | None = None) -> list[Section]:
+    """Return what a page shows of single decisions: their times, where the time goes, how the search went.
+
+    Args:
+        decisions: Decisions that made plans, in order; no section where there are none.
+        budget_ms: What each may take, where that is limited.
+    """
+    if not decisions:
+        return []
+    total_ms = 1e3 * np.array([decision.seconds for decision in decisions])
+    parts_ms = {part: 1e3 * np.array([getattr(d.times, part) for d in decisions]) for part in _PARTS}
+    searched_ms = np.sum(list(parts_ms.values()), axis=0)
+    pictures = [_times_chart(total_ms, parts_ms["imagine_s"], budget_ms), *_cost_curve(decisions)]
+    table = Table(
+        columns=["part", "median", "p99", "share"],
+        rows=[
+            ["whole decision", float(np.median(total_ms)), float(np.quantile(total_ms, 0.99)), None],
+            *(
+                [name, float(np.median(ms)), float(np.quantile(ms, 0.99)), float(ms.sum() / searched_ms.sum())]
+                for (part, name) in _PARTS.items()
+                for ms in (parts_ms[part],)
+            ),
+        ],
+        units=["", "ms", "ms", "%"],
+    )
+    return [Section(title="What a decision takes", text=_words(decisions, budget_ms), pictures=pictures, table=table)]
+
+
+def _words(decisions: Sequence[Decision], budget_ms: float | None) -> str:
+    text = f"{len(decisions):,} decisions of the world model's planner, timed alone, from pixels to action."
+    if budget_ms is not None:
+        text += f" Each may take {budget_ms:g} ms: the search stops before an iteration that would not end in time."
+    counts = {status: sum(d.status == status for d in decisions) for status in ("cut", "warm_start", "fallback")}
+    words = {
+        "cut": "were stopped by the budget",
+        "warm_start": "had no time for one iteration and went on with the last plan",
+        "fallback": "were not executed, since imagined futures disagreed",
+    }
+    return " ".join([text, *(f"{count:,} {words[status]}." for status, count in counts.items() if count)])
+
+
+def _times_chart(total_ms: np.ndarray, imagine_ms: np.ndarray, budget_ms: float | None) -> Picture:
+    numbers = np.arange(1, len(total_ms) + 1)
+    series = {"whole decision": (numbers, total_ms), "imagining": (numbers, imagine_ms)}
+    if budget_ms is not None:
+        series["budget"] = (numbers[[0, -1]], np.full(2, budget_ms))
+    return learning_curve(
+        series,
+        title="Time of each decision",
+        ylabel="milliseconds",
+        xlabel="decision",
+        caption="One after another, at most 300 of them drawn.",
+        logarithmic=False,
+    )
+
+
+def _cost_curve(decisions: Sequence[Decision]) -> list[Picture]:
+    """Draw how cost falls from iteration to iteration, in the mean over the longest searches."""
+    length = max(len(decision.plan.iteration_best_costs) for decision in decisions)
+    if length < 2:
+        return []
+    plans = [d.plan for d in decisions if len(d.plan.iteration_best_costs) == length]
+    best = np.mean([plan.iteration_best_costs for plan in plans], axis=0)
+    mean = np.mean([plan.iteration_mean_costs for plan in plans], axis=0)
+    std = np.mean([plan.iteration_cost_stds for plan in plans], axis=0)
+    steps = np.arange(1, length + 1)
+    return [
+        learning_curve(
+            {"mean": (steps, mean), "best": (steps, best), "spread (std)": (steps, std)},
+            title="Cost by iteration",
+            ylabel="imagined cost of the candidates",
+            xlabel="iteration",
+            caption=f"Mean over {len(plans):,} decisions. Where the spread is gone, further iterations change nothing.",
+            logarithmic=False,
+        )
+    ]

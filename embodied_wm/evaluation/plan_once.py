@@ -1,25 +1,26 @@
 """Plan one episode in closed loop and show it: what happened, what the planner imagined, and how far from the goal."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.figures import Picture, film_rows, film_strip, learning_curve, looping
 from embodied_wm.evaluation.judged import JudgedWorldModel, ObjectiveKind, check_fits
 from embodied_wm.evaluation.pages_imagination import in_unit
-from embodied_wm.evaluation.pages_planning import episode_strip, thinned
+from embodied_wm.evaluation.pages_planning import decision_sections, episode_strip, thinned
+from embodied_wm.evaluation.planning import measure_budget
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.statistics import bootstrap_quantile, estimate, wilson
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
-from planners.base import Dynamics, Objective, Plan, Planner
+from planners.base import Planner
+from planners.control import Control
+from planners.mpc import Decision
 from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
@@ -27,56 +28,31 @@ from sim.render import Renderer
 from sim.tasks.base import Task
 
 
-@dataclass
-class RecordingPlanner:
-    """Plan as another planner does, and remember every context and plan."""
-
-    planner: Planner
-    contexts: list[Any] = field(default_factory=list)
-    plans: list[Plan] = field(default_factory=list)
-
-    @property
-    def horizon(self) -> int:
-        """Return H of the planner."""
-        return self.planner.horizon
-
-    def plan(
-        self,
-        dynamics: Dynamics,
-        context: Any,
-        objective: Objective,
-        *,
-        warm_start: Tensor | None = None,
-        generator: torch.Generator,
-    ) -> Plan:
-        """Plan, and remember."""
-        plan = self.planner.plan(dynamics, context, objective, warm_start=warm_start, generator=generator)
-        self.contexts.append(context)
-        self.plans.append(plan)
-        return plan
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """Hold one episode and what was imagined in it; T decisions, H planned steps.
+    """Hold one episode and what was imagined in it; T steps, N plans, H planned steps.
 
     Attributes:
         frames: What MuJoCo showed, [T + 1, h, w, 3].
         goal: Goal image.
         cost_m: Distance to the goal [T + 1], metres.
-        imagined: The plan of every decision, decoded: [T, H, h, w, 3].
-        expected_cost_m: Distance that the planner expected at the end of each plan [T]; None without a readout.
+        imagined: Every plan, decoded: [N, H, h, w, 3].
+        plan_starts: The step that each plan begins at [N].
+        expected: What the plan in force expected of each action, decoded: [T, h, w, 3].
+        expected_cost_m: Distance that the planner expected at the end of each plan [N]; None without a readout.
         first_plan: What MuJoCo shows for the first plan, all of it: [H, h, w, 3].
-        seconds: Time of every decision.
+        decisions: The decisions that made the plans.
     """
 
     frames: np.ndarray
     goal: np.ndarray
     cost_m: np.ndarray
     imagined: np.ndarray
+    plan_starts: np.ndarray
+    expected: np.ndarray
     expected_cost_m: np.ndarray | None
     first_plan: np.ndarray
-    seconds: list[float]
+    decisions: list[Decision]
 
 
 def plan_once(
@@ -86,6 +62,7 @@ def plan_once(
     weights: StepWeights,
     *,
     objective: ObjectiveKind,
+    control: Control | None = None,
     context: int = 3,
     seed: int,
     run_dir: Path,
@@ -99,6 +76,7 @@ def plan_once(
         planner: The planner.
         weights: How much each imagined step counts.
         objective: What the planner minimises.
+        control: Budget, chunks and safety.
         context: Frames that the model is given at each decision.
         seed: Draws the pair and the planner's candidates.
         run_dir: Where the report goes.
@@ -113,22 +91,31 @@ def plan_once(
     began = time.monotonic()
     model = JudgedWorldModel(world_model, task, objective=objective, weights=weights)
     check_fits(model, task)
-    recorder = RecordingPlanner(planner)
-    agent = ModelAgent(model, recorder, context=context)
+    control = control or Control()
+    agent = ModelAgent(model, planner, context=context, control=control)
     renderer = task.renderer(*model.image_size, model.camera)
-    shown = _run(task, model, agent, recorder, renderer, seed, console)
+    shown = _run(task, model, agent, renderer, seed, console)
     renderer.close()
     final, reached = float(shown.cost_m[-1]), bool(shown.cost_m[-1] <= task.tolerance_m)
     verdict = f"Goal {'reached' if reached else 'missed'}: the episode ends {100 * final:.1f} cm from it (tolerance "
     verdict += f"{100 * task.tolerance_m:g} cm, {100 * shown.cost_m[0]:.1f} cm at the start)."
-    median = bootstrap_quantile(shown.seconds, 0.5, seed=seed)
+    seconds = np.array([decision.seconds for decision in shown.decisions])
+    median = bootstrap_quantile(seconds, 0.5, seed=seed)
     measures = {
         "success": wilson(int(reached), 1),
         "final_cost_m": estimate(final, None, 1),
         "start_cost_m": estimate(float(shown.cost_m[0]), None, 1),
         "seconds_per_decision": median,
     }
-    settings = {"task": task.name, "planner": repr(planner), "objective": objective, "weights": repr(weights)}
+    if control.budget_ms is not None:
+        measures |= measure_budget(seconds, control.budget_ms, seed=seed)
+    settings = {
+        "task": task.name,
+        "planner": repr(planner),
+        "objective": str(objective),
+        "weights": repr(weights),
+        "control": repr(control),
+    }
     report = write_report(
         run_dir,
         kind="planning",
@@ -141,7 +128,7 @@ def plan_once(
             wall_seconds=time.monotonic() - began,
         ),
         tasks={task.name: measures},
-        sections=_sections(task, shown),
+        sections=[*_sections(task, shown), *decision_sections(shown.decisions, control.budget_ms)],
         headline=[
             Headline(
                 label="distance to the goal at the end",
@@ -161,47 +148,47 @@ def plan_once(
 
 
 def _run(
-    task: Task,
-    model: JudgedWorldModel,
-    agent: ModelAgent,
-    recorder: RecordingPlanner,
-    renderer: Renderer,
-    seed: int,
-    console: Console,
+    task: Task, model: JudgedWorldModel, agent: ModelAgent, renderer: Renderer, seed: int, console: Console
 ) -> Shown:
     """Run the episode, then decode what was imagined (afterwards, so that it costs no decision time)."""
     start, goal, pair_seed = evaluation_pairs(task.name, 1, seed)[0]
     goal_frame = renderer.render_states(goal[None])[0]
     brancher = Brancher(task, num_threads=1)
     agent.begin(goal_frame, goal, pair_seed)
-    states = [start]
+    states, taken = [start], []
     with Track(f"plan {task.name}", task.episode_steps, unit="decisions", console=console) as track:
         for _ in range(task.episode_steps):
             action = agent.act(renderer.render_states(states[-1][None])[0], states[-1])
             states.append(brancher(states[-1], np.asarray(action, np.float32)[None, None]).states[0, 0])
+            taken.append(agent.decision)
             track.advance()
+    agent.control.close()
     goal_quantities = task.state_quantities(goal)
+    made = [step for step, decision in enumerate(taken) if decision.is_new]
+    decisions = [taken[step] for step in made]
+    plan_starts = np.array([step - max(taken[step].index, 0) for step in made])
     model.reseed(seed)
-    latents = torch.stack(
-        [
-            model.imagine(context, plan.actions[None])[0]
-            for context, plan in zip(recorder.contexts, recorder.plans, strict=True)
-        ]
-    )
+    latents = torch.stack([model.imagine(d.context, d.plan.actions[None])[0] for d in decisions])
     read = model.read(latents[:, -1])
-    expected = None if read is None else task.cost(read.double().cpu().numpy(), goal_quantities)
-    replayed = brancher(start, recorder.plans[0].actions.cpu().numpy()[None]).states[0]
+    expected_cost_m = None if read is None else task.cost(read.double().cpu().numpy(), goal_quantities)
+    replayed = brancher(start, decisions[0].plan.actions.cpu().numpy()[None]).states[0]
     brancher.close()
     frames = renderer.render_states(np.stack(states))
-    pairs = zip(latents, torch.from_numpy(frames), strict=False)  # the last frame is followed by no decision
+    seen = torch.from_numpy(frames[plan_starts])
+    imagined = torch.stack([model.decode(plan, seen=frame) for plan, frame in zip(latents, seen, strict=True)])
+    in_force = np.searchsorted(made, np.arange(len(taken)), side="right") - 1
+    places = np.array([max(decision.index, 0) for decision in taken])  # a fallback action is of no plan
+    imagined = imagined.cpu().numpy()
     return Shown(
         frames=frames,
         goal=goal_frame,
         cost_m=task.cost(task.state_quantities(np.stack(states)), goal_quantities),
-        imagined=torch.stack([model.decode(plan, seen=frame) for plan, frame in pairs]).cpu().numpy(),
-        expected_cost_m=expected,
+        imagined=imagined,
+        plan_starts=plan_starts,
+        expected=imagined[in_force, places],
+        expected_cost_m=expected_cost_m,
         first_plan=renderer.render_states(replayed),
-        seconds=agent.seconds,
+        decisions=decisions,
     )
 
 
@@ -217,10 +204,10 @@ def _sections(task: Task, shown: Shown) -> list[Section]:
     )
     motion = looping(
         shown.frames[1:],
-        shown.imagined[:, 0],
+        shown.expected,
         labels=[f"step {step}" for step in range(1, len(shown.frames))],
         title="The episode in motion",
-        caption="Left what MuJoCo showed; in the middle what the model had expected of that action, one step earlier.",
+        caption="Left what MuJoCo showed; in the middle what the plan in force had expected of that action.",
     )
     plan = film_strip(
         np.concatenate([first, shown.first_plan]),
@@ -229,7 +216,7 @@ def _sections(task: Task, shown: Shown) -> list[Section]:
         title="The first plan",
         caption="The whole plan of the first decision: replayed in MuJoCo, and as the model imagined it when it had "
         "seen one "
-        "frame. In the episode only its first action was carried out.",
+        "frame. In the episode only its first actions were carried out.",
         num_context=1,
         goal=shown.goal,
     )
@@ -241,9 +228,10 @@ def _sections(task: Task, shown: Shown) -> list[Section]:
 
 
 def _intentions(shown: Shown) -> Picture:
-    steps = thinned(shown.imagined)
+    plans = thinned(shown.imagined)
+    steps = shown.plan_starts[plans]
     return film_rows(
-        [("MuJoCo", [*shown.frames[steps], shown.goal]), ("End of the plan", [*shown.imagined[steps, -1], None])],
+        [("MuJoCo", [*shown.frames[steps], shown.goal]), ("End of the plan", [*shown.imagined[plans, -1], None])],
         labels=[*(f"step {step}" for step in steps), "goal"],
         title="Decision by decision",
         caption="Below each real frame the frame that the plan chosen there was imagined to end in, "
@@ -257,7 +245,7 @@ def _distance_chart(task: Task, shown: Shown) -> Picture:
     series: dict[str, tuple[np.ndarray, np.ndarray]] = {"in MuJoCo": (np.arange(count), 100 * shown.cost_m)}
     words = "The episode succeeds if it ends within the tolerance."
     if shown.expected_cost_m is not None:
-        series["expected at plan's end"] = (np.arange(count - 1), 100 * shown.expected_cost_m)
+        series["expected at plan's end"] = (shown.plan_starts, 100 * shown.expected_cost_m)
         words += " The second line is how near the goal each plan was imagined to end."
     series["tolerance"] = (np.array([0, count - 1]), np.full(2, 100 * task.tolerance_m))
     return learning_curve(

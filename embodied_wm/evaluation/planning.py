@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from embodied_wm.evaluation.agents import Agent
+from embodied_wm.evaluation.agents import Agent, ModelAgent
 from embodied_wm.evaluation.statistics import agresti_caffo, bootstrap_mean, bootstrap_quantile, estimate, wilson
 from embodied_wm.progress import Track
 from sim.branch import Brancher
@@ -166,6 +166,8 @@ def time_decisions(
         for index, pair in enumerate(evaluation_pairs(task.name, num_episodes + 1, seed)):
             if index == 1:
                 agent.seconds.clear()
+                if isinstance(agent, ModelAgent):
+                    agent.record.clear()
             arena.run(agent, pair)
     finally:
         torch.set_num_threads(threads)
@@ -187,7 +189,12 @@ def _summarise(task: Task, costs: np.ndarray, films: list[np.ndarray], goals: li
 
 
 def measure_agents(
-    runs: Mapping[str, Episodes], seconds: Mapping[str, np.ndarray], *, planned_steps: int, seed: int
+    runs: Mapping[str, Episodes],
+    seconds: Mapping[str, np.ndarray],
+    *,
+    planned_steps: int,
+    seed: int,
+    budget_ms: float | None = None,
 ) -> dict[str, Any]:
     """Turn runs into PROTOCOL's keys; the agent "model" gives the plain keys, the others "<key>.<agent>".
 
@@ -196,6 +203,7 @@ def measure_agents(
         seconds: Agent name to the times of its decisions, from `time_decisions`.
         planned_steps: Candidates x iterations x horizon of one decision.
         seed: Seeds the bootstrap.
+        budget_ms: What the model's decisions may take; None where there is no limit.
     """
     found: dict[str, Any] = {}
     for name, run in runs.items():
@@ -213,7 +221,22 @@ def measure_agents(
     if "model" in seconds:
         found["decisions_per_second"] = estimate(1 / float(np.median(seconds["model"])), None, len(seconds["model"]))
         found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
+        if budget_ms is not None:
+            found |= measure_budget(seconds["model"], budget_ms, seed=seed)
     if {"model", "oracle"} <= runs.keys():
         model, oracle = runs["model"].success, runs["oracle"].success
         found["cpg"] = agresti_caffo(int(oracle.sum()), len(oracle), int(model.sum()), len(model))
     return found
+
+
+LATE = 1.2
+"""Times the budget from which on a decision counts as late."""
+
+
+def measure_budget(seconds: np.ndarray, budget_ms: float, *, seed: int) -> dict[str, Any]:
+    """Return how decisions kept their budget: the 99th percentile over it, and the share of late ones."""
+    shares = 1e3 * seconds / budget_ms
+    return {
+        "p99_over_budget": bootstrap_quantile(shares, 0.99, seed=seed),
+        "late_decisions": wilson(int((shares > LATE).sum()), len(shares)),
+    }

@@ -9,7 +9,9 @@ Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared p
 heads, d head width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ class Context:
         values: Per layer, [h, P, d].
         num_frames: Frames in the context (P = num_frames * tokens per block).
         next_position: Rotary position of the frame that follows the context.
-        last_latents: [K, D], latents of the last context frame.
+        last_latents: [K, D], latents of the last context frame ([S, K, D] where candidates have a past of their own).
         before_last: [K, D], latents of the frame before it; the same where there is none.
     """
 
@@ -52,13 +54,53 @@ class CandidateCache:
         self.values = [context.keys[0].new_empty(shape) for _ in context.keys]
         self.num_tokens = 0
 
+    @classmethod
+    def apart(cls, contexts: Sequence[Context], *, max_tokens: int) -> Self:
+        """Return a cache of candidates that do not share their past: one context each, nothing in common.
+
+        Args:
+            contexts: Of the same number of frames; their keys and values are copied in front of what is appended.
+            max_tokens: Room for what is appended.
+
+        Raises:
+            ValueError: If contexts differ in their number of frames.
+        """
+        lengths = sorted({context.num_frames for context in contexts})
+        if len(lengths) != 1:
+            raise ValueError(f"got contexts of {lengths} frames; those imagined together must be of one length")
+        first = contexts[0]
+        nothing = tuple(keys[:, :0] for keys in first.keys)
+        joined = Context(
+            keys=nothing,
+            values=nothing,
+            num_frames=0,
+            next_position=first.next_position,
+            last_latents=torch.stack([context.last_latents for context in contexts]),
+            before_last=torch.stack([context.before_last for context in contexts]),
+        )
+        past = first.keys[0].shape[1]
+        cache = cls(joined, num_candidates=len(contexts), max_tokens=past + max_tokens)
+        for layer in range(len(first.keys)):
+            keys, values = (torch.stack([getattr(c, name)[layer] for c in contexts]) for name in ("keys", "values"))
+            cache.put(layer, keys, values)
+        cache.keep(past)
+        return cache
+
     @property
     def num_bytes(self) -> int:
         """Return the memory of the candidates' own keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def put(self, layer: int, k_ShNd: Tensor, v_ShNd: Tensor) -> None:
-        """Write new tokens behind the kept ones; only `keep` makes them stay."""
+        """Write new tokens behind the kept ones; only `keep` makes them stay.
+
+        Where gradients flow back to actions the buffers are not written to, as attention to them is differentiated
+        later: kept and new tokens are joined instead.
+        """
+        if k_ShNd.requires_grad:
+            self.keys[layer] = torch.cat([self.keys[layer][:, :, : self.num_tokens], k_ShNd], dim=2)
+            self.values[layer] = torch.cat([self.values[layer][:, :, : self.num_tokens], v_ShNd], dim=2)
+            return
         stop = self.num_tokens + k_ShNd.shape[2]
         self.keys[layer][:, :, self.num_tokens : stop] = k_ShNd
         self.values[layer][:, :, self.num_tokens : stop] = v_ShNd

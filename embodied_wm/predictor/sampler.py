@@ -10,7 +10,7 @@ held-out episodes, nano keypoints, one step) the squared error of latents at h =
 0.050 at 1.1, 0.052 at 1.25 and at 0.8, 0.058 at 1.5; and guidance costs a second pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange, repeat
@@ -47,7 +47,6 @@ def _check_steps(model: LatentPredictor, num_steps: int) -> None:
         raise ValueError(f"got num_steps={num_steps}; this model was trained for {model.step_counts}")
 
 
-@torch.no_grad()
 def imagine(
     model: LatentPredictor,
     context: Context,
@@ -55,6 +54,7 @@ def imagine(
     noise: Float[Tensor, "candidates horizon tokens width"],
     *,
     num_steps: int = 1,
+    is_differentiable: bool = False,
 ) -> Float[Tensor, "candidates horizon tokens width"]:
     """Imagine H frames for S candidates from a shared cached context.
 
@@ -64,16 +64,40 @@ def imagine(
         led_by: Gives the embedded actions, frame by frame, since a code can depend on what was imagined so far.
         noise: Start of each frame, from `draw_noise`.
         num_steps: Denoising steps per frame: 1, 2, ... up to the model's `max_steps`.
+        is_differentiable: Let gradients flow back to what `led_by` gives, at the price of the graph's memory.
     """
+    candidates, horizon = noise.shape[:2]
+    with torch.set_grad_enabled(is_differentiable):
+        cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
+        return torch.stack(list(_frames(model, cache, led_by, noise, num_steps)), dim=1)
+
+
+@torch.no_grad()
+def imagine_frames(
+    model: LatentPredictor, cache: CandidateCache, led_by: LedBy, noise: Tensor, *, num_steps: int = 1
+) -> Iterator[Tensor]:
+    """Yield what `imagine` returns frame by frame, [S, K, D] each; `led_by` is asked just before each.
+
+    Args:
+        model: The predictor.
+        cache: Of candidates that have imagined nothing yet, with room for H + 1 frames.
+        led_by: As for `imagine`; it may wait for an action that is decided on what was imagined last.
+        noise: [S, H, K, D], from `draw_noise`.
+        num_steps: Denoising steps per frame.
+    """
+    yield from _frames(model, cache, led_by, noise, num_steps)
+
+
+def _frames(
+    model: LatentPredictor, cache: CandidateCache, led_by: LedBy, noise: Tensor, num_steps: int
+) -> Iterator[Tensor]:
     _check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
     block, window, step = model.block, model.config.window, 1 / num_steps
-    device = noise.device
-    cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * block)
+    device, context = noise.device, cache.context
     levels = torch.tensor([model.config.context_tau] + [index * step for index in range(num_steps)], device=device)
     sizes = torch.tensor([1 / model.config.max_steps] + [step] * num_steps, device=device)
     modulation = model.modulation(levels, sizes)
-    frames: list[Tensor] = []
     latents = context.last_latents.expand(candidates, -1, -1)
     before = earlier = context.before_last.expand(candidates, -1, -1)
     tau_before = 1.0
@@ -102,8 +126,7 @@ def imagine(
                 cache.keep(block)
             x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
-        frames.append(latents)
-    return torch.stack(frames, dim=1)
+        yield latents
 
 
 @torch.no_grad()

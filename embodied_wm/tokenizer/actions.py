@@ -68,9 +68,10 @@ class LatentActionTokenizer(nn.Module):
         return torch.cat(shifted, dim=-1)
 
     def quantise(self, codes: Float[Tensor, "*batch code"]) -> Float[Tensor, "*batch code"]:
-        """Round codes in [-1, 1] to the nearest FSQ levels."""
+        """Round codes in [-1, 1] to the nearest FSQ levels; gradients pass as if they were not rounded."""
         half = torch.tensor([(level - 1) / 2 for level in self.config.levels], device=codes.device)
-        return (codes.clamp(-1, 1) * half).round() / half
+        rounded = (codes.detach().clamp(-1, 1) * half).round() / half
+        return codes + (rounded - codes).detach() if codes.requires_grad else rounded
 
     def encode(self, latents: Float[Tensor, "batch time tokens width"]) -> Float[Tensor, "batch steps code"]:
         """Infer one code in [-1, 1] per transition; steps = time - 1."""

@@ -310,7 +310,7 @@ def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) ->
     assert found["success"]["value"] == float(reached)
     assert report["summary"].startswith("Goal reached" if reached else "Goal missed")
     assert report["headline"][0]["value"]["value"] == pytest.approx(100 * found["final_cost_m"]["value"])
-    assert [len(section["pictures"]) for section in report["sections"]] == [2, 2, 1]
+    assert [len(section["pictures"]) for section in report["sections"]] == [2, 2, 1, 1]
     assert "expected at plan" in (tmp_path / report["sections"][2]["pictures"][0]["file"]).read_text()
 
 

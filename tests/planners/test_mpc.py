@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, MPC, RandomShooting
+from planners import CEM, MPC, Control, RandomShooting
 from planners.base import PlannerError
 
 HORIZON = 5
@@ -55,7 +55,7 @@ def test_reset_repeats_the_episode_bit_for_bit() -> None:
 @pytest.mark.parametrize(("tail", "filler"), [("zero", 0.0), ("last", None)])
 def test_warm_start_is_the_plan_without_its_executed_steps(tail: str, filler: float | None) -> None:
     """Executed steps leave at the front; the end is filled as asked."""
-    mpc = MPC(RandomShooting(horizon=HORIZON), Integrator(), seed=0, replan_every=2, tail=tail)  # pyright: ignore[reportArgumentType]
+    mpc = MPC(RandomShooting(horizon=HORIZON), Integrator(), seed=0, control=Control(replan_every=2, tail=tail))  # pyright: ignore[reportArgumentType]
     assert mpc.warm_start is None
     plan = mpc.act(torch.zeros(1), near_three).plan
     mpc.act(torch.zeros(1), near_three)
@@ -67,7 +67,7 @@ def test_warm_start_is_the_plan_without_its_executed_steps(tail: str, filler: fl
 
 def test_replans_only_when_due() -> None:
     """Between plans the same plan is executed step by step, in no planning time."""
-    mpc = MPC(CEM(horizon=HORIZON), Integrator(), seed=0, replan_every=3)
+    mpc = MPC(CEM(horizon=HORIZON), Integrator(), seed=0, control=Control(replan_every=3))
     decisions = []
     for step in range(4):
         assert mpc.due == (step in (0, 3))
@@ -82,6 +82,6 @@ def test_replans_only_when_due() -> None:
 def test_refuses_bad_settings() -> None:
     """More executed steps than planned ones make no sense."""
     with pytest.raises(PlannerError, match="replan_every=9"):
-        MPC(CEM(horizon=HORIZON), Integrator(), seed=0, replan_every=9)
+        MPC(CEM(horizon=HORIZON), Integrator(), seed=0, control=Control(replan_every=9))
     with pytest.raises(PlannerError, match="tail='loop'"):
-        MPC(CEM(horizon=HORIZON), Integrator(), seed=0, tail="loop")  # pyright: ignore[reportArgumentType]
+        Control(tail="loop")  # pyright: ignore[reportArgumentType]

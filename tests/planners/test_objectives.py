@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from planners import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
+from planners import ActionPenalty, GoalDistance, Reward, StateCost, StepWeights, TemporalDistance, WeightedSum
 from planners.base import PlannerError
 
 TRAJECTORY = torch.tensor([[[0.0, 0.0], [3.0, 4.0]], [[3.0, 4.0], [3.0, 4.0]]])
@@ -48,3 +48,25 @@ def test_sum_and_penalties() -> None:
         WeightedSum([])
     with pytest.raises(PlannerError, match="discount=0"):
         StepWeights(discount=0.0)
+
+
+def test_temporal_distance_and_reward_are_weighted_over_the_horizon() -> None:
+    """Four steps a metre away, then none; and minus the mean reward."""
+
+    def steps(states: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        return (states - goal).norm(dim=-1) / 5 * 4
+
+    distance = TemporalDistance(distance=steps, goal=GOAL, weights=StepWeights(terminal=3.0))
+    assert distance(TRAJECTORY, ACTIONS).tolist() == pytest.approx([4 / 5, 0.0])
+    reward = Reward(reward=lambda states, actions: states[..., 0] + actions[..., 0])
+    assert reward(TRAJECTORY, ACTIONS).tolist() == pytest.approx([-1.5, -3.5])
+    discounted = Reward(reward=lambda states, _: states[..., 0], weights=StepWeights(terminal=0.0, discount=0.5))
+    assert discounted(TRAJECTORY, ACTIONS).tolist() == pytest.approx([-1.0, -3.0])
+    valued = Reward(reward=lambda states, _: states[..., 0], weights=StepWeights(running=0.0))
+    assert valued(TRAJECTORY, ACTIONS).tolist() == pytest.approx([-3.0, -3.0])
+    both = WeightedSum([(1.0, distance), (0.1, reward)])
+    assert both(TRAJECTORY, ACTIONS).tolist() == pytest.approx([0.8 - 0.15, -0.35])
+    with pytest.raises(PlannerError, match=r"Reward: reward has shape \(2, 2, 2\); expected \(2, 2\)"):
+        Reward(reward=lambda states, _: states)(TRAJECTORY, ACTIONS)
+    with pytest.raises(PlannerError, match=r"TemporalDistance: distance has shape \(2,\)"):
+        TemporalDistance(distance=lambda states, _: states.sum((1, 2)), goal=GOAL)(TRAJECTORY, ACTIONS)

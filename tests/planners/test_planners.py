@@ -1,17 +1,32 @@
-"""The contract that every planner meets, and the optimum that CEM reaches."""
+"""The contract that every planner meets."""
 
 import itertools
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, RandomShooting
-from planners.base import Dynamics, Plan, Planner, PlannerError
-from planners.noise import correlated_noise, correlation_factor
+from planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    Deadline,
+    Gradient,
+    Knots,
+    OutOfTime,
+    Polished,
+    PredictiveSampling,
+    Proposing,
+    RandomShooting,
+    Searcher,
+    TreeSearch,
+    plan_batch,
+)
+from planners.base import Dynamics, Plan, PlannerError
 
 HORIZON = 6
 
@@ -33,6 +48,10 @@ class DoubleIntegrator:
         velocities = velocity + self.dt_s * actions.cumsum(1)
         return torch.cat([position + self.dt_s * velocities.cumsum(1), velocities], dim=-1)
 
+    def imagine_batch(self, contexts: Sequence[Tensor], actions: Tensor) -> Tensor:
+        """Return states [B, S, H, 2A]."""
+        return torch.stack([self.imagine(*each) for each in zip(contexts, actions, strict=True)])
+
 
 START = torch.tensor([1.0, -1.0, 0.0, 0.2])
 
@@ -42,32 +61,52 @@ def to_origin(trajectory: Tensor, actions: Tensor) -> Tensor:
     return trajectory.square().sum((1, 2)) + actions.square().sum((1, 2))
 
 
-PLANNERS: list[Planner] = [
-    CEM(horizon=HORIZON, num_candidates=32, num_iterations=3, num_elites=6),
-    CEM(
-        horizon=HORIZON,
-        num_candidates=32,
-        num_iterations=2,
-        num_elites=6,
-        choose="mean",
-        include_zero=False,
-        num_kept=0,
-    ),
-    RandomShooting(horizon=HORIZON, num_candidates=32, num_iterations=3),
-]
+def shaken(context: Tensor, num: int, horizon: int, generator: torch.Generator) -> Tensor:
+    """Propose small random actions."""
+    return 0.1 * torch.randn(num, horizon, 2, generator=generator)
 
 
-def plan_with(planner: Planner, dynamics: Dynamics, *, seed: int = 0, warm_start: Tensor | None = None) -> Plan:
+SMALL = CEM(horizon=HORIZON, num_candidates=32, num_iterations=3, num_elites=6)
+ADAM = Gradient(horizon=HORIZON, num_candidates=32, num_iterations=5)
+PLANNERS: dict[str, Searcher] = {
+    "cem": SMALL,
+    "cem-mean": replace(SMALL, num_iterations=2, choose="mean", include_zero=False, num_kept=0),
+    "icem": ICEM(horizon=HORIZON, num_candidates=32, num_elites=6, initial_std=0.7),
+    "mppi": MPPI(horizon=HORIZON, num_candidates=32, std=0.7),
+    "mppi-best": MPPI(horizon=HORIZON, num_candidates=32, std=0.7, choose="best"),
+    "predictive-sampling": PredictiveSampling(horizon=HORIZON, num_candidates=32, num_iterations=3, std=0.9),
+    "random-shooting": RandomShooting(horizon=HORIZON, num_candidates=32, num_iterations=3),
+    "gradient": ADAM,
+    "polished": Polished(planner=SMALL, polish=replace(ADAM, num_candidates=4), num_polished=3),
+    "mean-polished": Polished(planner=replace(SMALL, choose="mean"), polish=MPPI(horizon=HORIZON, num_candidates=32)),
+    "tree": TreeSearch(horizon=HORIZON, num_candidates=32),
+    "proposing": Proposing(planner=SMALL, num_proposals=5, proposals=shaken),
+    "knots-linear": Knots(planner=replace(SMALL, horizon=4), horizon=HORIZON),
+    "knots-gradient": Knots(planner=replace(ADAM, horizon=3), horizon=HORIZON, interpolation="cubic"),
+    "repeat": Knots(planner=replace(SMALL, horizon=3), horizon=HORIZON, interpolation="zero"),
+}
+RETURNS_MEAN = ("cem-mean", "mppi", "mean-polished")
+"""These may return a sequence that costs more than the best candidate."""
+
+
+def with_record(planner: Any, num_recorded: int) -> Any:
+    """Return the planner with another `num_recorded`, which a wrapper takes from what it wraps."""
+    if hasattr(planner, "planner"):
+        return replace(planner, planner=with_record(planner.planner, num_recorded))
+    return replace(planner, num_recorded=num_recorded)
+
+
+def plan_with(planner: Searcher, dynamics: Dynamics, *, seed: int = 0, warm_start: Tensor | None = None) -> Plan:
     """Plan from START."""
     generator = torch.Generator().manual_seed(seed)
     return planner.plan(dynamics, START, to_origin, warm_start=warm_start, generator=generator)
 
 
-@pytest.mark.parametrize("planner", PLANNERS, ids=["cem", "cem-mean", "random-shooting"])
+@pytest.mark.parametrize(("name", "planner"), PLANNERS.items(), ids=PLANNERS)
 class TestContract:
     """Hold for every planner."""
 
-    def test_same_seed_is_bitwise_equal_and_other_seed_is_not(self, planner: Planner) -> None:
+    def test_same_seed_is_bitwise_equal_and_other_seed_is_not(self, name: str, planner: Searcher) -> None:
         """The generator is the only source of randomness."""
         torch.manual_seed(1)
         first = plan_with(planner, DoubleIntegrator())
@@ -78,7 +117,7 @@ class TestContract:
         assert first.cost == again.cost
         assert not torch.equal(first.candidates, plan_with(planner, DoubleIntegrator(), seed=1).candidates)
 
-    def test_every_imagined_action_is_within_bounds(self, planner: Planner) -> None:
+    def test_every_imagined_action_is_within_bounds(self, name: str, planner: Searcher) -> None:
         """Bounds hold for what is imagined, not only for what is chosen; they are used to the full."""
         dynamics = DoubleIntegrator()
         plan = plan_with(planner, dynamics, warm_start=torch.full((HORIZON, 2), 9.0))
@@ -86,39 +125,97 @@ class TestContract:
         assert (imagined >= dynamics.action_low).all()
         assert (imagined <= dynamics.action_high).all()
         assert (imagined.amax((0, 1)) > dynamics.action_high - 0.1).all()
-        assert (imagined.amin((0, 1)) < dynamics.action_low + 0.4).all()
+        slack = 1.2 if isinstance(planner, Knots) else 0.4  # few knots are rarely far from where they start
+        assert (imagined.amin((0, 1)) < dynamics.action_low + slack).all()
 
-    def test_plan_reports_what_was_compared(self, planner: Planner) -> None:
+    def test_plan_reports_what_was_compared(self, name: str, planner: Searcher) -> None:
         """Costs belong to candidates, the count is exact, and the record is bounded."""
         dynamics = DoubleIntegrator()
         plan = plan_with(planner, dynamics)
-        assert plan.num_imagined == sum(len(batch) for batch in dynamics.batches)
+        assert plan.num_imagined == sum(len(batch) for batch in dynamics.batches) <= planner.num_sequences
+        assert len(plan.iteration_best_costs) <= planner.num_iterations
         recomputed = to_origin(dynamics.imagine(START, plan.candidates), plan.candidates)
         torch.testing.assert_close(plan.candidate_costs, recomputed)
         chosen = to_origin(dynamics.imagine(START, plan.actions[None]), plan.actions[None])
         assert plan.cost == pytest.approx(float(chosen[0]), rel=1e-5)
-        assert plan.cost <= min(plan.iteration_best_costs) + 1e-6 or getattr(planner, "choose", "best") == "mean"
+        assert plan.cost <= min(plan.iteration_best_costs) + 1e-6 or name in RETURNS_MEAN
         assert len(plan.iteration_best_costs) == len(plan.iteration_mean_costs)
         assert set(plan.candidate_iterations.tolist()) == set(range(len(plan.iteration_best_costs)))
 
-    def test_a_good_warm_start_is_not_lost(self, planner: Planner) -> None:
+    def test_a_good_warm_start_is_not_lost(self, name: str, planner: Searcher) -> None:
         """Given the optimum, a planner that takes the best candidate returns nothing worse; any gains from it."""
         best = CEM(horizon=HORIZON, num_candidates=256, num_iterations=10, num_elites=24)
         known = plan_with(best, DoubleIntegrator())
         warm = plan_with(planner, DoubleIntegrator(), warm_start=known.actions)
         assert warm.cost < plan_with(planner, DoubleIntegrator()).cost
-        assert warm.cost <= known.cost * (1 + 1e-6) or getattr(planner, "choose", "best") == "mean"
+        assert warm.cost <= known.cost * (1 + 1e-6) or name in RETURNS_MEAN
+        starts = torch.stack([torch.zeros(HORIZON, 2), torch.ones(HORIZON, 2), known.actions])
+        further = plan_with(planner, DoubleIntegrator(), warm_start=starts)
+        fits = known.cost if "knots" not in name and name != "repeat" else warm.cost + 3.0  # a spline fits it roughly
+        assert further.cost <= fits * (1 + 1e-6) or name in RETURNS_MEAN
+
+    def test_the_next_decision_starts_from_what_is_carried(self, name: str, planner: Searcher) -> None:
+        """What a plan carries is a valid warm start of the same planner."""
+        plan = plan_with(planner, DoubleIntegrator())
+        if plan.carried is not None:
+            assert plan.carried.shape[1:] == (HORIZON, 2)
+            again = plan_with(planner, DoubleIntegrator(), warm_start=plan.carried)
+            assert again.cost <= plan.cost * (1 + 1e-6)
+        assert (plan.carried is not None) == (name == "icem")
+
+    def test_many_environments_get_the_plans_of_each(self, name: str, planner: Searcher) -> None:
+        """One call for three environments gives the plans of three calls."""
+        starts = [START, -START, 2 * START]
+        warm = [None, None, None] if name != "cem" else [torch.zeros(HORIZON, 2)] * 3
+        together = plan_batch(
+            planner,
+            DoubleIntegrator(),
+            starts,
+            [to_origin] * 3,
+            warm_starts=warm,
+            generators=[torch.Generator().manual_seed(seed) for seed in range(3)],
+        )
+        for seed, (start, plan) in enumerate(zip(starts, together, strict=True)):
+            generator = torch.Generator().manual_seed(seed)
+            alone = planner.plan(DoubleIntegrator(), start, to_origin, warm_start=warm[seed], generator=generator)
+            assert torch.equal(plan.actions, alone.actions)
+            assert torch.equal(plan.candidate_costs, alone.candidate_costs)
+            assert plan.num_imagined == alone.num_imagined
+
+    def test_a_deadline_stops_between_iterations(self, name: str, planner: Searcher) -> None:
+        """What was found so far is returned; without time for one iteration the planner says so."""
+        dynamics = DoubleIntegrator()
+        deadline = Deadline(clock=lambda: float(len(dynamics.batches)))
+        deadline.start(0.5)
+        generator = torch.Generator().manual_seed(0)
+        plan = planner.plan(dynamics, START, to_origin, generator=generator, deadline=deadline)
+        assert deadline.was_cut
+        assert len(plan.iteration_best_costs) == deadline.num_iterations == 1
+        assert plan.cost == plan.iteration_best_costs[0]
+        deadline.start(0.0)
+        with pytest.raises(OutOfTime, match=type(planner).__name__):
+            planner.plan(dynamics, START, to_origin, generator=generator, deadline=deadline)
+
+    def test_states_of_another_length_are_refused(self, name: str, planner: Searcher) -> None:
+        """Dynamics must return a state for every action."""
+
+        class Short(DoubleIntegrator):
+            def imagine(self, context: Tensor, actions: Tensor) -> Tensor:
+                return super().imagine(context, actions)[:, 1:]
+
+        with pytest.raises(PlannerError, match=r"iteration 0: the dynamics returned states of shape \(32, 5, 4\)"):
+            plan_with(planner, Short())
 
     @pytest.mark.parametrize(
         ("warm_start", "message"),
         [(torch.zeros(HORIZON + 1, 2), r"\(7, 2\); expected \(6, 2\)"), (torch.full((HORIZON, 2), torch.nan), "NaN")],
     )
-    def test_bad_warm_start_is_refused(self, planner: Planner, warm_start: Tensor, message: str) -> None:
+    def test_bad_warm_start_is_refused(self, name: str, planner: Searcher, warm_start: Tensor, message: str) -> None:
         """The error names what was got and what was expected."""
         with pytest.raises(PlannerError, match=message):
             plan_with(planner, DoubleIntegrator(), warm_start=warm_start)
 
-    def test_bad_costs_name_planner_iteration_and_candidate(self, planner: Planner) -> None:
+    def test_bad_costs_name_planner_iteration_and_candidate(self, name: str, planner: Searcher) -> None:
         """A NaN or a wrong shape stops planning with a location."""
 
         def broken(trajectory: Tensor, actions: Tensor) -> Tensor:
@@ -127,81 +224,22 @@ class TestContract:
             return costs
 
         generator = torch.Generator().manual_seed(0)
-        name = type(planner).__name__
-        with pytest.raises(PlannerError, match=f"{name}, iteration 0, candidate 7: cost is nan"):
+        title = type(planner).__name__
+        with pytest.raises(PlannerError, match=f"{title}, iteration 0, candidate 7: cost is nan"):
             planner.plan(DoubleIntegrator(), START, broken, generator=generator)
-        with pytest.raises(PlannerError, match=rf"{name}, iteration 0.*\(32, 6\); expected \(32,\)"):
+        with pytest.raises(PlannerError, match=rf"{title}, iteration 0.*\(32, 6\); expected \(32,\)"):
             planner.plan(DoubleIntegrator(), START, lambda s, a: s.sum(2), generator=generator)
 
-    def test_bad_bounds_are_refused(self, planner: Planner) -> None:
+    def test_bad_bounds_are_refused(self, name: str, planner: Searcher) -> None:
         """Infinite bounds cannot be sampled."""
         with pytest.raises(PlannerError, match="finite"):
             plan_with(planner, DoubleIntegrator(action_high=torch.tensor([1.0, torch.inf])))
 
-    def test_record_is_bounded_and_spread_over_iterations(self, planner: Planner) -> None:
+    def test_record_is_bounded_and_spread_over_iterations(self, name: str, planner: Searcher) -> None:
         """The record is an even sample when more was compared."""
-        small = type(planner)(**{**vars(planner), "num_recorded": 9})
-        plan = plan_with(small, DoubleIntegrator())
-        assert plan.candidates.shape == (9, HORIZON, 2)
+        plan = plan_with(with_record(planner, 30), DoubleIntegrator())
+        assert plan.candidates.shape == (30, HORIZON, 2)
         assert len(set(plan.candidate_iterations.tolist())) == len(plan.iteration_best_costs)
-
-
-def riccati_actions(start: Tensor, horizon: int, dt_s: float) -> Tensor:
-    """Return the optimum [H, A] of the unbounded problem by the finite-horizon Riccati recursion."""
-    size = len(start) // 2
-    eye, none = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-    transition = torch.cat([torch.cat([eye, dt_s * eye], 1), torch.cat([none, eye], 1)])
-    control = torch.cat([dt_s**2 * eye, dt_s * eye])
-    cost_to_go = torch.eye(2 * size, dtype=torch.float64)
-    gains = []
-    for _ in range(horizon):
-        inner = eye + control.T @ cost_to_go @ control
-        gain = torch.linalg.solve(inner, control.T @ cost_to_go @ transition)
-        cost_to_go = torch.eye(2 * size, dtype=torch.float64) + transition.T @ cost_to_go @ (
-            transition - control @ gain
-        )
-        gains.append(gain)
-    state, actions = start.double(), []
-    for gain in reversed(gains):
-        actions.append(-gain @ state)
-        state = transition @ state + control @ actions[-1]
-    return torch.stack(actions).float()
-
-
-@pytest.mark.parametrize("choose", ["best", "mean"])
-def test_cem_solves_the_double_integrator(choose: Literal["best", "mean"]) -> None:
-    """CEM reaches the Riccati optimum within 1% of its cost, and much closer than random shooting."""
-    dynamics = DoubleIntegrator(action_low=torch.full((2,), -3.0), action_high=torch.full((2,), 3.0))
-    optimum = riccati_actions(START, HORIZON, dynamics.dt_s)[None]
-    optimal_cost = float(to_origin(dynamics.imagine(START, optimum), optimum)[0])
-    cem = CEM(
-        horizon=HORIZON,
-        num_candidates=256,
-        num_iterations=20,
-        num_elites=24,
-        min_std=0.002,
-        noise_correlation=0.0,
-        choose=choose,
-    )
-    plan = plan_with(cem, dynamics)
-    assert optimal_cost <= plan.cost * (1 + 1e-5)
-    assert plan.cost < optimal_cost * 1.01
-    assert (plan.actions - optimum[0]).abs().max() < 0.1
-    shooting = plan_with(RandomShooting(horizon=HORIZON, num_candidates=256, num_iterations=20), dynamics)
-    assert shooting.cost - optimal_cost > 10 * (plan.cost - optimal_cost)
-
-
-def test_cem_reaches_the_optimum_of_a_quadratic_on_the_bound() -> None:
-    """An optimum outside the bounds is met at the nearest allowed action."""
-    target = torch.tensor([0.3, 9.0]).expand(HORIZON, 2)
-    cem = CEM(horizon=HORIZON, num_candidates=128, num_iterations=15, num_elites=12, min_std=0.005)
-    plan = cem.plan(
-        DoubleIntegrator(),
-        START,
-        lambda _, actions: (actions - target).square().sum((1, 2)),
-        generator=torch.Generator().manual_seed(0),
-    )
-    torch.testing.assert_close(plan.actions, torch.tensor([0.3, 2.0]).expand(HORIZON, 2), atol=0.05, rtol=0)
 
 
 def test_iterations_improve_the_candidates() -> None:
@@ -209,16 +247,6 @@ def test_iterations_improve_the_candidates() -> None:
     plan = plan_with(CEM(horizon=HORIZON, num_candidates=128, num_iterations=5), DoubleIntegrator())
     means = plan.iteration_mean_costs
     assert all(later < earlier for earlier, later in itertools.pairwise(means))
-
-
-def test_noise_has_unit_variance_and_the_stated_correlation() -> None:
-    """Marginals are standard normal; steps k apart correlate by correlation ** k."""
-    factor = correlation_factor(5, 0.6, like=torch.zeros(1, dtype=torch.float64))
-    steps = torch.arange(5, dtype=torch.float64)
-    torch.testing.assert_close(factor @ factor.T, 0.6 ** (steps[:, None] - steps).abs())
-    noise = correlated_noise(20_000, factor, 1, torch.Generator().manual_seed(0))[..., 0]
-    torch.testing.assert_close(torch.cov(noise.T), factor @ factor.T, atol=0.04, rtol=0)
-    assert torch.equal(correlation_factor(4, 0.0, like=torch.zeros(1)), torch.eye(4))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +257,46 @@ def test_cem_refuses_bad_knobs(knobs: dict[str, object]) -> None:
     name, value = next(iter(knobs.items()))
     with pytest.raises(PlannerError, match=f"{name}={value!r}; expected"):
         CEM(**knobs)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("make", [CEM, ICEM, MPPI, PredictiveSampling, RandomShooting, Gradient, TreeSearch])
+def test_a_horizon_of_nothing_is_refused(make: Any) -> None:
+    """The error names planner, knob and range."""
+    with pytest.raises(PlannerError, match=f"{make.__name__}: horizon=0; expected at least 1"):
+        make(horizon=0)
+
+
+def test_more_starts_than_candidates_are_refused() -> None:
+    """Nothing that was given is dropped silently."""
+    with pytest.raises(PlannerError, match=r"42 sequences are given.*at most num_candidates=32"):
+        plan_with(SMALL, DoubleIntegrator(), warm_start=torch.zeros(41, HORIZON, 2))
+
+
+def test_batches_that_do_not_fit_are_refused() -> None:
+    """One of everything for each environment, and dynamics that imagine for several."""
+    generators = [torch.Generator(), torch.Generator()]
+    with pytest.raises(PlannerError, match="2 contexts, 1 objectives"):
+        plan_batch(SMALL, DoubleIntegrator(), [START, START], [to_origin], generators=generators)
+
+    def broken(trajectory: Tensor, actions: Tensor) -> Tensor:
+        return to_origin(trajectory, actions) + torch.nan
+
+    with pytest.raises(PlannerError, match="CEM, iteration 0, environment 1, candidate 0: cost is nan"):
+        plan_batch(SMALL, DoubleIntegrator(), [START, START], [to_origin, broken], generators=generators)
+
+
+def test_gradients_that_are_none_or_not_finite_are_refused() -> None:
+    """Dynamics outside of torch have no gradient, a root has none at zero."""
+
+    class Outside(DoubleIntegrator):
+        def imagine(self, context: Tensor, actions: Tensor) -> Tensor:
+            return super().imagine(context, actions.detach())
+
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(PlannerError, match=r"Gradient, iteration 0: the costs have no gradient.*such as CEM"):
+        ADAM.plan(Outside(), START, lambda states, _: states.sum((1, 2)), generator=generator)
+    with pytest.raises(PlannerError, match="Gradient, iteration 0, candidate 0: gradient is nan"):
+        ADAM.plan(Outside(), START, lambda _, actions: actions.square().sum((1, 2)).sqrt(), generator=generator)
 
 
 def test_cem_overhead_is_below_a_millisecond_per_iteration() -> None:
