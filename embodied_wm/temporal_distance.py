@@ -55,7 +55,7 @@ class TemporalDistance(nn.Module):
         self.network = mlp((latent_size, config.width, config.width, config.components * config.intervals))
         self.mix = nn.Parameter(torch.zeros(()))
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.price = nn.Parameter(torch.ones(()))
+        self.price = nn.Parameter(torch.full((), 10.0))  # high: distances grow within the constraint, not back into it
 
     def embed(self, latents: Float[Tensor, "*batch tokens width"]) -> Float[Tensor, "*batch components intervals"]:
         """Return where latents lie on the intervals' axes."""

@@ -125,7 +125,7 @@ def test_contexts_and_candidates_of_another_size_are_refused(model: WorldModel) 
     with pytest.raises(ValueError, match="codes of size 2; this model wants 3 finite numbers"):
         model.imagine(context, torch.zeros(4, 5, 2), kind="latent", generator=torch.Generator())
     for shape in ((0, 5, 2), (4, 0, 2)):
-        with pytest.raises(ValueError, match="at least one candidate and step"):
+        with pytest.raises(ValueError, match="at least one candidate and one step"):
             model.imagine(context, torch.zeros(shape), generator=torch.Generator())
 
 

@@ -27,6 +27,7 @@ from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
+from embodied_wm.training.losses import conditioning, readout_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
