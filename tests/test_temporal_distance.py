@@ -7,7 +7,7 @@ from torch import Tensor
 
 from embodied_wm.evaluation.statistics import spearman
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig, interval_quasimetric
-from embodied_wm.world_model import WorldModel, WorldModelConfig
+from embodied_wm.world_model import WorldModel
 
 CONFIG = TemporalDistanceConfig(components=4, intervals=4, width=32, horizon=20.0)
 
@@ -87,10 +87,9 @@ def test_the_way_back_can_be_longer() -> None:
 
 
 def test_a_model_without_the_readout_says_what_to_do() -> None:
-    model = tiny.make_model()
+    without = tiny.make_model()
     latents = torch.randn(3, 5, 1, 8)
-    assert model.steps_between(latents, latents[0, 0]).shape == (3, 5)
-    without = WorldModel(WorldModelConfig(), model.embodiment)
+    assert WorldModel(tiny.MODEL, without.embodiment).steps_between(latents, latents[0, 0]).shape == (3, 5)
     with pytest.raises(ValueError, match=r"no readout of temporal distance; train one with model.temporal_distance"):
         without.steps_between(latents, latents[0, 0])
     assert not [name for name in without.state_dict() if "temporal" in name]

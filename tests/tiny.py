@@ -1,6 +1,7 @@
 """A store of a moving dot and a world model of some thousand weights: enough to train, save, imagine and damage."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def write_store(path: Path, episodes: Sequence[Episode] | None = None, **sizes: 
 
 
 def make_model() -> WorldModel:
-    """Return a model whose every weight is at work, as after training."""
+    """Return a model whose every weight is at work, as after training; it has no readout of temporal distance."""
     torch.manual_seed(0)
     embodiment = Embodiment(
         camera=CAMERA,
@@ -104,7 +105,8 @@ def make_model() -> WorldModel:
         action_names=("a", "b"),
         readouts={"observation.state": (("x", "y"), ("px", "px"))},
     )
-    model = WorldModel(MODEL, embodiment, card={"seed": 0})
+    config = replace(MODEL, temporal_distance=TemporalDistanceConfig())
+    model = WorldModel(config, embodiment, card={"seed": 0})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
