@@ -1,7 +1,8 @@
 """Checkpoints: safetensors for tensors, JSON for everything else; nothing is ever unpickled.
 
-A model folder holds `model.safetensors` and `config.json` (format, version, configuration, embodiment, card). Files are
-written beside their final name and renamed, so a kill leaves the old file or the new one.
+A model folder holds `model.safetensors`, `config.json` (format, version, configuration, embodiment, card) and, for
+people, `README.md`, which is made from the rest (see `model_card`). Files are written beside their final name and
+renamed, so a kill leaves the old file or the new one.
 """
 
 import dataclasses
@@ -32,7 +33,15 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         CheckpointError: If it cannot be written; what was there before is intact.
     """
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by rename.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is intact.
+    """
     _by_rename(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -79,16 +88,23 @@ def save_model(
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors)
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "config": dataclasses.asdict(config),
-            "embodiment": dataclasses.asdict(embodiment),
-            "card": dict(card),
-        },
-    )
+    write_json(folder / "config.json", description(config, embodiment, card))
+
+
+def description(config: Any, embodiment: Any, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json holds."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(config),
+        "embodiment": dataclasses.asdict(embodiment),
+        "card": dict(card),
+    }
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model folder of a run folder, or the path itself where it is no run folder."""
+    return path / "model" if (path / "model").is_dir() else path
 
 
 def read_description(folder: Path) -> dict[str, Any]:

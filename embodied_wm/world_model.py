@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from embodied_wm import checkpoint
+from embodied_wm import checkpoint, model_card
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.heads import Readout
+from embodied_wm.hub import HubModel
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 
@@ -34,6 +36,7 @@ class WorldModelConfig:
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class Embodiment:
     robot: str = "unknown"
 
 
-class WorldModel(nn.Module):
+class WorldModel(nn.Module, HubModel):
     """Encode, imagine, decode and infer actions; the parts are public attributes."""
 
     action_low: Tensor
@@ -81,6 +84,8 @@ class WorldModel(nn.Module):
                 for name, (names, units) in embodiment.readouts.items()
             }
         )
+        if config.temporal_distance.components:
+            self.temporal_distance = TemporalDistance(config.temporal_distance, latent_size=tokens * width)
         self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))
         self.register_buffer("action_low", -torch.ones(embodiment.action_size))
         self.register_buffer("action_high", torch.ones(embodiment.action_size))
@@ -98,6 +103,21 @@ class WorldModel(nn.Module):
                 f"Train on a store that holds the feature, or plan with objective=latent."
             )
         return self.readouts[key]  # pyright: ignore[reportReturnType]
+
+    def steps_between(
+        self, latents: Float[Tensor, "*batch tokens width"], goal: Float[Tensor, "tokens width"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return how many steps it takes, at best, from latents to a goal's.
+
+        Raises:
+            ValueError: If the model was made without that readout.
+        """
+        if not self.config.temporal_distance.components:
+            raise ValueError(
+                "this model has no readout of temporal distance; train one with model.temporal_distance.components=8, "
+                "or plan with objective=latent."
+            )
+        return self.temporal_distance(latents, goal)
 
     def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
         """Encode uint8 frames into standardised latents."""
@@ -125,6 +145,7 @@ class WorldModel(nn.Module):
             kind = torch.full(actions.shape[:2], REAL, device=actions.device)
             return ActionInputs(kind, real=self.actions.normalize(actions))
         if codes is not None:
+            self._check_codes(codes)
             return ActionInputs(torch.full(codes.shape[:2], LATENT, device=codes.device), codes=codes)
         raise ValueError("got neither actions nor codes; give one, or use `absent_inputs`")
 
@@ -140,6 +161,22 @@ class WorldModel(nn.Module):
             )
         if not torch.isfinite(actions).all():
             raise ValueError("got actions with NaN or infinity; repair the data or the planner's bounds")
+
+    def _check_codes(self, codes: Tensor) -> None:
+        size = self.config.latent_actions.code_size
+        if codes.shape[-1] != size or not torch.isfinite(codes).all():
+            raise ValueError(
+                f"got codes of size {codes.shape[-1]}; this model wants {size} finite numbers, from its "
+                "`latent_actions.encode` or its adapter"
+            )
+
+    def _check_latents(self, latents: Tensor) -> None:
+        shape = (self.config.tokenizer.num_tokens, self.config.tokenizer.token_width)
+        if tuple(latents.shape[1:]) != shape:
+            raise ValueError(
+                f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
+                "channels], from its own `encode`"
+            )
 
     @torch.no_grad()
     def prefill(
@@ -164,6 +201,7 @@ class WorldModel(nn.Module):
         self, latents: Float[Tensor, "frames tokens width"], actions: Tensor | None, *, kind: ActionKind = "real"
     ) -> Context:
         """Do what `prefill` does, from latents."""
+        self._check_latents(latents)
         between = len(latents) - 1
         if between < 1 or (actions is None and kind != "latent"):
             return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
@@ -171,7 +209,13 @@ class WorldModel(nn.Module):
             return self.predictor.prefill(
                 latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None]))
             )
-        actions = actions[:between]  # pyright: ignore[reportOptionalSubscript]
+        assert actions is not None
+        if len(actions) < between:
+            raise ValueError(
+                f"got {len(latents)} context frames and {len(actions)} actions; expected the {between} actions between "
+                "them, or None where they are unknown"
+            )
+        actions = actions[:between]
         if kind == "adapted":
             codes = self._adapt(latents[:between], actions)
             return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
@@ -218,6 +262,10 @@ class WorldModel(nn.Module):
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
         """
+        if 0 in actions.shape[:2]:
+            raise ValueError(
+                f"got actions of shape {tuple(actions.shape)}; expected at least one candidate and one step"
+            )
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
         with torch.set_grad_enabled(wants_gradient):
@@ -271,10 +319,11 @@ class WorldModel(nn.Module):
         return {"dataset": self.card.get("fingerprint"), "checkpoint": self.fingerprint()}
 
     def save(self, folder: str | Path) -> None:
-        """Write model.safetensors and config.json into a folder, atomically, each file by rename."""
+        """Write model.safetensors, config.json and the model card README.md, atomically, each file by rename."""
         checkpoint.save_model(
             Path(folder), self.state_dict(), config=self.config, embodiment=self.embodiment, card=self.card
         )
+        model_card.write_readme(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:

@@ -65,7 +65,7 @@ def test_a_loaded_model_imagines_bit_for_bit_what_the_saved_one_does(folder: Pat
     loaded.save(tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_saving_over_a_model_replaces_it(folder: Path) -> None:

@@ -111,6 +111,23 @@ def test_bad_frames_steps_and_readouts_are_refused(model: WorldModel) -> None:
         model.action_inputs(None)
 
 
+def test_contexts_and_candidates_of_another_size_are_refused(model: WorldModel) -> None:
+    with pytest.raises(ValueError, match=r"shape \(3, 2, 8\); this model wants \[frames, 1 tokens, 8 channels"):
+        model.prefill_latents(torch.zeros(3, 2, 8), None)
+    with pytest.raises(ValueError, match="latents hold NaN or infinity"):
+        model.prefill_latents(torch.full((3, 1, 8), torch.nan), None)
+    with pytest.raises(ValueError, match="3 context frames and 1 actions; expected the 2 actions between them"):
+        model.prefill_latents(model.encode(frames()), torch.zeros(1, 2))
+    later = model.prefill_latents(model.encode(frames()), torch.zeros(5, 2))
+    assert later.num_frames == 3  # later actions are not the context's
+    context = model.prefill(frames(), None)
+    with pytest.raises(ValueError, match="codes of size 2; this model wants 3 finite numbers"):
+        model.imagine(context, torch.zeros(4, 5, 2), kind="latent", generator=torch.Generator())
+    for shape in ((0, 5, 2), (4, 0, 2)):
+        with pytest.raises(ValueError, match="at least one candidate and one step"):
+            model.imagine(context, torch.zeros(shape), generator=torch.Generator())
+
+
 def test_frames_pass_through_tokens_and_actions_are_inferred(model: WorldModel) -> None:
     latents = model.encode(frames())
     decoded = model.decode(latents)

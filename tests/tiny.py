@@ -1,6 +1,7 @@
 """A store of a moving dot and a world model of some thousand weights: enough to train, save, imagine and damage."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.temporal_distance import TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import LatentActionConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
@@ -20,11 +22,12 @@ from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 SIZE = 16
 ROWS = 12
 CAMERA = "observation.images.top"
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts")
+STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
 MODEL = WorldModelConfig(
     tokenizer=FrameTokenizerConfig(image_size=(SIZE, SIZE), channels=(8, 16), bottleneck=BottleneckConfig(width=8)),
     latent_actions=LatentActionConfig(width=16),
     predictor=PredictorConfig(transformer=TransformerConfig(width=32, depth=1, num_heads=2, hidden=32), window=8),
+    temporal_distance=TemporalDistanceConfig(components=2, intervals=3, width=16),
 )
 OVERRIDES = (
     f"model.tokenizer.image_size=[{SIZE},{SIZE}]",
@@ -36,6 +39,9 @@ OVERRIDES = (
     "model.predictor.transformer.depth=1",
     "model.predictor.transformer.num_heads=2",
     "model.predictor.transformer.hidden=32",
+    "model.temporal_distance.components=2",
+    "model.temporal_distance.intervals=3",
+    "model.temporal_distance.width=16",
     "trainer.sequence_length=6",
 )
 """The same sizes for the command line."""
@@ -91,7 +97,7 @@ def write_store(path: Path, episodes: Sequence[Episode] | None = None, **sizes: 
 
 
 def make_model() -> WorldModel:
-    """Return a model whose every weight is at work, as after training."""
+    """Return a model whose every weight is at work, as after training; it has no readout of temporal distance."""
     torch.manual_seed(0)
     embodiment = Embodiment(
         camera=CAMERA,
@@ -99,7 +105,8 @@ def make_model() -> WorldModel:
         action_names=("a", "b"),
         readouts={"observation.state": (("x", "y"), ("px", "px"))},
     )
-    model = WorldModel(MODEL, embodiment, card={"seed": 0})
+    config = replace(MODEL, temporal_distance=TemporalDistanceConfig())
+    model = WorldModel(config, embodiment, card={"seed": 0})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()

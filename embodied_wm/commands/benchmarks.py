@@ -14,7 +14,7 @@ from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
 from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel
-from embodied_wm.evaluation.latent_actions import measure_latent_actions
+from embodied_wm.evaluation.latent_actions import measure_latent_actions, same_codes
 from embodied_wm.evaluation.lineup import (
     CONTROLLERS,
     NEED_NO_MODEL,
@@ -291,12 +291,15 @@ def benchmark_latent_actions(
     began = time.monotonic()
     check_compatible(store, model)
     measures = latent_action_measures(model, store, seed=seed)
+    held_out = split_episodes(store.num_episodes)[1].tolist()
+    scenes, after = same_codes(model, store, held_out, context=3, seed=seed)
+    picture = pages.same_codes_picture(scenes.numpy(), after.numpy())
     page = write_report(
         run_dir,
         kind="latent_actions",
         run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={model.embodiment.robot: measures},
-        sections=[pages.latent_action_section(measures)],
+        sections=[pages.latent_action_section(measures, [picture])],
         headline=[
             Headline(label="actions read from codes (R2)", value=measures["r2"], target=0.9),
             Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB", target=5.0),

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -124,6 +126,9 @@ def _statistics(store: "EpisodeStore", console: Console) -> Table:
 
 def _inspect_checkpoint(path: Path, console: Console) -> None:
     console.print(Text(f"checkpoint {path}", style="bold"), soft_wrap=True)
+    if (path / "README.md").is_file():
+        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+        console.print(Markdown(re.sub(r"\A---\n.*?\n---\n|<!--.*?-->", "", text, flags=re.DOTALL)))
     for file in sorted(path.rglob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

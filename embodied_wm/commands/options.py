@@ -18,6 +18,7 @@ VERBS = (
     "validate",
     "edit",
     "train",
+    "refine",
     "imagine",
     "plan",
     "benchmark",

@@ -22,7 +22,16 @@ from embodied_wm.commands.errors import UsageError
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
-FREE = ("resume", "run_dir", "data.path", "report", "trainer.compute.", "trainer.watch.", "trainer.keep.save_every_s")
+FREE = (
+    "resume",
+    "run_dir",
+    "data.path",
+    "report",
+    "rounds",
+    "trainer.compute.",
+    "trainer.watch.",
+    "trainer.keep.save_every_s",
+)
 """Beginnings of options in which a resumed run may differ; that the data is the same is checked by its fingerprint."""
 
 
@@ -146,7 +155,7 @@ def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bo
         if used and not resume:
             raise UsageError(
                 f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
-                + (", or continue it with resume=true" if name == "train" else "")
+                + (", or continue it with resume=true" if name in ("train", "refine") else "")
             )
         if resume and not used:
             raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")

@@ -97,6 +97,20 @@ def _check_same_data(store: "EpisodeStore", run: Run) -> None:
         )
 
 
+def refine(config: Config, run: Run) -> None:
+    """Refine a world model where its planner looks."""
+    from embodied_wm.commands import refinement
+
+    refinement.refine(
+        load_model_for_task(config),
+        checkpoint_folder(_path(config["checkpoint"])).resolve(),
+        config,
+        run.folder,
+        run.console,
+        device=choose_device(config["device"]),
+    )
+
+
 def imagine(config: Config, run: Run) -> None:
     """Imagine an episode of a store."""
     from embodied_wm.data.store import EpisodeStore
@@ -142,6 +156,7 @@ def benchmark_imagination(config: Config, run: Run) -> None:
     from embodied_wm.commands import benchmarks
 
     benchmarks.benchmark_imagination(load_judged_model(config), config, run.folder, run.console)
+    _add_to_card(config, run)
 
 
 def benchmark_planning(config: Config, run: Run) -> None:
@@ -154,6 +169,7 @@ def benchmark_planning(config: Config, run: Run) -> None:
     path = _path(config["checkpoint"])
     checkpoint = checkpoint_folder(path) if config["adapter"] is None else path
     benchmarks.benchmark_planning(load_judged_model(config), checkpoint, config, run.folder, run.console)
+    _add_to_card(config, run)
 
 
 def benchmark_speed(config: Config, run: Run) -> None:
@@ -161,6 +177,7 @@ def benchmark_speed(config: Config, run: Run) -> None:
     from embodied_wm.commands import benchmarks
 
     benchmarks.benchmark_speed(load_model_for_task(config), config, run.folder, run.console)
+    _add_to_card(config, run)
 
 
 def benchmark_latent_actions(config: Config, run: Run) -> None:
@@ -170,6 +187,23 @@ def benchmark_latent_actions(config: Config, run: Run) -> None:
 
     store = EpisodeStore.open(_place(config["data"]["path"]))
     benchmarks.benchmark_latent_actions(load_world_model(config), store, run.folder, run.console, seed=config["seed"])
+    _add_to_card(config, run)
+
+
+def _add_to_card(config: Config, run: Run) -> None:
+    """Add a benchmark's figures to the card of our own model, unless asked not to; the model itself stays as it is."""
+    from embodied_wm.checkpoint import CheckpointError
+    from embodied_wm.evaluation.report import load_report
+    from embodied_wm.model_card import add_figures
+
+    if not config["card"] or config.get("adapter") is not None:
+        return
+    folder = checkpoint_folder(_path(config["checkpoint"]))
+    try:
+        for line in add_figures(folder, load_report(run.folder)):
+            run.console.print(f"note: {line}", markup=False, soft_wrap=True)
+    except CheckpointError as error:  # somebody else's folder, perhaps: the figures stand in the report all the same
+        run.console.print(f"note: the model's card was not changed: {error}", markup=False, soft_wrap=True)
 
 
 def demo(config: Config, run: Run) -> None:
@@ -254,7 +288,9 @@ def load_judged_model(config: Config) -> "JudgedModel":
 
 def checkpoint_folder(path: Path) -> Path:
     """Return the checkpoint of a run folder, or the path itself where it is no run folder."""
-    return path / "model" if (path / "model").is_dir() else path
+    from embodied_wm.checkpoint import model_folder
+
+    return model_folder(path)
 
 
 def choose_device(name: str) -> str:
@@ -297,6 +333,7 @@ RUN: Mapping[str, Callable[[Config, Run], int | None]] = {
     "validate": validate,
     "edit": edit,
     "train": train,
+    "refine": refine,
     "imagine": imagine,
     "plan": plan,
     "benchmark_imagination": benchmark_imagination,

@@ -164,6 +164,10 @@ class ModelAgent:
         self.actions.append(decision.action)
         return decision.action.cpu().numpy()
 
+    def did(self, action: np.ndarray) -> None:
+        """Say that another action than the one returned last was applied, so that the context tells the truth."""
+        self.actions[-1] = torch.as_tensor(action).to(self.actions[-1])
+
 
 class PolicyAgent:
     """Act by one pass of a goal policy."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from planners.base import Dynamics, Objective, Planner
+from planners.base import Dynamics, Objective, Plan, Planner
 from sim.branch import Brancher
 from sim.collect import collect
 from sim.tasks.base import Task
@@ -230,8 +231,13 @@ def planner_candidates(
     """
     plan = planner.plan(dynamics, context, objective, generator=torch.Generator().manual_seed(seed))
     third = config.num_candidates // 3
-    rows = torch.linspace(0, len(plan.candidates) - 1, third - 1).round().long()
-    sample = torch.cat([plan.actions[None], plan.candidates[rows]])[:, : config.horizon].cpu()
+    sample = compared(plan, third)[:, : config.horizon]
     padded = torch.zeros(third, config.horizon, sample.shape[-1])
     padded[:, : sample.shape[1]] = sample
     return padded.numpy(), 0
+
+
+def compared(plan: Plan, count: int) -> Tensor:
+    """Return `count` sequences [count, H, A]: what a plan chose, then an even sample of what it was compared with."""
+    rows = torch.linspace(0, len(plan.candidates) - 1, count - 1).round().long()
+    return torch.cat([plan.actions[None], plan.candidates[rows.to(plan.candidates.device)]]).cpu()

@@ -110,16 +110,18 @@ def horizon_chart(
     *,
     title: str,
     ylabel: str,
+    xlabel: str = "imagined step h",
     caption: str = "",
     references: Sequence[str] = (),
     logarithmic: bool = False,
 ) -> Picture:
-    """Draw figures against the imagined step, with 95% intervals as bands.
+    """Draw figures against the imagined step (or other whole numbers), with 95% intervals as bands.
 
     Args:
         series: Name to {"by_horizon": {"1": {"value", "ci95", "n"}, ...}}.
         title: Title of the picture.
         ylabel: Quantity and unit.
+        xlabel: What the steps are.
         caption: How to read it.
         references: Names of series that are baselines or ceilings: drawn thin, dashed and grey.
         logarithmic: Whether the vertical axis is logarithmic.
@@ -141,7 +143,7 @@ def horizon_chart(
             axes.fill_between(steps, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.16, linewidth=0)
             axes.plot(steps, values, color=colour, marker="o", markersize=3.2)
             ends.append((steps[-1], values[-1], label, colour))
-        axes.set_xlabel("imagined step h")
+        axes.set_xlabel(xlabel)
         axes.set_title(ylabel, loc="left", fontsize=9, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not logarithmic:

@@ -24,7 +24,7 @@ from torch import Tensor
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Objective
-from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, WeightedSum
+from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, TemporalDistance, WeightedSum
 from sim.tasks.base import Task
 
 
@@ -50,7 +50,8 @@ class Mixture:
             raise ValueError(f"got {self}; expected weights of 0 or more, and one of state and latent above 0")
 
 
-ObjectiveKind = Literal["latent", "state"] | Mixture
+Distance = Literal["latent", "state", "temporal_distance"]
+ObjectiveKind = Distance | Mixture
 QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
 
 
@@ -138,13 +139,17 @@ class JudgedWorldModel(JudgedModel):
             world_model: The model.
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
-                latents and from the goal's latents, and takes their distance in metres; a `Mixture` weighs both.
+                latents and from the goal's latents, and takes their distance in metres; "temporal_distance" is how many
+                steps the model's readout says it takes to the goal; a `Mixture` weighs state and latent.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
         """
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
+        if objective == "temporal_distance":
+            nowhere = torch.zeros(world_model.config.tokenizer.num_tokens, world_model.config.tokenizer.token_width)
+            world_model.steps_between(nowhere, nowhere)  # the same
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
         self.objective_kind: ObjectiveKind = objective
@@ -182,9 +187,11 @@ class JudgedWorldModel(JudgedModel):
         terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
         return WeightedSum([*terms, (1.0, ActionPenalty(effort=kind.effort, change=kind.change))])
 
-    def _distance(self, kind: Literal["latent", "state"], goal: Tensor) -> Objective:
+    def _distance(self, kind: Distance, goal: Tensor) -> Objective:
         if kind == "latent":
             return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
+        if kind == "temporal_distance":
+            return TemporalDistance(distance=self.world_model.steps_between, goal=goal, weights=self.weights)
         readout = self.world_model.readout(QUANTITIES)
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
 

@@ -19,6 +19,7 @@ KINDS = {
     "latent_actions": "Latent actions",
     "demo": "Demonstration",
     "training": "Training",
+    "refinement": "Refinement where the planner looks",
 }
 MEANINGS = {
     "psnr": "decoded imagined frame against the true frame, dB; higher is better",
@@ -50,6 +51,9 @@ MEANINGS = {
     "cpg": "oracle success minus the model's: the part of failure that is the model's fault; lower is better",
     "r2": "true actions read from latent-action codes, held-out episodes; higher is better",
     "delta_psnr": "PSNR with the inferred code minus PSNR with a random code, dB; higher is better",
+    "delta_psnr_shuffled": "PSNR with the inferred code minus PSNR with that of another moment, dB; higher is better",
+    "code_bits": "all that one latent-action code can hold, bits",
+    "code_bits_used": "entropy of the codes that occur, bits",
     "transfer": "planning success with an adapter fitted to part of the labels; higher is better",
 }
 _RATES = {"success", "cpg", "transfer", "late"}

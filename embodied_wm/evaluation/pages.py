@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embodied_wm.evaluation.figures import Picture, learning_curve
+from embodied_wm.evaluation.film import film_rows
 from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections, in_unit
 from embodied_wm.evaluation.pages_planning import decision_sections, planning_sections
 from embodied_wm.evaluation.report import Section, Table
@@ -16,6 +19,7 @@ __all__ = [
     "imagination_sections",
     "latent_action_section",
     "planning_sections",
+    "same_codes_picture",
     "speed_section",
     "training_section",
 ]
@@ -31,6 +35,10 @@ _CODES: Mapping[str, tuple[str, str]] = {
         "gain over a random code (dB)",
         "How much closer to the true next frame imagination comes with the inferred code than with a random one.",
     ),
+    "delta_psnr_shuffled": (
+        "gain over another transition's code (dB)",
+        "The same against the code of another moment; a code that held the next frame itself would fail most here.",
+    ),
     "latent_mse_code": (
         "error with the right code",
         "Squared error of one imagined step, in latent units; lower is better.",
@@ -44,6 +52,7 @@ _CODES: Mapping[str, tuple[str, str]] = {
         "bits per code",
         "All that one code can hold; a frame's latents hold far more, so it cannot carry a frame.",
     ),
+    "code_bits_used": ("bits per code in use", "Entropy of the codes that occur in the held-out episodes."),
 }
 _STAGES: Mapping[str, str] = {
     "tokenizer": "frames to latents and back",
@@ -51,14 +60,16 @@ _STAGES: Mapping[str, str] = {
     "adapter": "real actions to codes and back",
     "predictor": "the next latents, from past ones and actions",
     "readouts": "physical quantities, read from latents",
+    "temporal_distance": "steps from one latent to another",
 }
 
 
-def latent_action_section(measures: Mapping[str, Any]) -> Section:
+def latent_action_section(measures: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Section:
     """Return what a page shows of latent actions.
 
     Args:
         measures: From `measure_latent_actions`; figures of other kinds among them are left alone.
+        pictures: Such as `same_codes_picture`.
     """
     rows = [[name, measures[key], meaning] for key, (name, meaning) in _CODES.items() if key in measures]
     return Section(
@@ -66,7 +77,25 @@ def latent_action_section(measures: Mapping[str, Any]) -> Section:
         text="From two frames in a row the model infers a small code of what was done between them, without ever "
         "seeing an "
         "action label. A good code says what the robot did, and steers imagination as the real action does.",
+        pictures=pictures,
         table=Table(columns=["figure", "value", "what it means"], rows=rows),
+    )
+
+
+def same_codes_picture(scenes: np.ndarray, after: np.ndarray) -> Picture:
+    """Draw the same codes applied in different scenes.
+
+    Args:
+        scenes: Last frames seen, uint8 [N, h, w, 3].
+        after: What each of M codes leads to in each scene, uint8 [N, M, h, w, 3].
+    """
+    rows = [(f"scene {number + 1}", [scene, *after[number]]) for number, scene in enumerate(scenes)]
+    return film_rows(
+        rows,
+        labels=["now", *(f"code {number + 1}" for number in range(after.shape[1]))],
+        title="The same codes in different scenes",
+        caption="Each column applies one code, inferred from video of one scene, four times in a row in all scenes. A "
+        "code that says what was done moves every scene alike; one that held the next frame would bring its own scene.",
     )
 
 

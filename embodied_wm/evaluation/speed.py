@@ -91,7 +91,7 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
         uncached_seconds, candidate_steps_per_second, speed_up, relative_difference}.
     """
     predictor = world_model.predictor.config
-    steps = [count for count in config.denoising_steps if count <= predictor.max_steps]
+    steps = [count for count in config.denoising_steps if count in world_model.predictor.step_counts]
     contexts = [count for count in config.context_frames if count + config.horizon <= predictor.window]
     cases = [(s, c, n) for s in config.num_candidates for c in contexts for n in steps]
     rows = []

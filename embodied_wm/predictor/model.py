@@ -21,9 +21,15 @@ imagined pusher is off by 0.9 cm at 8 steps, where it was off by 2.1 cm; the box
 
 The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled
 video.
+
+`kind="regression"` is the honest baseline behind the same interface: the same transformer, no noise, one pass, the
+next latents by squared error. Where a hidden coin decides, it predicts the mean of what can happen, which never happens
+(`tests/predictor/test_variants.py`).
 """
 
+import logging
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +40,7 @@ from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,7 @@ class PredictorConfig:
     """Configure a `LatentPredictor`.
 
     Attributes:
+        kind: "flow" (diffusion forcing) or "regression" (one pass without noise, the baseline that flow must beat).
         transformer: Size of the network.
         window: Frames that attention reaches back over, the present one included.
         max_steps: Most denoising steps the model is trained for; a power of two.
@@ -51,6 +59,7 @@ class PredictorConfig:
         absent_fraction: Part of the sequences trained without actions.
     """
 
+    kind: Literal["flow", "regression"] = "flow"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     window: int = 16
     max_steps: int = 4
@@ -94,7 +103,10 @@ class LatentPredictor(nn.Module):
         super().__init__()
         if config.max_steps < 1 or config.max_steps & (config.max_steps - 1):
             raise ValueError(f"max_steps={config.max_steps} must be a power of two (1, 2, 4, ...)")
+        if config.kind not in ("flow", "regression"):
+            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow' or 'regression'")
         self.config = config
+        self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
         self.transformer = BlockCausalTransformer(config.transformer)
@@ -116,6 +128,17 @@ class LatentPredictor(nn.Module):
     def block(self) -> int:
         """Return the tokens per frame: one action token and K latent tokens."""
         return 1 + self.num_tokens
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Tell whether imagination starts from noise, so that two samples can differ."""
+        return self.config.kind == "flow"
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Return the numbers of denoising steps that the model was trained for."""
+        most = self.config.max_steps if self.is_stochastic else 1
+        return [2**power for power in range(most.bit_length())]
 
     def embed_actions(self, actions: ActionInputs) -> Float[Tensor, "batch time width"]:
         """Embed actions, each by its kind."""
@@ -233,7 +256,7 @@ class LatentPredictor(nn.Module):
     def loss(
         self, latents: Float[Tensor, "batch time tokens width"], actions: ActionInputs, generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the flow-matching loss of most of the batch plus the shortcut loss of the rest.
+        """Return the flow-matching loss of most of the batch plus the shortcut loss of the rest; or regression's.
 
         Args:
             latents: Standardised latents of consecutive frames.
@@ -245,6 +268,12 @@ class LatentPredictor(nn.Module):
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
         past = flow.corrupt(other, latents, past_tau[..., None, None])
         led_by = self.shift(self.embed_actions(actions))
+        if not self.is_stochastic:
+            nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
+            missed = self.predict_targets(past, past_tau, *nothing, led_by) - latents
+            error = missed[:, 1:].square().mean((2, 3))
+            loss = (error * _trusted(past_tau)).mean()
+            return loss, {"one_step": float(error.detach().mean())}
         jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
         jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)
         step = torch.full_like(tau, 1 / self.config.max_steps)
@@ -265,7 +294,7 @@ class LatentPredictor(nn.Module):
                 past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
             )
         error = (self.predict_targets(past, past_tau, x_tau, tau, step, led_by) - target).square().mean((2, 3))
-        weight = (1 - 0.9 * tau) * torch.where(past_tau.mean(1, keepdim=True) < 0.8, 0.1, 1.0)
+        weight = (1 - 0.9 * tau) * _trusted(past_tau)
         loss = (error * weight)[:, 1:].mean()
         with torch.no_grad():
             clean = (past_tau.mean(1, keepdim=True) >= 0.8).expand_as(tau)
@@ -289,7 +318,8 @@ class LatentPredictor(nn.Module):
         """Encode a context once, for all candidates.
 
         Args:
-            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used.
+            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used, and a longer
+                context is cut with a warning in the log, once.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
 
         Raises:
@@ -302,6 +332,12 @@ class LatentPredictor(nn.Module):
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         keep = min(len(latents), self.config.window - 1)
+        if keep < len(latents) and not self._has_told_window:
+            self._has_told_window = True
+            _LOG.warning(
+                "a context of %d frames is longer than the window of %d: only its last %d frames are seen (told once)",
+                len(latents), self.config.window, keep,
+            )  # fmt: skip
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         tokens = self.blocks(led_by, latents[None], _previous(latents[None]), _previous_change(latents[None]))
         clean = torch.ones(keep, device=latents.device)
@@ -310,6 +346,11 @@ class LatentPredictor(nn.Module):
         positions = torch.arange(keep, device=latents.device)
         keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
         return Context(keys, values, keep, keep, latents[-1], latents[-2:][0])
+
+
+def _trusted(past_tau_BT: Tensor) -> Tensor:
+    """Return the weight [B, 1] of sequences: little where the context is noise, or its large errors would drown all."""
+    return torch.where(past_tau_BT.mean(1, keepdim=True) < 0.8, 0.1, 1.0)
 
 
 def _previous(values_BT: Tensor) -> Tensor:

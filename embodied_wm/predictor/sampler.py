@@ -4,6 +4,10 @@ Writing frame t's keys and values and the first denoising step of frame t+1 are 
 clean block of frame t and the noised block of frame t+1 go in together, and the last layer computes outputs for the
 noised latents only. `imagine_uncached` recomputes everything at every step; it is the reference that the cache is
 tested and timed against.
+
+Tried and left out: classifier-free guidance on actions, x = absent + w (given - absent). On `push` (180 windows of
+held-out episodes, nano keypoints, one step) the squared error of latents at h = 8 is least without it: 0.049 at w = 1,
+0.050 at 1.1, 0.052 at 1.25 and at 0.8, 0.058 at 1.5; and guidance costs a second pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +28,7 @@ LedBy = Callable[[int, Tensor], Tensor]
 def draw_noise(
     model: LatentPredictor, num_candidates: int, horizon: int, generator: torch.Generator, *, shared: bool
 ) -> Float[Tensor, "candidates horizon tokens width"]:
-    """Draw the noise that each imagined frame starts from.
+    """Draw the noise that each imagined frame starts from; zeros for a model that knows no noise.
 
     Args:
         model: Gives K, D and the device.
@@ -33,15 +37,14 @@ def draw_noise(
         generator: CPU source of randomness.
         shared: Give all candidates the same noise (common random numbers), so that their differences come from actions.
     """
-    rows = 1 if shared else num_candidates
-    noise = torch.randn(rows, horizon, model.num_tokens, model.token_width, generator=generator)
+    shape = (1 if shared else num_candidates, horizon, model.num_tokens, model.token_width)
+    noise = torch.randn(shape, generator=generator) if model.is_stochastic else torch.zeros(shape)
     return noise.expand(num_candidates, -1, -1, -1).to(model.slots.device)
 
 
 def _check_steps(model: LatentPredictor, num_steps: int) -> None:
-    if num_steps < 1 or num_steps & (num_steps - 1) or num_steps > model.config.max_steps:
-        valid = [2**power for power in range(model.config.max_steps.bit_length())]
-        raise ValueError(f"got num_steps={num_steps}; this model was trained for {valid}")
+    if num_steps not in model.step_counts:
+        raise ValueError(f"got num_steps={num_steps}; this model was trained for {model.step_counts}")
 
 
 def imagine(

@@ -4,6 +4,10 @@ RMSNorm, QK-norm, rotary positions over time (all tokens of a block share their 
 norm whose modulation is one shared network of the conditioning plus a learned table per layer (as in PixArt-alpha,
 arXiv 2310.00426), so that in sampling it is computed once per noise level and not per token.
 
+`sinks` are learned keys and values without a position that every token may always attend to: where the first tokens of
+a sequence take up attention that has nowhere else to go, and leave a bounded window, the rest suffers
+(arXiv 2309.17453); these never leave. They cost no memory that grows.
+
 Two ways through the same weights: `forward` over whole windows (training, uncached imagination) and
 `extend` over new tokens with a cache (imagination). A test holds them equal.
 """
@@ -29,6 +33,7 @@ class TransformerConfig:
         num_heads: Attention heads.
         hidden: Width of the SwiGLU hidden layer.
         rotary_base: Base of the rotary frequencies; windows are short, so it is small.
+        sinks: Learned keys and values per layer and head that are always visible, whatever the window; 0 for none.
     """
 
     width: int = 128
@@ -36,6 +41,7 @@ class TransformerConfig:
     num_heads: int = 4
     hidden: int = 352
     rotary_base: float = 200.0
+    sinks: int = 0
 
 
 def rotary_angles(positions_N: Int[Tensor, "tokens"], head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -65,6 +71,15 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, width, bias=False)
         self.modulation = nn.Parameter(torch.zeros(6, width))
+        self.sinks = nn.Parameter(torch.randn(2, config.num_heads, config.sinks, head)) if config.sinks else None
+
+    def with_sinks(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the layer's always visible keys and values before others, [..., h, N, d]; the same where it has none."""
+        if self.sinks is None:
+            return k, v
+        keys, values = self.k_norm(self.sinks[0]), self.sinks[1]
+        shape = (*k.shape[:-2], *keys.shape[-2:])
+        return torch.cat([keys.expand(shape), k], dim=-2), torch.cat([values.expand(shape), v], dim=-2)
 
     def modulated(self, modulation: Tensor) -> tuple[Tensor, ...]:
         """Return (shift, scale, gate) of attention and of the MLP, [..., F, 1, width], from [..., F, 6, width]."""
@@ -106,6 +121,7 @@ class Layer(nn.Module):
         q, k, v = self.queries_keys_values(x_SFnW, mod, rotary)
         if num_frames is not None:
             x_SFnW, q, mod = self.select(x_SFnW, q, mod, num_frames)
+        k, v = self.with_sinks(k, v)
         return self.finish(x_SFnW, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
 
 
@@ -140,6 +156,11 @@ class BlockCausalTransformer(nn.Module):
         head = self.config.width // self.config.num_heads
         return rotary_angles(positions_F.repeat_interleave(block), head, self.config.rotary_base)
 
+    def _token_mask(self, mask_FF: Tensor, block: int) -> Tensor:
+        """Return which of the sinks and tokens [M] each token [N] may attend to."""
+        mask_NN = mask_FF.repeat_interleave(block, 0).repeat_interleave(block, 1)
+        return F.pad(mask_NN, (self.config.sinks, 0), value=True)
+
     def forward(
         self,
         x: Float[Tensor, "batch frames block width"],
@@ -159,11 +180,11 @@ class BlockCausalTransformer(nn.Module):
         """
         block = x.shape[2]
         rotary = self.rotary(positions, block)
-        mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
-        last_mask = mask_NN.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
+        mask_NM = self._token_mask(mask, block)
+        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
         for layer in self.stack:
             is_last = layer is self.stack[-1]
-            inputs = (x, modulation, rotary, last_mask if is_last else mask_NN, num_frames if is_last else None)
+            inputs = (x, modulation, rotary, last_mask if is_last else mask_NM, num_frames if is_last else None)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
             else:
@@ -180,7 +201,7 @@ class BlockCausalTransformer(nn.Module):
         """Return every layer's keys and values [h, N, d] of a context; the last layer stops there."""
         block = x.shape[2]
         rotary = self.rotary(positions, block)
-        mask_NN = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
+        mask_NM = self._token_mask(mask, block)
         keys, values = [], []
         for layer in self.stack:
             mod = layer.modulated(modulation)
@@ -188,7 +209,8 @@ class BlockCausalTransformer(nn.Module):
             keys.append(k[0].contiguous())
             values.append(v[0].contiguous())
             if layer is not self.stack[-1]:
-                x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN), mod)
+                k, v = layer.with_sinks(k, v)
+                x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
         return tuple(keys), tuple(values)
 
     def extend(
@@ -225,5 +247,5 @@ class BlockCausalTransformer(nn.Module):
             if index == len(self.layers) - 1:
                 x, q, mod = layer.select(x, q, mod, 1)
                 layer_mask = None  # the last frame sees every own token
-            x = layer.finish(x, attend_shared(q, shared, own, mask_NM=layer_mask), mod)
+            x = layer.finish(x, attend_shared(q, layer.with_sinks(*shared), own, mask_NM=layer_mask), mod)
         return x[:, 0]

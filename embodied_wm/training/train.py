@@ -1,4 +1,4 @@
-"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts.
+"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
 
 Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
 actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
@@ -22,12 +22,12 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
-from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
+from embodied_wm.training.losses import conditioning, readout_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -46,6 +46,7 @@ class TrainConfig:
         adapter: Action-adapter stage.
         predictor: Predictor stage.
         readouts: Readout stage.
+        temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
         camera: Feature of the frames; "" takes the store's only camera.
         sequence_length: Frames per training window of the predictor.
         held_out_fraction: Last part of the episodes that training never sees.
@@ -68,6 +69,7 @@ class TrainConfig:
         default_factory=lambda: StageConfig(num_steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
+    temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
     camera: str = ""
     sequence_length: int = 10
     held_out_fraction: float = 0.1
@@ -255,18 +257,6 @@ class Trainer:
 
         self.fit("adapter", {"adapter": model.adapter}, read, loss, config, held_out_of)
 
-    def action_inputs(self, batch: Batch, generator: torch.Generator) -> ActionInputs:
-        """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing."""
-        size, time_steps = batch["latents"].shape[:2]
-        draw = torch.rand(size, 2, generator=generator).to(batch["labelled"].device)
-        kind = torch.where(batch["labelled"] & (draw[:, 0] >= self.config.code_fraction), REAL, LATENT)
-        kind = torch.where(draw[:, 1] < self.model.predictor.config.absent_fraction, ABSENT, kind)
-        with torch.no_grad():
-            codes = self.model.latent_actions.encode(batch["latents"])
-        codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-        real = torch.where((kind == REAL)[:, None, None], self.model.actions.normalize(batch["action"]), 0.0)
-        return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
-
     def train_predictor(self) -> None:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
@@ -288,7 +278,9 @@ class Trainer:
             "predictor",
             {"predictor": predictor},
             labelled,
-            lambda batch, g: predictor.loss(batch["latents"], self.action_inputs(batch, g), g),
+            lambda batch, g: predictor.loss(
+                batch["latents"], conditioning(self.model, batch, self.config.code_fraction, g), g
+            ),
             config,
             held_out if held_out_of else None,
         )
@@ -300,19 +292,27 @@ class Trainer:
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])
-
-        def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            parts = {
-                name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
-                for name in model.embodiment.readouts
-            }
-            return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
-
         if model.embodiment.readouts:
+            loss = readout_loss(model)
             self.fit("readouts", {"readouts": model.readouts}, read, loss, self.config.readouts, held_out_of)
 
+    def train_temporal_distance(self) -> None:
+        """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
+        config = self.config.temporal_distance
+        if self.model.config.temporal_distance.components:
+            module = self.model.temporal_distance
+            _, read, held_out_of = self.samplers(2, config)
+            self.fit(
+                "temporal_distance",
+                {"temporal_distance": module},
+                read,
+                lambda batch, generator: module.loss(batch["latents"], generator),
+                config,
+                held_out_of,
+            )
 
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts")
+
+STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
 
 
 def train_world_model(
@@ -370,9 +370,13 @@ def train_world_model(
         model.card = {
             "store": store.path,
             "fingerprint": store.fingerprint(),
+            "source": store.metadata.get("source"),
             "seed": seed,
             "episodes": len(trainer.train_episodes),
             "labelled_episodes": len(trainer.labelled),
+            "held_out_episodes": len(trainer.held_out),
+            "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
+            "steps": {name: getattr(config, name).num_steps for name in trainer.seconds},
             "seconds": trainer.seconds,
             "metrics": trainer.metrics,
         }

@@ -1,0 +1,43 @@
+"""What the predictor is told, and the readouts' loss: shared by training and refinement."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.training.loop import Batch, Metrics
+from embodied_wm.world_model import WorldModel
+
+
+def conditioning(model: WorldModel, batch: Batch, code_fraction: float, generator: torch.Generator) -> ActionInputs:
+    """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing.
+
+    Args:
+        model: Gives codes and the units of actions.
+        batch: "latents" and "action" of a batch of windows, and "labelled", whether each one's labels may be used [B].
+        code_fraction: Part of the labelled sequences that get codes all the same.
+        generator: CPU source of the choice.
+    """
+    size, time_steps = batch["latents"].shape[:2]
+    draw = torch.rand(size, 2, generator=generator).to(batch["labelled"].device)
+    kind = torch.where(batch["labelled"] & (draw[:, 0] >= code_fraction), REAL, LATENT)
+    kind = torch.where(draw[:, 1] < model.predictor.config.absent_fraction, ABSENT, kind)
+    with torch.no_grad():
+        codes = model.latent_actions.encode(batch["latents"])
+    codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+    real = torch.where((kind == REAL)[:, None, None], model.actions.normalize(batch["action"]), 0.0)
+    return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
+
+
+def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
+    """Return the loss of a model's readouts on the first frame of each window."""
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        parts = {
+            name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
+            for name in model.embodiment.readouts
+        }
+        return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
+
+    return loss
