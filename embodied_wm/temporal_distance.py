@@ -94,7 +94,7 @@ class TemporalDistance(nn.Module):
         loss = pushed + price.detach() * too_long - price * too_long.detach()
         metrics = {
             "apart": float(apart.detach().mean()),
-            "step": float(self.between(now, after).detach().mean()),
+            "one_step": float(self.between(now, after).detach().mean()),
             "over": float(too_long.detach()),
             "price": float(price.detach()),
         }

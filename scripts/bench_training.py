@@ -3,8 +3,10 @@
     python scripts/bench_training.py latents                    predictor stage on latents from memory, zarr, tokenizer
     python scripts/bench_training.py products                   a nano predictor step against its matrix products alone
     python scripts/bench_training.py releases --other ../older  steps of this checkout and of another one, in turns
+    python scripts/bench_training.py loader --model small       reading frames against the step that wants them
 
-Times are this process's CPU seconds on one thread, so another job on the machine lengthens the run, not the figures.
+Times are this process's CPU seconds on one thread, so another job on the machine lengthens the run, not the figures;
+those of `loader` are by the clock, as `--device cuda` computes elsewhere.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embodied_wm.cli import compose_config, instantiate_config
+from embodied_wm.data.loader import WindowLoader
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import REAL, ActionInputs
 from embodied_wm.training.loop import StageConfig, fit, step_generator
@@ -114,6 +117,51 @@ def bench_latents(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures | ratios
 
 
+def bench_loader(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time reading 16-frame windows on one thread, and the predictor's step on them through the tokenizer, in turns."""
+    device = torch.device(arguments.device)
+    model = build(arguments.model).to(device)
+    optimiser = torch.optim.AdamW(model.predictor.parameters(), lr=1e-4, fused=True)
+    loss_of = predictor_loss(model)
+
+    def step(batch: dict[str, np.ndarray], number: int) -> None:
+        frames, actions = (torch.from_numpy(batch[name]).to(device) for name in (CAMERA, "action"))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.no_grad():
+                latents = model.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            loss, _ = loss_of({"latents": latents, "action": actions}, step_generator(0, number))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        float(loss.detach())  # waits for the device
+
+    read, trained = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        store = synthetic_store(Path(folder) / "s.zarr", model.config.tokenizer.image_size[0])
+        loader = WindowLoader(
+            store,
+            episodes=range(store.num_episodes),
+            length=16,
+            batch_size=BATCH,
+            features=[CAMERA, "action"],
+            seed=0,
+            memory_budget_bytes=0,
+        )
+        step(loader.batch(0), 0)
+        for number in range(1, arguments.rounds + 1):
+            began = time.perf_counter()
+            batch = loader.batch(number)
+            between = time.perf_counter()
+            step(batch, number)
+            read.append(BATCH / (between - began))
+            trained.append(BATCH / (time.perf_counter() - between))
+    return {
+        "windows/s read, one thread": median(read),
+        f"windows/s trained on {device}": median(trained),
+        "read over trained": median(a / b for a, b in zip(read, trained, strict=True)),
+    }
+
+
 class _Recorder(TorchDispatchMode):
     """Note every matrix product with the shapes of its inputs."""
 
@@ -189,13 +237,20 @@ def bench_releases(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run one of the benchmarks."""
-    benches = {"latents": bench_latents, "products": bench_products, "releases": bench_releases, "step": bench_step}
+    benches = {
+        "latents": bench_latents,
+        "products": bench_products,
+        "releases": bench_releases,
+        "step": bench_step,
+        "loader": bench_loader,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=list(benches))
     parser.add_argument("--model", default="nano")
     parser.add_argument("--steps", type=int, default=100, help="training steps of each turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--other", default="", help="the other checkout, for releases")
+    parser.add_argument("--device", default="cpu", help="where the step of `loader` is computed: cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -27,7 +27,8 @@ done
 resume=()
 [ -f "$run_dir/config.yaml" ] && resume=(resume=true)
 
-head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+head_node="${nodes%%$'\n'*}"
 processes="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ${SLURM_CPUS_PER_TASK:-$processes} / processes ))}"
 

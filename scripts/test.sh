@@ -5,6 +5,6 @@ status=0
 say "ruff check" && { "$VENV/bin/ruff" check . || status=1; }
 say "ruff format --check" && { "$VENV/bin/ruff" format --check . || status=1; }
 say "pyright" && { "$VENV/bin/pyright" || status=1; }
-say "pytest" && { OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest "$@" || status=1; }
+say "pytest" && { OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -n 2 --dist loadfile "$@" || status=1; }
 [ "$status" = 0 ] || printf '\033[1;31mfailed:\033[0m see above\n' >&2
 exit "$status"

@@ -220,7 +220,7 @@ def test_a_model_of_another_task(
     [
         ("collect task=pull out=x", ["task=pull", "did you mean", "push", "reach"]),
         ("benchmark planning dynamics=orakel", ["dynamics=orakel", "did you mean oracle"]),
-        ("plan planner=mppi checkpoint=x", ["planner=mppi", "cem, random_shooting"]),
+        ("plan planner=mpi checkpoint=x", ["planner=mpi", "mppi"]),
         ("train model=giant data.path=x", ["model=giant", "nano"]),
         (
             "train data.path=x trainer.tokenizer.num_stepz=3",
