@@ -8,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from embodied_wm import checkpoint, model_card
 from embodied_wm.checkpoint import CheckpointError, model_folder
+from embodied_wm.pretrained import PREFIX, pretrained_folder
 
 if TYPE_CHECKING:
     from embodied_wm.world_model import WorldModel
@@ -16,15 +17,17 @@ FILES = ("config.json", "model.safetensors", "README.md")
 
 
 def fetch(place: str | Path, **options: Any) -> Path:
-    """Return the folder of a model: a model folder, the one in a run folder, or a copy of one on the Hub.
+    """Return the folder of a model: a model folder, the one in a run folder, one that ships, or a copy from the Hub.
 
     Args:
-        place: A folder of this machine, or OWNER/NAME on the Hub.
+        place: A folder of this machine, `pretrained:TASK`, or OWNER/NAME on the Hub.
         options: For `huggingface_hub.snapshot_download`: revision, token, cache_dir, force_download, local_files_only.
 
     Raises:
         CheckpointError: If there is no such folder and no such model, or it cannot be fetched.
     """
+    if str(place).startswith(PREFIX):
+        return pretrained_folder(str(place).removeprefix(PREFIX))
     path = Path(place).expanduser()
     if path.exists():
         return model_folder(path)
@@ -99,10 +102,10 @@ class HubModel(ModelHubMixin, library_name=model_card.LIBRARY, pipeline_tag=mode
         revision: str | None = None,
         device: str = "cpu",
     ) -> Self:
-        """Load a model from a folder, from the run folder that holds one, or from the Hugging Face Hub.
+        """Load a model from a folder, the run folder that holds one, this package, or the Hugging Face Hub.
 
         Args:
-            pretrained_model_name_or_path: A folder, or OWNER/NAME on the Hub.
+            pretrained_model_name_or_path: A folder, `pretrained:TASK`, or OWNER/NAME on the Hub.
             force_download: Fetch it anew though it is in the cache.
             token: For the Hub; None takes the one that `hf auth login` has kept.
             cache_dir: Where it is kept; None is the Hub's own cache.

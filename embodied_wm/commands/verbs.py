@@ -103,7 +103,7 @@ def refine(config: Config, run: Run) -> None:
 
     refinement.refine(
         load_model_for_task(config),
-        checkpoint_folder(_path(config["checkpoint"])).resolve(),
+        checkpoint_folder(config).resolve(),
         config,
         run.folder,
         run.console,
@@ -135,10 +135,11 @@ def imagine(config: Config, run: Run) -> None:
 
 def plan(config: Config, run: Run) -> None:
     """Plan one episode in closed loop."""
+    from embodied_wm.commands.showing import show_page
     from embodied_wm.evaluation.plan_once import plan_once
     from sim.tasks import get_task, varied_name
 
-    plan_once(
+    report = plan_once(
         load_model_for_task(config),
         get_task(varied_name(config["task"]["name"], config["variation"])),
         config["planner"],
@@ -149,6 +150,7 @@ def plan(config: Config, run: Run) -> None:
         run_dir=run.folder,
         console=run.console,
     )
+    show_page(report.with_suffix(".html"), config["open"])
 
 
 def benchmark_imagination(config: Config, run: Run) -> None:
@@ -166,8 +168,7 @@ def benchmark_planning(config: Config, run: Run) -> None:
     if "checkpoint" not in config:  # dynamics=oracle has none
         benchmarks.benchmark_planning(None, None, config, run.folder, run.console)
         return
-    path = _path(config["checkpoint"])
-    checkpoint = checkpoint_folder(path) if config["adapter"] is None else path
+    checkpoint = checkpoint_folder(config) if config["adapter"] is None else _path(config["checkpoint"])
     benchmarks.benchmark_planning(load_judged_model(config), checkpoint, config, run.folder, run.console)
     _add_to_card(config, run)
 
@@ -195,10 +196,13 @@ def _add_to_card(config: Config, run: Run) -> None:
     from embodied_wm.checkpoint import CheckpointError
     from embodied_wm.evaluation.report import load_report
     from embodied_wm.model_card import add_figures
+    from embodied_wm.pretrained import FOLDER
 
     if not config["card"] or config.get("adapter") is not None:
         return
-    folder = checkpoint_folder(_path(config["checkpoint"]))
+    folder = checkpoint_folder(config)
+    if folder.parent == FOLDER:
+        return  # a model that ships keeps the figures it came with
     try:
         for line in add_figures(folder, load_report(run.folder)):
             run.console.print(f"note: {line}", markup=False, soft_wrap=True)
@@ -256,7 +260,7 @@ def load_world_model(config: Config) -> "WorldModel":
     """Load the checkpoint of a configuration onto its device."""
     from embodied_wm.world_model import WorldModel
 
-    return WorldModel.load(checkpoint_folder(_path(config["checkpoint"])), device=choose_device(config["device"]))
+    return WorldModel.load(checkpoint_folder(config), device=choose_device(config["device"]))
 
 
 def load_model_for_task(config: Config) -> "WorldModel":
@@ -286,11 +290,17 @@ def load_judged_model(config: Config) -> "JudgedModel":
     return load_judged(_path(config["checkpoint"]), setup)
 
 
-def checkpoint_folder(path: Path) -> Path:
-    """Return the checkpoint of a run folder, or the path itself where it is no run folder."""
+def checkpoint_folder(config: Config) -> Path:
+    """Return the model folder that `checkpoint` names: a folder, a run folder that holds one, or a model that ships."""
     from embodied_wm.checkpoint import model_folder
+    from embodied_wm.pretrained import PREFIX, pretrained_folder, pretrained_names
 
-    return model_folder(path)
+    text = config["checkpoint"]
+    if text == PREFIX.rstrip(":"):
+        if "task" not in config:
+            raise UsageError(f"checkpoint={text}: say which, {PREFIX}NAME; there are {', '.join(pretrained_names())}")
+        text = f"{PREFIX}{config['task']['name']}"
+    return pretrained_folder(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else model_folder(_path(text))
 
 
 def choose_device(name: str) -> str:
@@ -322,7 +332,11 @@ def _path(text: str) -> Path:
 
 
 def _place(text: str) -> str | Path:
-    """Return a URL as it stands, and a path as `_path` does."""
+    """Return a URL as it stands, the folder of a model that ships, and a path as `_path` does."""
+    from embodied_wm.pretrained import PREFIX, pretrained_folder
+
+    if text.startswith(PREFIX):
+        return pretrained_folder(text.removeprefix(PREFIX))
     return text if "://" in text else _path(text)
 
 

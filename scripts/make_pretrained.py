@@ -1,0 +1,113 @@
+"""Make the models that ship with the package: collect, train, halve the weights, judge, and write the model card.
+
+    python scripts/make_pretrained.py push --runs runs/pretrained             one task: half an hour on a CPU core
+    python scripts/make_pretrained.py push --runs runs/pretrained --pairs 100 --install
+
+Each step is the verb a person would call, and is printed; what is finished is not done again. `--install` copies the
+result into embodied_wm/pretrained. Weights are halved to 16 bits before they are judged, so the figures in the card
+are those of the weights that ship; numbers that few share (means, scales, norms) stay in 32 bits.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from embodied_wm import checkpoint
+from embodied_wm.pretrained import FOLDER
+from embodied_wm.world_model import WorldModel
+
+FEW_THINGS = (
+    "model=nano_keypoints",
+    "trainer.tokenizer.num_steps=1800",
+    "trainer.predictor.num_steps=2000",
+    "trainer.readouts.num_steps=1500",
+    "trainer.readouts.learning_rate=0.004",
+)
+"""For a few things before a still camera: key points, and steps as in demo=push."""
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "reach": (),
+    "push": FEW_THINGS,
+    "push_t": FEW_THINGS,
+    "drawer": FEW_THINGS,
+    "pick_place": FEW_THINGS,
+}
+"""Task to what its training differs in from `embodied-wm train`'s defaults."""
+
+PLANNING: dict[str, tuple[str, ...]] = {task: ("planner.choose=mean",) for task in RECIPES if task != "reach"}
+"""Task to what its planning differs in from the defaults."""
+
+LARGE = 1024
+"""Numbers from which on a tensor is halved."""
+
+
+def run(*arguments: str) -> None:
+    """Call a verb, and say so."""
+    print("$ embodied-wm", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "embodied_wm.cli", *arguments], check=True)
+
+
+def halve(model_folder: Path, out: Path) -> None:
+    """Write a model as it ships: without this machine's folders in its card, large tensors in half precision."""
+    WorldModel.load(model_folder).save_pretrained(out)
+    tensors = checkpoint.read_tensors(out / "model.safetensors")
+    halved = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.numel() >= LARGE else tensor
+        for name, tensor in tensors.items()
+    }
+    checkpoint.write_tensors(out / "model.safetensors", halved)
+
+
+def make(task: str, runs: Path, *, seed: int, num_pairs: int) -> Path:
+    """Do what is not done yet, and return the folder of the finished model."""
+    store, trained, out = runs / f"{task}.zarr", runs / f"train_{task}", runs / "models" / task
+    run("collect", f"task={task}", f"out={store}", f"seed={seed}", f"run_dir={_new(runs / f'collect_{task}')}")
+    if not (trained / "model" / "config.json").is_file():
+        resume = ["resume=true"] if (trained / "config.yaml").is_file() else []
+        run("train", f"data.path={store}", f"run_dir={trained}", f"seed={seed}", *RECIPES[task], *resume)
+    if not (out / "config.json").is_file():
+        halve(trained / "model", out)
+    judged = [f"task={task}", f"checkpoint={out}", *PLANNING.get(task, ())]
+    run("benchmark", "imagination", *judged, f"run_dir={_new(runs / f'imagination_{task}')}")
+    run(
+        "benchmark",
+        "planning",
+        *judged,
+        f"planning.num_pairs={num_pairs}",
+        f"run_dir={_new(runs / f'planning_{task}')}",
+    )
+    return out
+
+
+def _new(folder: Path) -> Path:
+    """Return the folder, emptied: collecting and judging are done anew, training is not."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def main() -> None:
+    """Make the models of the tasks that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=list(RECIPES), help=f"any of: {', '.join(RECIPES)}")
+    parser.add_argument("--runs", type=Path, default=Path("runs/pretrained"), help="folder of stores, runs and models")
+    parser.add_argument("--pairs", type=int, default=100, help="start and goal pairs of the planning benchmark")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--install", action="store_true", help="copy the models into the package")
+    arguments = parser.parse_args()
+    for task in arguments.tasks:
+        if task not in RECIPES:
+            parser.error(f"there is no recipe for {task!r}; there are: {', '.join(RECIPES)}")
+    torch.set_num_threads(1)
+    for task in arguments.tasks:
+        out = make(task, arguments.runs, seed=arguments.seed, num_pairs=arguments.pairs)
+        if arguments.install:
+            shutil.copytree(out, FOLDER / task, dirs_exist_ok=True)
+        print(f"{task}: {out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
