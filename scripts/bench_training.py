@@ -4,6 +4,7 @@
     python scripts/bench_training.py products                   a nano predictor step against its matrix products alone
     python scripts/bench_training.py releases --other ../older  steps of this checkout and of another one, in turns
     python scripts/bench_training.py loader --model small       reading frames against the step that wants them
+    python scripts/bench_training.py feed --model small         what a device must compute to outrun the reading
 
 Times are this process's CPU seconds on one thread, so another job on the machine lengthens the run, not the figures;
 those of `loader` are by the clock, as `--device cuda` computes elsewhere.
@@ -31,11 +32,15 @@ from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.loader import WindowLoader
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import REAL, ActionInputs
+from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.training.loop import StageConfig, fit, step_generator
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import Embodiment, WorldModel
 
 ACTION_SIZE, BATCH, TIME = 4, 32, 10
+SEQUENCE, FED = 16, 256
+"""Frames per window and windows per batch of the predictor stage on a GPU (configs/trainer/gpu.yaml)."""
+
 CAMERA = "observation.images.top"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product_flash_attention_for_cpu")
 PRODUCTS_BACK = ("aten::_scaled_dot_product_flash_attention_for_cpu_backward",)
@@ -162,6 +167,59 @@ def bench_loader(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def bench_feed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time reading for both large stages as a GPU is fed, and say which FLOP/s the device must reach to wait for it.
+
+    The tokenizer stage reads windows of three frames from memory or from the store, the predictor stage windows of
+    latents from memory or from a store. Where the rate that is needed lies above the peak of a device, that device
+    never waits; the peak of one H100 or H200 is 989 TFLOP/s (dense bf16, NVIDIA's data sheet).
+    """
+    from sizes import MODELS, size_of  # beside this script
+
+    from embodied_wm.training.latents import LatentEpisodes
+
+    model, size = build(arguments.model), size_of(arguments.model, MODELS[arguments.model])
+    flops = {"tokenizer": TOKENIZER_WINDOW * size.tokenizer.both, "predictor": SEQUENCE * size.predictor_training}
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = synthetic_store(Path(folder) / "s.zarr", model.config.tokenizer.image_size[0])
+        sources: dict[str, tuple[str, Callable[[int], Any]]] = {}
+        for place, budget in (("memory", 2**34), ("store", 0)):
+            loader = WindowLoader(
+                store,
+                episodes=range(store.num_episodes),
+                length=TOKENIZER_WINDOW,
+                batch_size=FED,
+                features=[CAMERA],
+                seed=0,
+                memory_budget_bytes=budget,
+            )
+            sources[f"frames, {place}"] = ("tokenizer", loader.batch)
+        for mode in ("memory", "zarr"):
+            sampler = LatentEpisodes(
+                store,
+                model.tokenizer,
+                camera=CAMERA,
+                episodes=range(store.num_episodes),
+                features=["action"],
+                mode=mode,
+                folder=Path(folder) / "l.zarr",
+                console=Console(quiet=True),
+            ).sampler(length=SEQUENCE, batch_size=FED, seed=0)
+            sources[f"latents, {mode}"] = ("predictor", sampler.batch)
+        rates: dict[str, list[float]] = {name: [] for name in sources}
+        for number in range(arguments.rounds + 1):
+            for name, (_, read) in sources.items():
+                began = time.process_time()
+                read(number)
+                rates[name].append(FED / (time.process_time() - began))
+    for name, (stage, _) in sources.items():
+        rate = median(rates[name][1:])  # the first fills memory
+        figures[f"{name}: windows/s, one thread"] = rate
+        figures[f"{name}: TFLOP/s to outrun it"] = rate * flops[stage] / 1e12
+    return figures
+
+
 class _Recorder(TorchDispatchMode):
     """Note every matrix product with the shapes of its inputs."""
 
@@ -243,6 +301,7 @@ def main() -> None:
         "releases": bench_releases,
         "step": bench_step,
         "loader": bench_loader,
+        "feed": bench_feed,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=list(benches))
@@ -259,7 +318,7 @@ def main() -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:<32} {value:.4g}")
+        print(f"{name:<44} {value:.4g}")
 
 
 if __name__ == "__main__":
