@@ -19,7 +19,9 @@ from torch import Tensor
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.extension import Extension
 from embodied_wm.predictor.model import LatentPredictor
+from embodied_wm.predictor.transformer import BlockCausalTransformer
 
 LedBy = Callable[[int, Tensor], Tensor]
 """(index h, latents [S, K, D] before frame h) to the embedded action [S, width] that leads to imagined frame h."""
@@ -93,11 +95,11 @@ def _frames(
 ) -> Iterator[Tensor]:
     _check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
-    block, window, step = model.block, model.config.window, 1 / num_steps
+    block, step = model.block, 1 / num_steps
     device, context = noise.device, cache.context
     levels = torch.tensor([model.config.context_tau] + [index * step for index in range(num_steps)], device=device)
     sizes = torch.tensor([1 / model.config.max_steps] + [step] * num_steps, device=device)
-    modulation = model.modulation(levels, sizes)
+    extend = _extension(model, cache, model.modulation(levels, sizes), horizon)
     latents = context.last_latents.expand(candidates, -1, -1)
     before = earlier = context.before_last.expand(candidates, -1, -1)
     tau_before = 1.0
@@ -105,28 +107,43 @@ def _frames(
     for index in range(horizon):
         if index:
             action_before, action = action, led_by(index, latents)
-        position = context.next_position + index
         x_tau = noise[:, index]
         for substep in range(num_steps):
-            tokens = model.blocks(action[:, None], x_tau[:, None], latents[:, None], (latents - before)[:, None])
-            merged = substep == 0 and index > 0
-            if merged:
-                change = (before - earlier)[:, None]
-                written = model.blocks(action_before[:, None], latents[:, None], before[:, None], change)
-                tokens = torch.cat([written, tokens], dim=1)
-            positions = torch.arange(position - merged, position + 1, device=device)
-            out = model.transformer.extend(
-                tokens,
-                modulation[:2] if merged else modulation[1 + substep : 2 + substep],
-                model.transformer.rotary(positions, block),
-                cache,
-                window_tokens=window * block,
-            )
-            if merged:
+            if substep == 0 and index > 0:
+                frames = torch.stack([earlier, before, latents, x_tau], dim=1)
+                out = extend(_new_blocks(model, torch.stack([action_before, action], dim=1), frames), slice(2), index)
                 cache.keep(block)
+            else:
+                frames = torch.stack([before, latents, x_tau], dim=1)
+                out = extend(_new_blocks(model, action[:, None], frames), slice(1 + substep, 2 + substep), index)
             x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
         yield latents
+
+
+def _new_blocks(model: LatentPredictor, led_by: Tensor, frames: Tensor) -> Tensor:
+    """Return the blocks of the last F of F + 2 frames [S, F + 2, K, D], whose actions [S, F, width] led to them."""
+    return model.blocks(led_by, frames[:, 2:], frames[:, 1:-1], frames[:, 1:-1] - frames[:, :-2])
+
+
+def _extension(
+    model: LatentPredictor, cache: CandidateCache, modulation: Tensor, num_frames: int
+) -> Callable[[Tensor, slice, int], Tensor]:
+    """Return what extends the candidates by blocks, given the rows of the modulation and the last new frame's index."""
+    block, transformer = model.block, model.transformer
+    window_tokens = model.config.window * block
+    if type(transformer) is BlockCausalTransformer and not torch.is_grad_enabled():
+        return Extension(
+            transformer, cache, modulation, block=block, num_frames=num_frames, window_tokens=window_tokens
+        )
+
+    def extend(blocks: Tensor, levels: slice, frame: int) -> Tensor:
+        last = cache.context.next_position + frame
+        positions = torch.arange(last + 1 - blocks.shape[1], last + 1, device=blocks.device)
+        rotary = transformer.rotary(positions, block)
+        return transformer.extend(blocks, modulation[levels], rotary, cache, window_tokens=window_tokens)
+
+    return extend
 
 
 @torch.no_grad()
