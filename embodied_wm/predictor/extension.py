@@ -73,7 +73,7 @@ class Extension:
             window_tokens: Most tokens that attention reaches back over, a frame's own included.
         """
         self.cache, self.block, self.window_tokens = cache, block, window_tokens
-        self.layers, self.sinks = transformer.stack, transformer.config.sinks
+        self.layers, self.sinks, self.lead = transformer.stack, transformer.config.sinks, transformer.num_lead
         self.num_heads, width = transformer.config.num_heads, transformer.config.width
         first = cache.context.next_position
         tables = transformer.rotary(torch.arange(first, first + num_frames, device=modulation.device), block)
@@ -91,7 +91,7 @@ class Extension:
         self.floor, self.head_floor = (modulation.new_tensor(floor) for floor in (self.floor, self.head_floor))
 
     def __call__(self, x_SFnW: Tensor, levels: slice, frame: int) -> Tensor:
-        """Return the latent tokens of the last new frame, [S, n - 1, W].
+        """Return the latent tokens of the last new frame, [S, K, W].
 
         Args:
             x_SFnW: Blocks of one or two new frames, which are put behind the cache's kept tokens. Of two the first does
@@ -109,9 +109,9 @@ class Extension:
                 (q, k), v = self._heads(normed, weights.qkv, straight, crossed)
             else:
                 (k,), v = self._heads(normed, weights.qkv[width:], straight[1:], crossed[1:])
-                x, mod = x[:, -1:, 1:], [part[-1:] for part in mod]
-                latents = (table[:1, ..., 1 - self.block :, :] for table in (straight, crossed))
-                (q,), _ = self._heads(normed[:, -1:, 1:], weights.qkv[:width], *latents)
+                x, mod = x[:, -1:, self.lead :], [part[-1:] for part in mod]
+                latents = (table[:1, ..., self.lead - self.block :, :] for table in (straight, crossed))
+                (q,), _ = self._heads(normed[:, -1:, self.lead :], weights.qkv[:width], *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
             x = torch.addcmul(x, mod[2], F.linear(attended, weights.out))

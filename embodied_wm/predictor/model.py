@@ -57,6 +57,8 @@ class PredictorConfig:
         noisy_context_fraction: Part of the sequences whose context frames have any noise level.
         shortcut_fraction: Part of each batch that trains large steps.
         absent_fraction: Part of the sequences trained without actions.
+        action_token: Whether the action is a token of its own in each block; if not, it is added to the latent tokens
+            that it led to, which halves the cost of a frame of one token.
     """
 
     kind: Literal["flow", "regression"] = "flow"
@@ -68,6 +70,7 @@ class PredictorConfig:
     noisy_context_fraction: float = 0.1
     shortcut_fraction: float = 0.25
     absent_fraction: float = 0.1
+    action_token: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class LatentPredictor(nn.Module):
         self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
-        self.transformer = BlockCausalTransformer(config.transformer)
+        self.transformer = BlockCausalTransformer(config.transformer, num_lead=int(config.action_token))
         self.latent_in = nn.Linear(3 * token_width, width)
         self.register_buffer("change_std", torch.ones(()))
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
@@ -126,8 +129,8 @@ class LatentPredictor(nn.Module):
 
     @property
     def block(self) -> int:
-        """Return the tokens per frame: one action token and K latent tokens."""
-        return 1 + self.num_tokens
+        """Return the tokens per frame: K latent tokens, and the action's where it has one of its own."""
+        return self.num_tokens + self.config.action_token
 
     @property
     def is_stochastic(self) -> bool:
@@ -167,14 +170,15 @@ class LatentPredictor(nn.Module):
     def blocks(
         self, action_tokens_BTW: Tensor, latents_BTKD: Tensor, before_BTKD: Tensor, change_BTKD: Tensor
     ) -> Tensor:
-        """Interleave the token that led to each frame with its latents: [B, T, 1 + K, width].
+        """Join the action that led to each frame with its latents: [B, T, block, width].
 
         A latent token also sees its place one frame before, at that frame's own noise level, and the change that had
         led to it.
         """
         inputs = torch.cat([latents_BTKD, before_BTKD, change_BTKD / self.change_std], dim=-1)
         tokens = self.latent_in(inputs) + self.slots
-        return torch.cat([action_tokens_BTW[:, :, None], tokens], dim=2)
+        action_tokens = action_tokens_BTW[:, :, None]
+        return torch.cat([action_tokens, tokens], dim=2) if self.config.action_token else tokens + action_tokens
 
     def shift(self, action_tokens_BTW: Tensor) -> Tensor:
         """Turn row convention (leads away from frame t) into block convention (led to frame t)."""

@@ -8,10 +8,12 @@ from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, Late
 from embodied_wm.predictor.transformer import TransformerConfig
 
 
-def make_predictor(num_tokens: int = 2, window: int = 16, sinks: int = 0) -> LatentPredictor:
+def make_predictor(
+    num_tokens: int = 2, window: int = 16, sinks: int = 0, *, action_token: bool = True
+) -> LatentPredictor:
     torch.manual_seed(0)
     transformer = TransformerConfig(width=32, depth=3, num_heads=2, hidden=48, sinks=sinks)
-    config = PredictorConfig(transformer=transformer, window=window)
+    config = PredictorConfig(transformer=transformer, window=window, action_token=action_token)
     model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2)
     for parameter in model.parameters():  # no zero initialisation: every path must matter
         torch.nn.init.normal_(parameter, std=0.3)
@@ -27,8 +29,9 @@ def real_actions(*shape: int) -> ActionInputs:
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 @pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("num_context", [1, 4])
-def test_cached_equals_uncached(num_steps: int, num_tokens: int, num_context: int) -> None:
-    model = make_predictor(num_tokens)
+@pytest.mark.parametrize("action_token", [True, False])
+def test_cached_equals_uncached(num_steps: int, num_tokens: int, num_context: int, action_token: bool) -> None:
+    model = make_predictor(num_tokens, action_token=action_token)
     latents = torch.randn(num_context, num_tokens, 8)
     past = real_actions(1, num_context, 3)
     led_by = model.embed_actions(real_actions(5, 6, 3))
@@ -72,9 +75,10 @@ def test_future_frames_and_actions_leave_the_past_unchanged() -> None:
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_the_action_that_leads_to_a_frame_changes_it() -> None:
+@pytest.mark.parametrize("action_token", [True, False])
+def test_the_action_that_leads_to_a_frame_changes_it(action_token: bool) -> None:
     """Row convention: action t must first change frame t + 1, not frame t."""
-    model = make_predictor()
+    model = make_predictor(action_token=action_token)
     x, tau = torch.randn(1, 5, 2, 8), torch.rand(1, 5)
     actions = real_actions(1, 5, 3)
     assert actions.real is not None
