@@ -76,7 +76,8 @@ def distillation_loss(
         generator: CPU source of noise and of the context's noise levels.
         num_steps: Steps of the teacher.
     """
-    past_tau, _ = student.sample_levels(*latents.shape[:2], generator)
+    batch, time = latents.shape[:2]
+    past_tau, _ = student.sample_levels(batch, time, generator)
     past_tau = past_tau.to(latents)
     noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
     past = flow.corrupt(other, latents, past_tau[..., None, None])

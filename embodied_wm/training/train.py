@@ -312,7 +312,7 @@ class Trainer:
             batch = held_out_of(number)
             return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
 
-        predictor = {"predictor": self.model.predictor}
+        predictor: dict[str, nn.Module] = {"predictor": self.model.predictor}
         self.fit(name, predictor, labelled, loss, config, held_out if held_out_of else None)
 
     def train_readouts(self) -> None:
