@@ -9,11 +9,13 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.temporal_distance import TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import LatentActionConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
+from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import TrainConfig
 from embodied_wm.types import Episode, FeatureSpec
@@ -22,7 +24,16 @@ from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
 SIZE = 16
 ROWS = 12
 CAMERA = "observation.images.top"
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
+STAGES = (
+    "tokenizer",
+    "latent_actions",
+    "adapter",
+    "predictor",
+    "distillation",
+    "self_forcing",
+    "readouts",
+    "temporal_distance",
+)
 MODEL = WorldModelConfig(
     tokenizer=FrameTokenizerConfig(image_size=(SIZE, SIZE), channels=(8, 16), bottleneck=BottleneckConfig(width=8)),
     latent_actions=LatentActionConfig(width=16),
@@ -51,7 +62,9 @@ def training(num_steps: int = 2, **changes: float) -> TrainConfig:
     """Return a training of a few steps per stage, with averaged predictor weights."""
     stage = StageConfig(num_steps=num_steps, batch_size=4)
     ema = StageConfig(num_steps=num_steps, batch_size=4, ema_decay=0.9)
-    stages = dict.fromkeys(STAGES, stage) | {"predictor": ema}
+    distillation = DistillationConfig(num_steps=num_steps, batch_size=4)
+    forcing = SelfForcingConfig(num_steps=num_steps, batch_size=4, rollouts=Rollouts(context=2, horizon=4))
+    stages = dict.fromkeys(STAGES, stage) | {"predictor": ema, "distillation": distillation, "self_forcing": forcing}
     return TrainConfig(**stages, **({"sequence_length": 6} | changes))  # type: ignore[arg-type]
 
 

@@ -59,6 +59,8 @@ _STAGES: Mapping[str, str] = {
     "latent_actions": "what was done, inferred from two frames",
     "adapter": "real actions to codes and back",
     "predictor": "the next latents, from past ones and actions",
+    "distillation": "one denoising step that ends where many end",
+    "self_forcing": "the same, from latents that the model imagined itself",
     "readouts": "physical quantities, read from latents",
     "temporal_distance": "steps from one latent to another",
 }

@@ -132,6 +132,10 @@ class CandidateCache:
         self.keys[layer][:, :, self.num_tokens : stop] = k_ShNd
         self.values[layer][:, :, self.num_tokens : stop] = v_ShNd
 
+    def detach(self) -> None:
+        """Let no gradient flow back through what is kept."""
+        self.keys, self.values = ([each.detach() for each in layers] for layers in (self.keys, self.values))
+
     def visible(
         self, layer: int, num_new: int, window_tokens: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -271,7 +271,31 @@ class LatentPredictor(nn.Module):
         past_tau, tau = (levels.to(latents) for levels in self.sample_levels(batch, time, generator))
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
         past = flow.corrupt(other, latents, past_tau[..., None, None])
-        led_by = self.shift(self.embed_actions(actions))
+        return self.loss_given(past, past_tau, latents, tau, noise, self.shift(self.embed_actions(actions)), generator)
+
+    def loss_given(
+        self,
+        past: Float[Tensor, "batch time tokens width"],
+        past_tau: Float[Tensor, "batch time"],
+        latents: Float[Tensor, "batch time tokens width"],
+        tau: Float[Tensor, "batch time"],
+        noise: Float[Tensor, "batch time tokens width"],
+        led_by: Float[Tensor, "batch time model"],
+        generator: torch.Generator,
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return what `loss` does where the context is given: real frames with noise, or frames imagined before.
+
+        Args:
+            past: What stands for each frame as context.
+            past_tau: The noise level that is told of it.
+            latents: Standardised latents of the true frames.
+            tau: Noise levels of the targets; rounded down to a multiple of the step where large steps are trained.
+            noise: Noise of the targets.
+            led_by: Embedded action that led to each frame.
+            generator: CPU source of which sequences train large steps.
+        """
+        batch, time = latents.shape[:2]
+        tau = tau.clone()
         if not self.is_stochastic:
             nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
             missed = self.predict_targets(past, past_tau, *nothing, led_by) - latents
@@ -343,13 +367,19 @@ class LatentPredictor(nn.Module):
                 len(latents), self.config.window, keep,
             )  # fmt: skip
         latents, led_by = latents[-keep:], led_by[:, -keep:]
-        tokens = self.blocks(led_by, latents[None], _previous(latents[None]), _previous_change(latents[None]))
-        clean = torch.ones(keep, device=latents.device)
+        keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by))
+        return Context(tuple(keys), tuple(values), keep, keep, latents[-1], latents[-2:][0])
+
+    def keys_values(
+        self, latents: Float[Tensor, "batch frames tokens width"], led_by: Float[Tensor, "batch frames model"]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return every layer's keys and values, [B, h, N, d] each, of clean context frames."""
+        time, device = latents.shape[1], latents.device
+        tokens = self.blocks(led_by, latents, _previous(latents), _previous_change(latents))
+        clean = torch.ones(time, device=device)
         modulation = self.modulation(clean, clean / self.config.max_steps)
-        mask = block_causal_mask(keep, self.config.window, latents.device)
-        positions = torch.arange(keep, device=latents.device)
-        keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
-        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0])
+        mask = block_causal_mask(time, self.config.window, device)
+        return self.transformer.keys_values(tokens, modulation, torch.arange(time, device=device), mask)
 
 
 def _trusted(past_tau_BT: Tensor) -> Tensor:

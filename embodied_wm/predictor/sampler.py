@@ -90,8 +90,37 @@ def imagine_frames(
     yield from _frames(model, cache, led_by, noise, num_steps)
 
 
+def imagine_windows(
+    model: LatentPredictor,
+    cache: CandidateCache,
+    led_by: Float[Tensor, "batch horizon model"],
+    noise: Float[Tensor, "batch horizon tokens width"],
+    *,
+    num_steps: int = 1,
+    cut_every: int = 0,
+) -> Float[Tensor, "batch horizon tokens width"]:
+    """Imagine the H frames that follow B contexts, each its own; the graph is recorded where gradients are enabled.
+
+    Args:
+        model: The predictor.
+        cache: Of the contexts, with room for H + 1 frames.
+        led_by: Embedded action that leads to each imagined frame.
+        noise: Start of each frame.
+        num_steps: Denoising steps per frame.
+        cut_every: Frames after which no gradient flows back from what is imagined later, through latents, keys or
+            values; 0 cuts nowhere.
+    """
+    frames = _frames(model, cache, lambda index, _: led_by[:, index], noise, num_steps, cut_every)
+    return torch.stack(list(frames), dim=1)
+
+
 def _frames(
-    model: LatentPredictor, cache: CandidateCache, led_by: LedBy, noise: Tensor, num_steps: int
+    model: LatentPredictor,
+    cache: CandidateCache,
+    led_by: LedBy,
+    noise: Tensor,
+    num_steps: int,
+    cut_every: int = 0,
 ) -> Iterator[Tensor]:
     _check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
@@ -117,8 +146,11 @@ def _frames(
                 frames = torch.stack([before, latents, x_tau], dim=1)
                 out = extend(_new_blocks(model, action[:, None], frames), slice(1 + substep, 2 + substep), index)
             x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
+        yield x_tau
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
-        yield latents
+        if cut_every and (index + 1) % cut_every == 0:
+            earlier, before, latents = earlier.detach(), before.detach(), latents.detach()
+            cache.detach()
 
 
 def _new_blocks(model: LatentPredictor, led_by: Tensor, frames: Tensor) -> Tensor:

@@ -193,12 +193,12 @@ class BlockCausalTransformer(nn.Module):
 
     def keys_values(
         self,
-        x: Float[Tensor, "1 frames block width"],
+        x: Float[Tensor, "batch frames block width"],
         modulation: Float[Tensor, "frames 6 width"],
         positions: Int[Tensor, "frames"],
         mask: Bool[Tensor, "frames frames"],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return every layer's keys and values [h, N, d] of a context; the last layer stops there."""
+        """Return every layer's keys and values [B, h, N, d] of contexts; the last layer stops there."""
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
@@ -206,8 +206,8 @@ class BlockCausalTransformer(nn.Module):
         for layer in self.stack:
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
-            keys.append(k[0].contiguous())
-            values.append(v[0].contiguous())
+            keys.append(k.contiguous())
+            values.append(v.contiguous())
             if layer is not self.stack[-1]:
                 k, v = layer.with_sinks(k, v)
                 x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)

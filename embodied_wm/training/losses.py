@@ -10,7 +10,14 @@ from embodied_wm.training.loop import Batch, Metrics
 from embodied_wm.world_model import WorldModel
 
 
-def conditioning(model: WorldModel, batch: Batch, code_fraction: float, generator: torch.Generator) -> ActionInputs:
+def conditioning(
+    model: WorldModel,
+    batch: Batch,
+    code_fraction: float,
+    generator: torch.Generator,
+    *,
+    absent_fraction: float | None = None,
+) -> ActionInputs:
     """Choose, sequence by sequence, what the predictor is told: real actions, codes or nothing.
 
     Args:
@@ -18,11 +25,13 @@ def conditioning(model: WorldModel, batch: Batch, code_fraction: float, generato
         batch: "latents" and "action" of a batch of windows, and "labelled", whether each one's labels may be used [B].
         code_fraction: Part of the labelled sequences that get codes all the same.
         generator: CPU source of the choice.
+        absent_fraction: Part of the sequences that are told nothing; the predictor's own by default.
     """
+    absent = model.predictor.config.absent_fraction if absent_fraction is None else absent_fraction
     size, time_steps = batch["latents"].shape[:2]
     draw = torch.rand(size, 2, generator=generator).to(batch["labelled"].device)
     kind = torch.where(batch["labelled"] & (draw[:, 0] >= code_fraction), REAL, LATENT)
-    kind = torch.where(draw[:, 1] < model.predictor.config.absent_fraction, ABSENT, kind)
+    kind = torch.where(draw[:, 1] < absent, ABSENT, kind)
     with torch.no_grad():
         codes = model.latent_actions.encode(batch["latents"])
     codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)

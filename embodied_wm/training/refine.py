@@ -7,14 +7,23 @@ new episodes alone would make the model forget how the rest of the world moves.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from embodied_wm.predictor.self_forcing import Rollouts
+from embodied_wm.training.forcing import (
+    DistillationConfig,
+    SelfForcingConfig,
+    check_stages,
+    distilling_loss,
+    self_forcing_loss,
+)
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
-from embodied_wm.training.loop import Batch, Metrics, StageConfig, fit
+from embodied_wm.training.loop import Batch, Loss, Metrics, StageConfig, fit
 from embodied_wm.training.losses import conditioning, readout_loss
 from embodied_wm.world_model import WorldModel
 
@@ -25,6 +34,9 @@ class RefineConfig:
 
     Attributes:
         predictor_steps: Optimiser steps of the predictor.
+        distillation_steps: Optimiser steps that then make one denoising step of its most; 0 for none.
+        self_forcing_steps: Optimiser steps that then train it on contexts that it imagined itself, three real frames
+            and the rest of a window of `sequence_length`; 0 for none.
         readout_steps: Optimiser steps of the readouts.
         batch_size: Windows per step of the predictor; the readouts see eight times as many single frames.
         learning_rate: Peak of the rate; warm-up, then cosine.
@@ -35,6 +47,8 @@ class RefineConfig:
     """
 
     predictor_steps: int = 400
+    distillation_steps: int = 0
+    self_forcing_steps: int = 0
     readout_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 5e-4
@@ -57,7 +71,8 @@ def mixed(old: LatentSampler, new: LatentSampler) -> Callable[[int], Batch]:
 
     def batch(step: int) -> Batch:
         first, second = old.batch(step), new.batch(step)
-        return {name: torch.cat([values, second[name]]) for name, values in first.items()}
+        batch = {name: torch.cat([values, second[name]]) for name, values in first.items()}
+        return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
 
     return batch
 
@@ -93,23 +108,21 @@ def refine_model(
         return mixed(first, new.sampler(length=length, batch_size=count, seed=seed + 1))
 
     def predictor_loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        batch = batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
         told = conditioning(model, batch, config.code_fraction, generator)
         return model.predictor.loss(batch["latents"], told, generator)
 
-    stages: dict[str, tuple[nn.Module, Callable[[int], Batch], Callable, int]] = {
-        "predictor": (
-            model.predictor,
-            batches(config.sequence_length, config.batch_size),
-            predictor_loss,
-            config.predictor_steps,
-        )
+    windows = batches(config.sequence_length, config.batch_size)
+    extra = _later_losses(model, config)
+    # What makes a loss is called when its stage begins: a teacher is the predictor as the stage before left it.
+    stages: dict[str, tuple[nn.Module, Callable[[int], Batch], Callable[[], Loss], int]] = {
+        "predictor": (model.predictor, windows, lambda: predictor_loss, config.predictor_steps),
+        **{name: (model.predictor, windows, make, num_steps) for name, (make, num_steps) in extra.items()},
     }
     if model.embodiment.readouts:
-        loss = readout_loss(model)
-        stages["readouts"] = (model.readouts, batches(1, 8 * config.batch_size), loss, config.readout_steps)
+        frames = batches(1, 8 * config.batch_size)
+        stages["readouts"] = (model.readouts, frames, lambda: readout_loss(model), config.readout_steps)
     metrics: dict[str, Metrics] = {}
-    for name, (module, batch_of, loss_of, num_steps) in stages.items():
+    for name, (module, batch_of, make_loss, num_steps) in stages.items():
         stage = StageConfig(
             num_steps=num_steps,
             learning_rate=config.learning_rate,
@@ -118,6 +131,33 @@ def refine_model(
             num_threads=1,
         )
         modules = nn.ModuleDict({name: module})
-        metrics[name] = fit(name, modules, batch_of, loss_of, stage, run_dir=run_dir, seed=seed, console=console)
+        metrics[name] = fit(name, modules, batch_of, make_loss(), stage, run_dir=run_dir, seed=seed, console=console)
     model.eval()
     return metrics
+
+
+def _later_losses(model: WorldModel, config: RefineConfig) -> dict[str, tuple[Callable[[], Loss], int]]:
+    """Return the optional stages of the predictor that a round has: name to (what makes its loss, steps).
+
+    Raises:
+        ValueError: If the predictor cannot be trained by one of them.
+    """
+    most = model.predictor.step_counts[-1]
+    distillation = DistillationConfig(
+        num_steps=config.distillation_steps, batch_size=config.batch_size, denoising_steps=most
+    )
+    forcing = SelfForcingConfig(
+        num_steps=config.self_forcing_steps,
+        batch_size=config.batch_size,
+        rollouts=Rollouts(horizon=config.sequence_length - Rollouts.context)
+        if config.self_forcing_steps
+        else Rollouts(),
+    )
+    check_stages(model.predictor, distillation, forcing)
+    losses: dict[str, tuple[Callable[[], Loss], int]] = {}
+    if distillation.num_steps:
+        make = partial(distilling_loss, model, distillation, config.code_fraction)
+        losses["distillation"] = (make, distillation.num_steps)
+    if forcing.num_steps:
+        losses["self_forcing"] = (partial(self_forcing_loss, model, forcing, config.code_fraction), forcing.num_steps)
+    return losses

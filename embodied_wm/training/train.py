@@ -1,5 +1,6 @@
 """Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
 
+Two more, between the predictor and the readouts, are left out unless they have steps (`embodied_wm.training.forcing`).
 Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
 actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
 `labelled_fraction=0.05` is an honest experiment with 5% of the labels (for the readouts' targets too).
@@ -24,6 +25,13 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.folder import owned
+from embodied_wm.training.forcing import (
+    DistillationConfig,
+    SelfForcingConfig,
+    check_stages,
+    distilling_loss,
+    self_forcing_loss,
+)
 from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
@@ -45,6 +53,8 @@ class TrainConfig:
         latent_actions: Latent-action stage.
         adapter: Action-adapter stage.
         predictor: Predictor stage.
+        distillation: Stage that makes one denoising step of many; left out with 0 steps.
+        self_forcing: Stage on contexts that the predictor imagined itself; left out with 0 steps.
         readouts: Readout stage.
         temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
         camera: Feature of the frames; "" takes the store's only camera.
@@ -68,6 +78,8 @@ class TrainConfig:
     predictor: StageConfig = field(
         default_factory=lambda: StageConfig(num_steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
     )
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
     camera: str = ""
@@ -260,10 +272,36 @@ class Trainer:
     def train_predictor(self) -> None:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
-        sampler, read, held_out_of = self.samplers(self.config.sequence_length, config)
+        sampler, *_ = self.samplers(self.config.sequence_length, config)
         predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
+        self._fit_predictor(
+            "predictor",
+            lambda batch, g: predictor.loss(
+                batch["latents"], conditioning(self.model, batch, self.config.code_fraction, g), g
+            ),
+            config,
+            self.config.sequence_length,
+        )
+
+    def train_distillation(self) -> None:
+        """Make one denoising step of the predictor's many, where that is asked for."""
+        config = self.config.distillation
+        if config.num_steps:
+            loss = distilling_loss(self.model, config, self.config.code_fraction)
+            self._fit_predictor("distillation", loss, config, self.config.sequence_length)
+
+    def train_self_forcing(self) -> None:
+        """Train the predictor on contexts that it imagined itself, where that is asked for."""
+        config = self.config.self_forcing
+        if config.num_steps:
+            loss = self_forcing_loss(self.model, config, self.config.code_fraction)
+            self._fit_predictor("self_forcing", loss, config, config.length)
+
+    def _fit_predictor(self, name: str, loss: Loss, config: StageConfig, length: int) -> None:
+        """Run a stage of the predictor on windows of latents, whose episodes' labels may be used or not."""
+        _, read, held_out_of = self.samplers(length, config)
         if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
-            self.observer.drawing["predictor"] = drawn_imagination(self.store, self.shown, self.model, self.seed)
+            self.observer.drawing[name] = drawn_imagination(self.store, self.shown, self.model, self.seed)
 
         def labelled(number: int) -> Batch:
             batch = read(number)
@@ -274,16 +312,8 @@ class Trainer:
             batch = held_out_of(number)
             return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
 
-        self.fit(
-            "predictor",
-            {"predictor": predictor},
-            labelled,
-            lambda batch, g: predictor.loss(
-                batch["latents"], conditioning(self.model, batch, self.config.code_fraction, g), g
-            ),
-            config,
-            held_out if held_out_of else None,
-        )
+        predictor: dict[str, nn.Module] = {"predictor": self.model.predictor}
+        self.fit(name, predictor, labelled, loss, config, held_out if held_out_of else None)
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
@@ -312,7 +342,16 @@ class Trainer:
             )
 
 
-STAGES = ("tokenizer", "latent_actions", "adapter", "predictor", "readouts", "temporal_distance")
+STAGES = (
+    "tokenizer",
+    "latent_actions",
+    "adapter",
+    "predictor",
+    "distillation",
+    "self_forcing",
+    "readouts",
+    "temporal_distance",
+)
 
 
 def train_world_model(
@@ -354,6 +393,7 @@ def train_world_model(
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
     model = WorldModel(model_config, describe_embodiment(store, camera))
+    check_stages(model.predictor, config.distillation, config.self_forcing)
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
@@ -390,7 +430,8 @@ def train_world_model(
 def _fit_scales(trainer: Trainer) -> None:
     """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
     store, model, config = trainer.store, trainer.model, trainer.config
-    index_windows(store.episode_ends, trainer.train_episodes, config.sequence_length)
+    forced = config.self_forcing.length if config.self_forcing.num_steps else 0
+    index_windows(store.episode_ends, trainer.train_episodes, max(config.sequence_length, forced))
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
     index_windows(store.episode_ends, labelled, model.config.latent_actions.history + 1)
     for name in model.embodiment.readouts:

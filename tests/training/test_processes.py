@@ -83,7 +83,7 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(two: Path, tiny
     train_world_model(
         EpisodeStore.open(tiny_store),
         tiny.MODEL,
-        twice_the_batch(tiny.training(NUM_STEPS)),
+        twice_the_batch(together.training(NUM_STEPS)),
         tmp_path / "model",
         seed=3,
     )

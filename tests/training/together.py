@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import Batch, Conduct, Metrics, Processes, StageConfig, fit, step_generator
 from embodied_wm.training.processes import ComputeConfig, leave_processes, start_processes
-from embodied_wm.training.train import train_world_model
+from embodied_wm.training.train import TrainConfig, train_world_model
 
 NUM_STEPS = 200
 BATCH = 8
@@ -38,11 +39,18 @@ def compute(sharding: str) -> ComputeConfig:
     return ComputeConfig(sharding=sharding)
 
 
+def training(num_steps: int, **changes: object) -> TrainConfig:
+    """Return a training whose later stages of the predictor leave it as it was, so that its shards are in the model."""
+    config = tiny.training(num_steps, **changes)  # type: ignore[arg-type]
+    later = {name: replace(getattr(config, name), learning_rate=0.0) for name in ("distillation", "self_forcing")}
+    return replace(config, **later)
+
+
 def main(store: str, run_dir: str, num_steps: int, sharding: str) -> None:
     torch.set_num_threads(1)
     processes = start_processes(compute(sharding))
     regress(Path(run_dir) / "regression", processes, BATCH)
-    config = tiny.training(num_steps, compute=compute(sharding))  # type: ignore[arg-type]
+    config = training(num_steps, compute=compute(sharding))
     model = train_world_model(EpisodeStore.open(store), tiny.MODEL, config, Path(run_dir) / "model", seed=3)
     marks = {"fingerprint": model.fingerprint(), "rank": processes.rank, "world_size": processes.world_size}
     Path(run_dir, f"rank{processes.rank}.json").write_text(json.dumps(marks))

@@ -1,0 +1,94 @@
+"""Distillation to one step: what a frozen copy denoises in many steps is what the model must denoise in one.
+
+The shortcut loss (`flow`) also teaches large steps, each from two of half its size by the model as it is, so errors of
+the small steps' changing teacher add up from 4 to 2 to 1 steps. Here the teacher stands still and takes all its steps:
+from the same noise and the same nearly clean context the student's single step must end where the teacher's many do
+(as in knowledge distillation of samplers, arXiv 2101.02388, and the last stage of progressive distillation,
+arXiv 2202.00512). A noise that the teacher takes to one of two futures is taken there by the student too, so unlike
+squared error against what happened this does not blur.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from embodied_wm.predictor import flow
+from embodied_wm.predictor.model import ActionInputs, LatentPredictor
+
+
+def check_distillable(model: LatentPredictor, num_steps: int) -> None:
+    """Raise ValueError unless a predictor denoises in `num_steps` steps, more than one."""
+    if not model.is_stochastic or model.config.kind != "flow":
+        raise ValueError(
+            f"distillation makes one denoising step of many; a predictor of kind {model.config.kind!r} has no such "
+            "steps. Set the stage's num_steps to 0, or train kind=flow"
+        )
+    if num_steps not in model.step_counts[1:]:
+        raise ValueError(
+            f"got denoising_steps={num_steps} of the teacher; this predictor was trained for "
+            f"{model.step_counts}, and one step has nothing to be distilled to"
+        )
+
+
+@torch.no_grad()
+def denoise(
+    teacher: LatentPredictor,
+    past: Float[Tensor, "batch time tokens width"],
+    past_tau: Float[Tensor, "batch time"],
+    noise: Float[Tensor, "batch time tokens width"],
+    led_by: Float[Tensor, "batch time model"],
+    num_steps: int,
+) -> Float[Tensor, "batch time tokens width"]:
+    """Denoise every frame of windows, each behind the context before it, in several steps.
+
+    Args:
+        teacher: The predictor.
+        past: Latents as context.
+        past_tau: Their noise levels.
+        noise: Start of each frame.
+        led_by: Embedded action that led to each frame, by the teacher.
+        num_steps: Denoising steps.
+    """
+    x_tau, step = noise, 1 / num_steps
+    for index in range(num_steps):
+        tau = torch.full_like(past_tau, index * step)
+        predicted = teacher.predict_targets(past, past_tau, x_tau, tau, torch.full_like(tau, step), led_by)
+        x_tau = flow.euler_step(predicted, x_tau, index * step, step)
+    return x_tau
+
+
+def distillation_loss(
+    student: LatentPredictor,
+    teacher: LatentPredictor,
+    latents: Float[Tensor, "batch time tokens width"],
+    actions: ActionInputs,
+    generator: torch.Generator,
+    *,
+    num_steps: int,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Return the squared error of the student's one step against the teacher's many.
+
+    Args:
+        student: The predictor that is trained.
+        teacher: Its frozen copy.
+        latents: Standardised latents of consecutive frames; they are the context alone.
+        actions: Actions in row convention.
+        generator: CPU source of noise and of the context's noise levels.
+        num_steps: Steps of the teacher.
+    """
+    batch, time = latents.shape[:2]
+    past_tau, _ = student.sample_levels(batch, time, generator)
+    past_tau = past_tau.to(latents)
+    noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
+    past = flow.corrupt(other, latents, past_tau[..., None, None])
+    with torch.no_grad():
+        told = teacher.shift(teacher.embed_actions(actions))
+    target = denoise(teacher, past, past_tau, noise, told, num_steps)
+    led_by = student.shift(student.embed_actions(actions))
+    tau = torch.zeros_like(past_tau)
+    predicted = student.predict_targets(past, past_tau, noise, tau, torch.ones_like(tau), led_by)
+    error = (predicted - target).square().mean((2, 3))[:, 1:]
+    clean = (past_tau.mean(1) >= 0.8)[:, None].expand_as(error)
+    weight = torch.where(clean, 1.0, 0.1)
+    metrics = {"to_teacher": float(error[clean].detach().mean())} if clean.any() else {}
+    return (error * weight).mean(), metrics

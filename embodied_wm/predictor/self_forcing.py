@@ -1,0 +1,150 @@
+"""Self-forcing: train the predictor on contexts that it imagined itself, against the frames that really followed.
+
+In training every context frame is a real one with a little noise; in imagination it is the model's own. Here the model
+imagines the last H frames of a window from the real ones before them and the recorded actions, with its own sampler
+and cache, so contexts look and are told exactly as in imagination (`context_tau`). Then it learns in one of two ways:
+
+- `cut_every=0`: what it imagined is data. Every true frame is a target of the ordinary loss (`LatentPredictor.
+  loss_given`: all noise levels, large steps too) behind the imagined frames before it, as in DAgger (arXiv 1011.0686)
+  and the pushforward trick (arXiv 2202.03376). The flow objective stays alive and knows which state its own mistakes
+  must be brought back to. No gradient flows through the sampler.
+- `cut_every=k`: the squared error of the imagined frames themselves, whose gradient flows through the last up to k
+  frames of the rollout (k = 1: each frame on its own, as in Self Forcing, arXiv 2506.08009, which restricts the
+  gradient to the frame at hand; k = H: backpropagation through all of it). Squared error wants the mean of what
+  can follow, so this is for worlds without hidden coins.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from embodied_wm.predictor import sampler
+from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.model import ActionInputs, LatentPredictor
+
+KINDS = ("flow", "regression")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Say how the model imagines the contexts that it trains on.
+
+    Attributes:
+        context: Real frames before each rollout.
+        horizon: Imagined frames H.
+        denoising_steps: Denoising steps per imagined frame.
+        cut_every: 0 takes imagined frames as data; k trains them through the last up to k frames.
+    """
+
+    context: int = 3
+    horizon: int = 8
+    denoising_steps: int = 1
+    cut_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse rollouts that hold no frame."""
+        if self.context < 1 or self.horizon < 2 or not 0 <= self.cut_every <= self.horizon:
+            raise ValueError(
+                f"got context={self.context}, horizon={self.horizon}, cut_every={self.cut_every}; expected at least 1 "
+                "real frame, at least 2 imagined ones, and 0 <= cut_every <= horizon"
+            )
+
+
+def check_rollouts(model: LatentPredictor, rollouts: Rollouts) -> None:
+    """Raise ValueError unless a predictor can imagine such rollouts."""
+    if model.config.kind not in KINDS:
+        raise ValueError(f"self-forcing trains predictors of kind {', '.join(KINDS)}; got {model.config.kind!r}")
+    if rollouts.denoising_steps not in model.step_counts:
+        raise ValueError(
+            f"got denoising_steps={rollouts.denoising_steps}; this predictor was trained for {model.step_counts}"
+        )
+    if rollouts.context >= model.config.window:
+        raise ValueError(
+            f"got context={rollouts.context} real frames; the predictor's window of {model.config.window} frames holds "
+            f"{model.config.window - 1} beside the imagined one"
+        )
+
+
+def imagine_own(
+    model: LatentPredictor,
+    latents: Float[Tensor, "batch time tokens width"],
+    led_by: Float[Tensor, "batch time model"],
+    noise: Float[Tensor, "batch horizon tokens width"],
+    rollouts: Rollouts,
+) -> Float[Tensor, "batch horizon tokens width"]:
+    """Imagine the last H frames of windows, each from its own first frames; with a graph where `cut_every` is not 0.
+
+    Args:
+        model: The predictor.
+        latents: The true frames, of which the first T - H are read.
+        led_by: Embedded action that led to each frame.
+        noise: Start of each imagined frame.
+        rollouts: How to imagine.
+    """
+    horizon = noise.shape[1]
+    context = latents.shape[1] - horizon
+    with torch.set_grad_enabled(rollouts.cut_every > 0 and torch.is_grad_enabled()):
+        real = latents[:, :context]
+        keys, values = model.keys_values(real, led_by[:, :context])
+        nothing = Context(
+            keys=tuple(layer[0, :, :0] for layer in keys),
+            values=tuple(layer[0, :, :0] for layer in values),
+            num_frames=0,
+            next_position=context,
+            last_latents=real[:, -1],
+            before_last=real[:, -2:][:, 0],
+        )
+        cache = CandidateCache(nothing, num_candidates=len(latents), max_tokens=(latents.shape[1] + 1) * model.block)
+        for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+            cache.put(layer, k, v)
+        cache.keep(context * model.block)
+        return sampler.imagine_windows(
+            model,
+            cache,
+            led_by[:, context:],
+            noise,
+            num_steps=rollouts.denoising_steps,
+            cut_every=rollouts.cut_every,
+        )
+
+
+def self_forced_loss(
+    model: LatentPredictor,
+    latents: Float[Tensor, "batch time tokens width"],
+    actions: ActionInputs,
+    rollouts: Rollouts,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Return the loss of windows of `context + horizon` frames whose last frames the model imagines itself.
+
+    Args:
+        model: The predictor.
+        latents: Standardised latents of consecutive frames.
+        actions: Actions in row convention; a window without them cannot be brought back to what happened.
+        rollouts: How to imagine, and where gradients flow.
+        generator: CPU source of noise and noise levels.
+
+    Raises:
+        ValueError: If the windows have another length.
+    """
+    batch, time = latents.shape[:2]
+    if time != rollouts.context + rollouts.horizon:
+        raise ValueError(
+            f"got windows of {time} frames; expected {rollouts.context} real and {rollouts.horizon} imagined ones"
+        )
+    led_by = model.shift(model.embed_actions(actions))
+    start = sampler.draw_noise(model, batch, rollouts.horizon, generator, shared=False)
+    own = imagine_own(model, latents, led_by, start, rollouts)
+    missed = (own - latents[:, rollouts.context :]).square().mean((2, 3))
+    metrics = {"own_first": float(missed[:, 0].detach().mean()), "own_last": float(missed[:, -1].detach().mean())}
+    if rollouts.cut_every:
+        return missed.mean(), metrics
+    past = torch.cat([latents[:, : rollouts.context], own], dim=1)
+    past_tau = torch.ones(batch, time, device=latents.device)
+    past_tau[:, rollouts.context :] = model.config.context_tau
+    _, tau = model.sample_levels(batch, time, generator)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    loss, _ = model.loss_given(past, past_tau, latents, tau.to(latents), noise, led_by, generator)
+    return loss, metrics
