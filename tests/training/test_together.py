@@ -151,9 +151,9 @@ def test_a_known_robot_goes_on_from_all_its_weights(
 def test_what_does_not_fit_is_refused(
     trained: tuple[Family, Path], stores: dict[str, EpisodeStore], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="no robot 'four'.* two, three"):
+    with pytest.raises(ValueError, match=r"no robot 'four'.* two, three"):
         trained[0].for_robot("four")
-    with pytest.raises(ValueError, match="labelled_fraction=1.5"):
+    with pytest.raises(ValueError, match=r"labelled_fraction=1\.5"):
         RobotStore(store=stores["two"], labelled_fraction=1.5)
     with pytest.raises(ValueError, match="another robot"):
         train_together(
