@@ -1,17 +1,13 @@
-"""What do latent actions carry, how long do they stay honest, and do they hold up across robots?
+"""What do latent actions carry, and do they hold up across robots?
 
-    python scripts/study_latent_actions.py robots   --stores reach.zarr push.zarr cr5.zarr --out DIR
-    python scripts/study_latent_actions.py figures  --model RUN --store push.zarr --out DIR
-    python scripts/study_latent_actions.py sizes    --model RUN --store push.zarr --out DIR
-    python scripts/study_latent_actions.py recipes  --model RUN --store push.zarr --out DIR
-    python scripts/study_latent_actions.py transfer --stores push.zarr drawer.zarr --target reach.zarr --out DIR
+    python scripts/study_latent_actions.py figures --model RUN --store push.zarr --out DIR
+    python scripts/study_latent_actions.py robots --stores reach.zarr push.zarr cr5.zarr --out DIR
 
-`robots`: one tokenizer and one codebook on several robots, an adapter each; R2 of each robot from the shared codebook
-beside a codebook of its own on the same latents. `figures`: PROTOCOL section 4 for a trained model, and the picture of
-the same codes in different scenes. `sizes`: codes of increasing size; a code that leaks the next frame explains the
-change ever better while the true action is read from it no better, and fails with another transition's code.
-`recipes`: what might raise R2, three seeds each. `transfer`: pretrain on video of other tasks, plan with few labels.
-Every part keeps what it has in its folder, and goes on from there when it is called again.
+`figures`: PROTOCOL section 4 for a trained model, and a picture of the same codes in different scenes. `robots`: one
+tokenizer and one codebook on several robots, an adapter each; R2 of each robot's true actions from the shared codebook
+beside a codebook of its own on the same latents. Every part keeps what it has in its folder, and goes on from there
+when it is called again. Sizes of codes and ways to train them: `study_latent_codes.py`; few labels:
+`study_latent_transfer.py`.
 """
 
 import argparse
@@ -19,19 +15,23 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from embodied_wm.checkpoint import model_folder
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.evaluation.latent_actions import probe_r2
+from embodied_wm.evaluation.latent_actions import measure_latent_actions, probe_r2, same_codes
 from embodied_wm.family import Family
+from embodied_wm.training.observer import arrange
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import TrainConfig
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -105,12 +105,50 @@ def read_actions(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[s
     }
 
 
+def figures(options: argparse.Namespace) -> None:
+    """Print PROTOCOL section 4 of a trained model, and draw the same codes in different scenes."""
+    model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
+    train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
+
+    def measure() -> dict[str, Any]:
+        found = measure_latent_actions(
+            model, store, train=train[:PROBED_EPISODES], held_out=held_out, context=3, seed=options.seed
+        )
+        return found | {"adapter_r2": adapter_r2(model, store, held_out, seed=options.seed)}
+
+    rows = [[key, shown(value, 4)] for key, value in kept(options.out / "figures.json", measure).items()]
+    print_table(f"latent actions of {model.embodiment.robot}", ["figure", "value"], rows)
+    scenes, after = same_codes(model, store, held_out, context=3, seed=options.seed)
+    grid = arrange(torch.cat([scenes[:, None], after], dim=1).numpy())
+    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(
+        options.out / "same_codes.png"
+    )
+    CONSOLE.print(f"wrote {options.out / 'same_codes.png'}: scenes now, then each code four times in a row")
+
+
 def with_fresh_codes(model: WorldModel, seed: int) -> WorldModel:
     """Return an untrained model around a trained one's tokenizer."""
     torch.manual_seed(seed)
     fresh = WorldModel(model.config, model.embodiment)
     fresh.tokenizer.load_state_dict(model.tokenizer.state_dict())
     return fresh
+
+
+def alone(
+    model: WorldModel, name: str, store: EpisodeStore, trainer: TrainConfig, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train a codebook and an adapter on one robot's store, around the shared tokenizer, and read actions from it."""
+    family = train_together(
+        {name: RobotStore(store=store)},
+        model.config,
+        replace(trainer, latent_actions=replace(trainer.latent_actions, num_steps=options.steps)),
+        options.out / name / "own",
+        seed=options.seed,
+        stages=("latent_actions", "adapter"),
+        start_from=Family({name: with_fresh_codes(model, options.seed)}),
+        console=CONSOLE,
+    )
+    return read_actions(family.for_robot(name), store, seed=options.seed)
 
 
 def robots(options: argparse.Namespace) -> None:
@@ -130,24 +168,9 @@ def robots(options: argparse.Namespace) -> None:
     rows = []
     for name, store in stores.items():
         folder = options.out / name
-        together = kept(
-            folder / "shared.json", lambda: read_actions(family.for_robot(name), store, seed=options.seed)  # noqa: B023
-        )
+        together = kept(folder / "shared.json", partial(read_actions, family.for_robot(name), store, seed=options.seed))
 
-        def alone() -> dict[str, Any]:
-            own = train_together(
-                {name: RobotStore(store=store)},  # noqa: B023
-                model,
-                replace(trainer, latent_actions=replace(trainer.latent_actions, num_steps=options.steps)),
-                folder / "own",  # noqa: B023
-                seed=options.seed,
-                stages=("latent_actions", "adapter"),
-                start_from=Family({name: with_fresh_codes(family.for_robot(name), options.seed)}),  # noqa: B023
-                console=CONSOLE,
-            )
-            return read_actions(own.for_robot(name), store, seed=options.seed)  # noqa: B023
-
-        own = kept(folder / "own.json", alone)
+        own = kept(folder / "own.json", partial(alone, family.for_robot(name), name, store, trainer, options))
         size = str(store.features["action"].shape[0])
         rows.append([name, size, *(shown(each[key]) for key in ("r2", "adapter") for each in (together, own))])
     columns = ["robot", "action size", "linear probe, shared", "own", "adapter, shared codebook", "own codebook"]
@@ -158,15 +181,18 @@ def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parts = parser.add_subparsers(required=True)
-    made = {"robots": robots}
-    for name, run in made.items():
-        part = parts.add_parser(name)
+    for name, run in {"robots": robots, "figures": figures}.items():
+        part = parts.add_parser(name, help=run.__doc__)
         part.set_defaults(run=run)
         part.add_argument("--out", type=Path, required=True, help="folder of what this part makes")
         part.add_argument("--seed", type=int, default=0)
-        part.add_argument("--steps", type=int, default=1500, help="steps of a codebook, for each robot")
-        part.add_argument("--set", nargs="*", default=[], help="options of `embodied-wm train`, such as model=nano")
-        part.add_argument("--stores", nargs="*", default=[], help="episode stores")
+        if name == "robots":
+            part.add_argument("--stores", nargs="+", required=True, help="episode stores, one for each robot")
+            part.add_argument("--steps", type=int, default=1500, help="steps of a codebook, for each robot")
+            part.add_argument("--set", nargs="*", default=[], help="options of `embodied-wm train`, such as model=nano")
+        else:
+            part.add_argument("--model", type=Path, required=True, help="run or model folder")
+            part.add_argument("--store", required=True, help="the store it was trained on")
     options = parser.parse_args()
     options.run(options)
 
