@@ -63,15 +63,16 @@ def export(config: Config, run: Run) -> None:
 
 def train(config: Config, run: Run) -> None:
     """Train a world model."""
-    from embodied_wm.data.store import EpisodeStore
+    from embodied_wm.commands.families import train_robots
     from embodied_wm.training.processes import leave_processes
-    from embodied_wm.training.train import train_world_model
 
-    store = EpisodeStore.open(_place(config["data"]["path"]))
-    if run.leads:
-        _check_same_data(store, run)
-    model = train_world_model(
-        store, config["model"], config["trainer"], run.folder, seed=config["seed"], console=run.console
+    before = None if config["start_from"] is None else _path(config["start_from"])
+    model = train_robots(
+        [_place(text) for text in (config["data"]["path"], *config["together"]["stores"])],
+        config,
+        run,
+        start_from=before,
+        same_data=_check_same_data,
     )
     if run.leads and config["report"]:
         from embodied_wm.commands.benchmarks import resolved
@@ -82,9 +83,9 @@ def train(config: Config, run: Run) -> None:
     leave_processes()
 
 
-def _check_same_data(store: "EpisodeStore", run: Run) -> None:
+def _check_same_data(store: "EpisodeStore", run: Run, name: str = "data") -> None:
     """Note which data a run is about, or check that a resumed run goes on with the same."""
-    note = run.folder / "data.json"
+    note = run.folder / f"{name}.json"
     fingerprint = store.fingerprint()
     if not note.is_file():
         note.write_text(json.dumps({"path": store.path, "fingerprint": fingerprint}) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import WindowIndex, index_windows, split_episodes
 
-__all__ = ["MixtureBatch", "MixtureLoader", "WindowLoader", "split_episodes"]
+__all__ = ["MixtureBatch", "MixtureLoader", "MixtureSchedule", "WindowLoader", "split_episodes"]
 
 READ_BYTES = 64 * 2**20
 NUM_READERS = 2
@@ -239,12 +239,60 @@ class MixtureBatch:
     features: Mapping[str, np.ndarray]
 
 
-class MixtureLoader:
-    """Draw each batch from one of several loaders, by weight.
+class MixtureSchedule:
+    """Say which of several sources each batch comes from, by weight.
 
-    Each loader has its own batch size, window length and features, and sees its own windows once an epoch. The
-    proportions hold exactly in every block of MIXTURE_BLOCK batches, which is shuffled; so which store is next, and
-    how many of its batches came before, follow from (seed, step) alone, and a run resumes at any step.
+    The proportions hold exactly in every block of MIXTURE_BLOCK batches, which is shuffled; so which source is next,
+    and how many of its batches came before, follow from (seed, step) alone, and a run resumes at any step.
+    """
+
+    def __init__(self, weights: Mapping[str, float], *, seed: int) -> None:
+        """Fix the proportions.
+
+        Args:
+            weights: Name to the share of batches, in any unit; above zero.
+            seed: Seeds the order; the same on all ranks.
+
+        Raises:
+            StoreError: A weight that is not positive or less than one batch in MIXTURE_BLOCK.
+        """
+        shares = np.array(list(weights.values()), dtype=np.float64)
+        if not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise StoreError(f"Weights of a mixture must be positive numbers, got {dict(weights)}.")
+        self._names = tuple(weights)
+        self._seed = seed
+        self._counts = _apportion(shares / shares.sum() * MIXTURE_BLOCK)
+        if not self._counts.all():
+            rare = self._names[int(np.argmin(self._counts))]
+            raise StoreError(
+                f"The weight of {rare!r}, {weights[rare]}, is less than one batch in {MIXTURE_BLOCK}. Raise it or "
+                "leave that store out."
+            )
+        self._blocks: dict[int, np.ndarray] = {}
+
+    def source(self, step: int) -> tuple[str, int]:
+        """Return which source batch `step` comes from, and how many batches of that source came before it."""
+        if step < 0:
+            raise StoreError(f"Steps count from 0, got {step}.")
+        block, position = divmod(step, MIXTURE_BLOCK)
+        order = self._order(block)
+        member = int(order[position])
+        before = block * int(self._counts[member]) + int((order[:position] == member).sum())
+        return self._names[member], before
+
+    def _order(self, block: int) -> np.ndarray:
+        known = self._blocks.get(block)
+        if known is None:
+            members = np.repeat(np.arange(len(self._names)), self._counts)
+            known = np.random.default_rng([self._seed, block]).permutation(members)
+            self._blocks = {block: known}
+        return known
+
+
+class MixtureLoader:
+    """Draw each batch from one of several loaders, by weight (see `MixtureSchedule`).
+
+    Each loader has its own batch size, window length and features, and sees its own windows once an epoch.
     """
 
     def __init__(self, loaders: Mapping[str, WindowLoader], *, weights: Mapping[str, float], seed: int) -> None:
@@ -264,30 +312,12 @@ class MixtureLoader:
                 f"Expected one weight for each store of a mixture, got stores {sorted(loaders)} and weights of "
                 f"{sorted(weights)}."
             )
-        shares = np.array([weights[name] for name in loaders], dtype=np.float64)
-        if not (np.isfinite(shares).all() and (shares > 0).all()):
-            raise StoreError(f"Weights of a mixture must be positive numbers, got {dict(weights)}.")
         self._loaders = dict(loaders)
-        self._names = tuple(loaders)
-        self._seed = seed
-        self._counts = _apportion(shares / shares.sum() * MIXTURE_BLOCK)
-        if not self._counts.all():
-            rare = self._names[int(np.argmin(self._counts))]
-            raise StoreError(
-                f"The weight of {rare!r}, {weights[rare]}, is less than one batch in {MIXTURE_BLOCK}. Raise it or "
-                "leave that store out."
-            )
-        self._blocks: dict[int, np.ndarray] = {}
+        self._schedule = MixtureSchedule({name: weights[name] for name in loaders}, seed=seed)
 
     def source(self, step: int) -> tuple[str, int]:
         """Return which store batch `step` comes from, and how many batches of that store came before it."""
-        if step < 0:
-            raise StoreError(f"Steps count from 0, got {step}.")
-        block, position = divmod(step, MIXTURE_BLOCK)
-        order = self._order(block)
-        member = int(order[position])
-        before = block * int(self._counts[member]) + int((order[:position] == member).sum())
-        return self._names[member], before
+        return self._schedule.source(step)
 
     def batch(self, step: int) -> MixtureBatch:
         """Return batch `step`; it depends on the seeds, the step and the rank only.
@@ -302,14 +332,6 @@ class MixtureLoader:
     def iterate(self, start_step: int = 0, num_readers: int = NUM_READERS) -> Generator[MixtureBatch]:
         """Yield batch `start_step` and all that follow, for ever, prepared by that many threads."""
         return read_ahead(self.batch, start_step, num_readers)
-
-    def _order(self, block: int) -> np.ndarray:
-        known = self._blocks.get(block)
-        if known is None:
-            members = np.repeat(np.arange(len(self._names)), self._counts)
-            known = np.random.default_rng([self._seed, block]).permutation(members)
-            self._blocks = {block: known}
-        return known
 
 
 def _apportion(quotas: np.ndarray) -> np.ndarray:

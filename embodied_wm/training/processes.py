@@ -91,12 +91,21 @@ class StageModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Say which of the processes that train together this one is, and where it computes."""
+    """Say which of the processes that train together this one is, and where it computes.
+
+    Attributes:
+        rank: Which, counted from 0.
+        world_size: How many train together.
+        device: Where this one computes.
+        config: What was asked for.
+        in_parts: Whether a step may use a part of the weights only, the same part on every process.
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     config: ComputeConfig = field(default_factory=ComputeConfig)
+    in_parts: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -127,7 +136,7 @@ class Processes:
         if self.world_size == 1:
             return module
         if not sharded:
-            return DistributedDataParallel(module, broadcast_buffers=False)
+            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=self.in_parts)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

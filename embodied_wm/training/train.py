@@ -117,6 +117,17 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
         )
 
 
+def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfig) -> str:
+    """Return the feature name of the wanted camera, or of the only one; raise ValueError unless its frames fit."""
+    camera = choose_camera(store, wanted)
+    if store.features[camera].shape != (*model_config.tokenizer.image_size, 3):
+        raise ValueError(
+            f"{store.path}: {camera!r} holds frames of {store.features[camera].shape}; the model is configured for "
+            f"{(*model_config.tokenizer.image_size, 3)}. Set model.tokenizer.image_size, or import at that image_size."
+        )
+    return camera
+
+
 class Trainer:
     """Hold what the stages share: the store, the model, the run's folder, seed and processes."""
 
@@ -384,12 +395,7 @@ def train_world_model(
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise ValueError(f"unknown training stage {unknown[0]!r}; choose from: {', '.join(STAGES)}")
-    camera = choose_camera(store, config.camera)
-    if store.features[camera].shape != (*model_config.tokenizer.image_size, 3):
-        raise ValueError(
-            f"{store.path}: {camera!r} holds frames of {store.features[camera].shape}; the model is configured for "
-            f"{(*model_config.tokenizer.image_size, 3)}. Set model.tokenizer.image_size, or import at that image_size."
-        )
+    camera = check_camera(store, config.camera, model_config)
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
     model = WorldModel(model_config, describe_embodiment(store, camera))
@@ -401,7 +407,7 @@ def train_world_model(
             for name in ("tokenizer", "latent_actions"):
                 if name not in stages:
                     getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
-        _fit_scales(trainer)
+        fit_scales(trainer)
         prepare(model, processes)
         for name in STAGES:
             if name in stages:
@@ -427,7 +433,7 @@ def train_world_model(
     return model
 
 
-def _fit_scales(trainer: Trainer) -> None:
+def fit_scales(trainer: Trainer) -> None:
     """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
     store, model, config = trainer.store, trainer.model, trainer.config
     forced = config.self_forcing.length if config.self_forcing.num_steps else 0
@@ -443,4 +449,4 @@ def _fit_scales(trainer: Trainer) -> None:
     model.action_high.copy_(torch.from_numpy(statistics.maximum))
 
 
-__all__ = ["STAGES", "TrainConfig", "Trainer", "check_compatible", "train_world_model"]
+__all__ = ["STAGES", "TrainConfig", "Trainer", "check_camera", "check_compatible", "fit_scales", "train_world_model"]

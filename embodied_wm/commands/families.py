@@ -1,0 +1,76 @@
+"""What the `train` verb trains: the model of one robot, or of several that share most of their weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.commands.run import Run
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.family import Family
+from embodied_wm.training.together import RobotStore, train_together
+from embodied_wm.training.train import STAGES, train_world_model
+from embodied_wm.world_model import WorldModel
+
+
+def train_robots(
+    places: Sequence[str | Path],
+    config: Mapping[str, Any],
+    run: Run,
+    *,
+    start_from: Path | None,
+    same_data: Callable[[EpisodeStore, Run, str], None],
+) -> WorldModel:
+    """Train one robot's model as ever, or several together; return the first robot's.
+
+    Args:
+        places: The stores; that of `data.path` first.
+        config: The values of configs/train.yaml.
+        run: The run.
+        start_from: Folder of the family to go on from.
+        same_data: Checks, under a name, that a resumed run goes on with the same data.
+
+    Raises:
+        UsageError: If the lists of `together` do not fit the stores, or two stores have one name.
+    """
+    stages = tuple(config["stages"]) or STAGES
+    stores = [EpisodeStore.open(place) for place in places]
+    shared = {"seed": config["seed"], "stages": stages, "console": run.console}
+    if len(stores) == 1 and start_from is None:
+        if run.leads:
+            same_data(stores[0], run, "data")
+        return train_world_model(stores[0], config["model"], config["trainer"], run.folder, **shared)
+    robots = name_robots(places, stores, config["together"])
+    if run.leads:
+        for name, robot in robots.items():
+            same_data(robot.store, run, f"data_{name}")
+    before = None if start_from is None else Family.load(start_from)
+    family = train_together(robots, config["model"], config["trainer"], run.folder, start_from=before, **shared)
+    for name in family:
+        run.console.print(f"model of {name}: [cyan]{run.folder / 'robots' / name / 'model'}[/]", soft_wrap=True)
+    return next(iter(family.models.values()))
+
+
+def name_robots(
+    places: Sequence[str | Path], stores: Sequence[EpisodeStore], together: Mapping[str, Sequence[Any]]
+) -> dict[str, RobotStore]:
+    """Return name to robot, from the lists of `together` in the order of the stores; a store's name is its robot's."""
+    names = [PurePosixPath(str(place)).stem for place in places]
+    if len(set(names)) < len(names):
+        raise UsageError(f"robots are named as their stores, got {', '.join(names)}; give each store another name")
+    for key in ("weights", "labelled", "cameras"):
+        if len(together[key]) not in (0, len(names)):
+            raise UsageError(
+                f"together.{key} has {len(together[key])} entries for {len(names)} stores: {', '.join(names)}; give "
+                "one for each, that of data.path first, or none"
+            )
+    count = range(len(names))
+    return {
+        names[place]: RobotStore(
+            store=stores[place],
+            camera=[*together["cameras"], *("" for _ in count)][place],
+            weight=[*together["weights"], *(1.0 for _ in count)][place],
+            labelled_fraction=[*together["labelled"], *(None for _ in count)][place],
+        )
+        for place in count
+    }

@@ -1,0 +1,152 @@
+"""Family: world models of several robots that share the tokenizer, one latent-action codebook and the predictor.
+
+Each robot has a whole `WorldModel` of its own, so whatever takes one (planners, benchmarks, cards, the Hub) takes any
+member as it is. What the members share are the weights themselves, the same tensors in memory: the networks of the
+frame tokenizer, the latent actions, and the predictor. A robot's own are its action adapter, its action statistics and
+bounds, the predictor's embedding of its real actions, its readouts, the tokenizer's background image, and the
+statistics of its latents: its camera sees another scene, and actions of another size.
+
+Why not one network with a robot's name as input: a model trained on one store would change, every verb would have to
+be told a name, and a batch would need padding to the largest action. Here a model of one robot is the family of one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from embodied_wm.checkpoint import CheckpointError
+from embodied_wm.world_model import WorldModel
+
+OWN = ("tokenizer.background", "adapter.", "predictor.real_in.", "readouts.", "temporal_distance.")
+"""What the names of a robot's own parameters begin with; all buffers are its own, too."""
+
+
+def shared_names(model: WorldModel) -> list[str]:
+    """Return the names of the parameters that a model shares with its family."""
+    return [name for name, _ in model.named_parameters() if not name.startswith(OWN)]
+
+
+class Family:
+    """Hold the models of several robots; their shared parameters become those of the first.
+
+    Attributes:
+        models: Robot to its model, in order.
+    """
+
+    def __init__(self, models: Mapping[str, WorldModel]) -> None:
+        """Let the models share their weights.
+
+        Raises:
+            ValueError: If there is none, or their shared parts are of different sizes.
+        """
+        if not models:
+            raise ValueError("a family needs at least one robot's model, got none")
+        self.models = dict(models)
+        leader, *others = self.models.values()
+        for name, parameter in leader.named_parameters():
+            if not name.startswith(OWN):
+                for robot, other in zip(list(self.models)[1:], others, strict=True):
+                    _replace(other, name, parameter, robot)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the robots' names."""
+        return iter(self.models)
+
+    def for_robot(self, name: str) -> WorldModel:
+        """Return the model of a robot.
+
+        Raises:
+            ValueError: If it is not in the family; the message lists those that are.
+        """
+        if name not in self.models:
+            raise ValueError(f"this family has no robot {name!r}; it has: {', '.join(self.models)}")
+        return self.models[name]
+
+    def save(self, folder: str | Path) -> None:
+        """Write each member as `folder/ROBOT/model`, an ordinary model folder that loads alone."""
+        for name, model in self.models.items():
+            model.save(Path(folder) / name / "model")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
+        """Load the members that `save` wrote; a single model's folder loads as a family of one.
+
+        Raises:
+            CheckpointError: If there is none, or they do not share their weights (members of two families, or one
+                that was trained on alone).
+        """
+        places = _members(Path(folder))
+        if not places:
+            raise CheckpointError(
+                f"{folder} holds no models; expected ROBOT/model in it, as training several robots together writes"
+            )
+        models = {name: WorldModel.load(place, device=device) for name, place in places.items()}
+        _check_shared(models, Path(folder))
+        return cls(models)
+
+
+def _members(folder: Path) -> dict[str, Path]:
+    """Return robot to model folder; a run's own folder is looked through as well."""
+    for place in (folder, folder / "robots"):
+        found = {path.parent.parent.name: path.parent for path in sorted(place.glob("*/model/config.json"))}
+        if found:
+            return found
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return {folder.name: place}
+    return {}
+
+
+def _check_shared(models: Mapping[str, WorldModel], folder: Path) -> None:
+    (first, leader), *others = models.items()
+    tensors = dict(leader.named_parameters())
+    for robot, model in others:
+        own = dict(model.named_parameters())
+        different = [
+            name for name in shared_names(leader) if name not in own or not torch.equal(own[name], tensors[name])
+        ]
+        if different:
+            raise CheckpointError(
+                f"{folder}: the models of {first} and {robot} do not share their weights: {len(different)} tensors "
+                f"differ, the first is {different[0]!r}. Give a folder of robots that were trained together."
+            )
+
+
+def _replace(model: WorldModel, name: str, parameter: torch.nn.Parameter, robot: str) -> None:
+    """Put another model's parameter in the place of a model's own."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        found = getattr(module, leaf)
+    except AttributeError:
+        found = None
+    if found is None or found.shape != parameter.shape:
+        raise ValueError(
+            f"the model of {robot} cannot share {name!r}: it has {'none' if found is None else tuple(found.shape)}, "
+            f"its family {tuple(parameter.shape)}. Members need one configuration, of one image size."
+        )
+    setattr(module, leaf, parameter)
+
+
+def copy_shared(source: WorldModel, targets: Iterable[WorldModel]) -> None:
+    """Give models the values of another one's shared parameters; they stay tensors of their own.
+
+    Raises:
+        ValueError: If a parameter is missing, or of another size.
+    """
+    given = dict(source.named_parameters())
+    for target in targets:
+        own = dict(target.named_parameters())
+        for name in shared_names(target):
+            if name not in given or given[name].shape != own[name].shape:
+                got = tuple(given[name].shape) if name in given else "none"
+                raise ValueError(
+                    f"cannot start from this model: {name!r} is {got} there, {tuple(own[name].shape)} here. Train with "
+                    "the same model configuration (its config.json holds it)."
+                )
+            own[name].data.copy_(given[name].data)
+
+
+__all__ = ["OWN", "Family", "copy_shared", "shared_names"]

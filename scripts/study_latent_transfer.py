@@ -1,0 +1,129 @@
+"""Does video of other tasks help where labels are few? Pretrain on it, then plan with 1%, 5% and 20% of the labels.
+
+    python scripts/study_latent_transfer.py --mix push.zarr drawer.zarr --target reach.zarr --task reach --out DIR
+
+Three ways to use the labelled episodes of the target, each planning by the same planner on the same pairs:
+
+- alone: everything is trained on them from nothing, real actions, no codes;
+- video of other tasks: tokenizer, codes and predictor first learn from the mix, without its labels, then go on with the
+  labelled episodes; planning through the adapter's codes;
+- and video of its own: the same, and the target's unlabelled episodes are in the mix.
+
+It keeps what it has in its folder, and goes on from there when it is called again.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study_latent_actions import CONSOLE, kept, print_table, settings, shown
+
+from embodied_wm.cli import compose_config, instantiate_config
+from embodied_wm.commands.benchmarks import setup_of
+from embodied_wm.data.edit import Conditions, filter_store
+from embodied_wm.data.loader import split_episodes
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation.lineup import line_up
+from embodied_wm.evaluation.planning import run_agents
+from embodied_wm.evaluation.statistics import wilson
+from embodied_wm.family import Family
+from embodied_wm.training.together import RobotStore, train_together
+from embodied_wm.world_model import ActionKind
+from sim.tasks import get_task
+
+TARGET = "target"
+WAYS: dict[str, ActionKind] = {"alone": "real", "video of other tasks": "adapted", "and video of its own": "adapted"}
+
+
+def few_episodes(options: argparse.Namespace, fraction: float) -> EpisodeStore:
+    """Return a store of a fraction of the target's training episodes, and one more that is held out as always."""
+    place = options.out / f"labelled_{fraction:g}.zarr"
+    if not place.exists():
+        train, held_out = split_episodes(EpisodeStore.open(options.target).num_episodes)
+        chosen = np.random.default_rng(options.seed).permutation(train)[: max(1, round(fraction * len(train)))]
+        episodes = [*sorted(int(index) for index in chosen), int(held_out[0])]
+        filter_store(options.target, place, Conditions(episodes=episodes))
+    return EpisodeStore.open(place)
+
+
+def pretrained(options: argparse.Namespace, *, with_target: bool) -> Family:
+    """Train tokenizer, codes and predictor on the video of the mix."""
+    model, trainer = settings(options)
+    places = [*options.mix, *([options.target] if with_target else [])]
+    robots = {Path(each).stem: RobotStore(store=EpisodeStore.open(each), labelled_fraction=0) for each in places}
+    folder = options.out / ("mix_with_target" if with_target else "mix")
+    stages = ("tokenizer", "latent_actions", "predictor")
+    return train_together(robots, model, trainer, folder, seed=options.seed, stages=stages, console=CONSOLE)
+
+
+def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str, Any]:
+    """Train by one of the ways on a fraction of the labels, and plan; return the success."""
+    model, trainer = settings(options)
+    store = few_episodes(options, fraction)
+    before = None if way == "alone" else pretrained(options, with_target=way == "and video of its own")
+    share = 1.0 if before is None else options.tuning
+    stages = ("tokenizer", "latent_actions", "predictor")
+    shorter = {
+        name: replace(stage, num_steps=round(share * stage.num_steps))
+        for name in stages
+        if (stage := getattr(trainer, name))
+    }
+    folder = options.out / f"{way.replace(' ', '_')}_{fraction:g}"
+    train_together(
+        {TARGET: RobotStore(store=store)},
+        model,
+        replace(trainer, **shorter, held_out_fraction=1 / store.num_episodes),
+        folder,
+        seed=options.seed,
+        start_from=before,
+        console=CONSOLE,
+    )
+    composed, _ = compose_config("benchmark_planning", {"task": options.task, "checkpoint": "none"})
+    setup = replace(setup_of(instantiate_config(composed)), kind=WAYS[way])
+    task = get_task(options.task)
+    makers = {way: line_up(folder / "robots" / TARGET / "model", setup)["model"]}
+    runs = run_agents(
+        task,
+        makers,
+        num_episodes=options.pairs,
+        seed=options.seed,
+        image_size=model.tokenizer.image_size,
+        camera=task.cameras[0],
+        num_workers=1,
+        console=CONSOLE,
+    )
+    return wilson(int(runs[way].success.sum()), len(runs[way].success))
+
+
+def main() -> None:
+    """Train and plan by every way with every fraction; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--mix", nargs="+", required=True, help="stores of other tasks; their labels are not read")
+    parser.add_argument("--target", required=True, help="store of the task to plan")
+    parser.add_argument("--task", required=True, help="its name")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fractions", nargs="*", type=float, default=[0.01, 0.05, 0.2])
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--tuning", type=float, default=0.5, help="steps after pretraining, in parts of the steps")
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], help="options of `embodied-wm train`, such as model=nano")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for way in options.ways:
+        found = [
+            kept(options.out / f"{way}_{fraction:g}.json", partial(planned, options, fraction, way))
+            for fraction in options.fractions
+        ]
+        rows.append([way, *(shown(each) for each in found)])
+    columns = ["", *(f"{fraction:.0%} of the labels" for fraction in options.fractions)]
+    print_table(f"{options.task}: success at the end, {options.pairs} pairs", columns, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

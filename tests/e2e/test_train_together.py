@@ -1,0 +1,36 @@
+"""`embodied-wm train` on several robots: one model folder each, adopted by a third, and refused where lists differ."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from embodied_wm import cli
+from embodied_wm.world_model import WorldModel
+
+
+def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrist = "observation.images.wrist"
+    episodes = [tiny.episode(seed, rows=15, action_size=3, camera=wrist) for seed in range(4)]
+    other = tiny.write_store(Path("three.zarr"), episodes, action_size=3, camera=wrist)
+    base = ["train", f"data.path={tiny_store}", *tiny.command_line(2)]
+    together = [*base, f"together.stores=[{other}]", "together.labelled=[0.5,0]", "run_dir=run"]
+    assert cli.main(together) == 0
+    dot, three = (WorldModel.load(Path("run/robots") / name / "model") for name in ("dot", "three"))
+    assert torch.equal(dot.predictor.slots, three.predictor.slots)
+    assert (dot.embodiment.action_size, three.embodiment.action_size) == (2, 3)
+    assert (dot.card["labelled_episodes"], three.card["labelled_episodes"]) == (2, 0)
+
+    new = ["train", f"data.path={other}", *tiny.command_line(2), "start_from=run", "run_dir=new"]
+    assert cli.main([*new, "stages=[adapter,readouts]", "together.labelled=[1.0]"]) == 0
+    adopted = WorldModel.load(Path("new/robots/three/model"))
+    assert torch.equal(adopted.predictor.slots, three.predictor.slots)
+    assert not torch.equal(adopted.actions.std, three.actions.std)  # it knows its labels now
+
+    capsys.readouterr()
+    assert cli.main([*base, f"together.stores=[{other}]", "together.weights=[1,2,3]", "run_dir=uneven"]) == 2
+    assert "together.weights has 3 entries for 2 stores: dot, three" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*base, f"together.stores=[{tiny_store}]", "run_dir=twice"]) == 2
+    assert cli.main([*together, "resume=true"]) == 0
+    assert WorldModel.load(Path("run/robots/dot/model")).fingerprint() == dot.fingerprint()
