@@ -129,6 +129,8 @@ class _Loop:
             "new_share": training.new_share,
             "loss": {name: round(each["loss"], 6) for name, each in metrics.items()},
         }
+        optional = ("distillation_steps", "self_forcing_steps")
+        note |= {name: getattr(training, name) for name in optional if getattr(training, name)}
         model.card = {key: value for key, value in model.card.items() if key != "figures"}
         model.card["refinement"] = [*model.card.get("refinement", []), note]
         model.save(self.folder(number) / "model")

@@ -1,0 +1,123 @@
+"""Which shape of predictor plans best for its price? Trains each from nothing on one tokenizer's latents.
+
+    python scripts/study_shape.py CHECKPOINT STORE --shapes 192x2 192x2- 128x2- 128x3-
+
+A shape is width x depth; a minus leaves the action's token out (`predictor.action_token=false`). Every shape sees the
+same batches, steps and learning rate. Printed: parameters, CPU time of training, errors on held-out episodes that
+were imagined from three frames and recorded actions (`scripts/bench_drift.py`), and the CPU time of the imagination of
+one decision (candidates x iterations x horizon) on one thread. Models are kept in --runs and measured again from there.
+"""
+
+import argparse
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from bench_drift import HORIZONS, Drift  # beside this script
+from rich.console import Console
+from rich.table import Table
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.train import TrainConfig, train_world_model
+from embodied_wm.world_model import WorldModel
+
+
+def shaped(config: PredictorConfig, shape: str) -> PredictorConfig:
+    """Return the configuration of a shape such as 128x3-; heads are 32 wide, SwiGLU 8/3 of the width."""
+    found = re.fullmatch(r"(\d+)x(\d+)(-?)", shape)
+    if found is None:
+        raise SystemExit(
+            f"--shapes {shape}: expected WIDTHxDEPTH, with a - where actions have no token, such as 128x2-"
+        )
+    width, depth = int(found[1]), int(found[2])
+    transformer = replace(
+        config.transformer, width=width, depth=depth, num_heads=width // 32, hidden=round(width * 8 / 3 / 32) * 32
+    )
+    return replace(config, transformer=transformer, action_token=not found[3])
+
+
+def decision_ms(model: WorldModel, num_candidates: int, num_iterations: int, horizon: int) -> float:
+    """Return the CPU milliseconds of imagining what one decision imagines, one thread."""
+    size, shape = model.embodiment.action_size, model.latent_actions.latent_shape
+    generator = torch.Generator().manual_seed(0)
+    context = model.prefill_latents(torch.randn(3, *shape, generator=generator), torch.zeros(2, size))
+    actions = torch.rand(num_candidates, horizon, size, generator=generator)
+    times = []
+    for _ in range(7):
+        began = time.process_time()
+        for _ in range(num_iterations):
+            model.imagine(context, actions, generator=generator, shared_noise=True)
+        times.append(1e3 * (time.process_time() - began))
+    return median(times[1:])
+
+
+def mean_of(values: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
+    """Return the mean where it applies (a thing moves), with its interval over episodes."""
+    applies = ~np.isnan(values)
+    return bootstrap_mean(values[applies], seed=0, groups=episodes[applies])
+
+
+def main() -> None:
+    """Train and measure the shapes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--shapes", nargs="+", default=["192x2", "192x2-", "128x2-", "128x3-"])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--decision", type=int, nargs=3, default=(96, 3, 8), help="candidates, iterations, horizon")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study_shape"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=160)
+    base, store = WorldModel.from_pretrained(arguments.checkpoint), EpisodeStore.open(arguments.store)
+    drift = Drift(base, store)
+    stage = StageConfig(
+        num_steps=arguments.steps, batch_size=32, learning_rate=2e-3, ema_decay=0.995, num_threads=1, warmup_steps=50
+    )
+    columns = ["shape", "parameters", "training s", "decision ms", *(f"latents h={h}" for h in HORIZONS)]
+    columns += [f"{name} that moves, cm, h={h}" for name in drift.things for h in HORIZONS[1:]]
+    table = Table(*columns, title="Predictor's shape; mean and 95% interval over held-out episodes")
+    for shape in arguments.shapes:
+        for seed in arguments.seeds:
+            run, config = arguments.runs / f"{shape}_{seed}", shaped(base.config.predictor, shape)
+            if not (run / "model" / "config.json").is_file():
+                model = train_world_model(
+                    store,
+                    replace(base.config, predictor=config),
+                    TrainConfig(predictor=stage),
+                    run,
+                    seed=seed,
+                    stages=("predictor",),
+                    start_from=base,
+                    console=console,
+                )
+                for part in ("adapter", "readouts"):  # not trained again, since latents are the same
+                    getattr(model, part).load_state_dict(getattr(base, part).state_dict())
+                model.save(run / "model")
+            model = WorldModel.load(run / "model")
+            figures = drift.measure(model, seed=0)
+            names = [f"{name} that moves (cm)" for name in drift.things]
+            cells = [(figures["latents"], index) for index in range(len(HORIZONS))]
+            cells += [(figures[name], index) for name in names for index in range(1, len(HORIZONS))]
+            found = [mean_of(values[:, index], drift.episodes) for values, index in cells]
+            table.add_row(
+                f"{shape} seed {seed}",
+                f"{sum(p.numel() for p in model.predictor.parameters()):,}",
+                f"{model.card['seconds']['predictor']:.0f}",
+                f"{decision_ms(model, *arguments.decision):.0f}",
+                *(f"{each['value']:.3g} [{each['ci95'][0]:.3g}, {each['ci95'][1]:.3g}]" for each in found),
+            )
+            console.print(table)
+
+
+if __name__ == "__main__":
+    main()
