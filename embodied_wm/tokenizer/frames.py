@@ -35,6 +35,8 @@ from torch import Tensor, nn
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
 from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder
 
+type LatentTerms = Callable[[Float[Tensor, "batch time size"]], tuple[Tensor, dict[str, float]]]
+
 CHANGED = 0.12
 """Root mean square change around a decoded pixel, of a range of 2, at which the seen frame counts a third."""
 
@@ -106,7 +108,7 @@ def _make_cells(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]:
     for size in config.channels:
         encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
         previous = size
-    encoder += [nn.Conv2d(previous, config.bottleneck.width, kernel, stride=kernel)]
+    encoder += [nn.Conv2d(previous, config.bottleneck.encoded_width, kernel, stride=kernel)]
     decoder = [nn.ConvTranspose2d(config.bottleneck.width, previous, kernel, stride=kernel), nn.SiLU()]
     for size in (*reversed(config.channels[:-1]), None):
         decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
@@ -126,6 +128,7 @@ def _make_keypoints(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]
             f"bottleneck.width={config.bottleneck.width}",
             f"{2 * config.keypoints}, x and y of each",
         ),
+        (config.bottleneck.kind != "kl", "bottleneck.kind=kl", "continuous: places have no variance"),
         (
             config.image_size[0] % STRIDE == 0 and config.image_size[1] % STRIDE == 0,
             f"image_size={config.image_size}",
@@ -175,7 +178,7 @@ class FrameTokenizer(nn.Module):
 
     def reconstruct(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Encode and decode pixels in [-1, 1], with gradients and without the bottleneck."""
-        return self._decode_cells(self._encode_cells(pixels))
+        return self._decode_cells(self._encode_cells(pixels)[..., : self.config.bottleneck.width])
 
     def _to_tokens(self, cells_NXC: Tensor) -> Tensor:
         """Concatenate the cells of each token: [N, K, D]."""
@@ -195,13 +198,18 @@ class FrameTokenizer(nn.Module):
         self.background.copy_(to_pixels(frames).mean(0))
 
     def loss(
-        self, frames_BTHWC: UInt8[Tensor, "batch time height width 3"], generator: torch.Generator
+        self,
+        frames_BTHWC: UInt8[Tensor, "batch time height width 3"],
+        generator: torch.Generator,
+        further: LatentTerms | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the training loss of a batch of windows and its parts.
 
         Args:
             frames_BTHWC: Consecutive frames; straightening needs at least three.
-            generator: Source of SIGReg's projections.
+            generator: Source of SIGReg's projections, or of a posterior's sample.
+            further: What else is asked of the latents [B, T, cells * channels] that `encode` keeps, such as
+                `plannable.PlannableTerms`; it returns what is added to the loss, and metrics.
         """
         self.check_frames(frames_BTHWC)
         batch, time = frames_BTHWC.shape[:2]
@@ -216,12 +224,16 @@ class FrameTokenizer(nn.Module):
         loss = reconstruction_loss + bottled.regulariser
         metrics = {"mse": float(error.detach().mean()), "regulariser": float(bottled.regulariser.detach())}
         if time >= 3 and self.config.straightness_weight:
-            path = rearrange(raw, "(b t) k d -> b t (k d)", b=batch, t=time)
+            means = raw[..., : self.config.bottleneck.width]
+            path = rearrange(means, "(b t) k d -> b t (k d)", b=batch, t=time)
             step = path.diff(dim=1)
             spread = path.detach().var(dim=(0, 1)).mean().clamp_min(1e-4)
             straightness = step.diff(dim=1).square().mean() / spread
             loss = loss + self.config.straightness_weight * straightness
             metrics["straightness"] = float(straightness.detach())
+        if further is not None:
+            added, parts = further(rearrange(bottled.kept, "(b t) k d -> b t (k d)", b=batch, t=time))
+            loss, metrics = loss + added, metrics | parts
         metrics["psnr"] = float(-10 * torch.log10((error.detach() / 4).mean((1, 2, 3)).clamp_min(1e-6)).mean())
         return loss, metrics
 

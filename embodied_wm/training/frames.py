@@ -36,6 +36,27 @@ class ReadAhead:
         return next(self._ahead)
 
 
+class ActionLabels:
+    """Hold the actions of labelled episodes alone; those of others are not even read."""
+
+    def __init__(self, store: EpisodeStore, labelled: Sequence[int]) -> None:
+        """Read the actions of some episodes, numbered as in the store."""
+        ends, lengths = store.episode_ends, store.episode_lengths
+        self._actions = torch.zeros(store.num_frames, *store.features["action"].shape)
+        self._is_labelled = torch.zeros(store.num_episodes, dtype=torch.bool)
+        for episode in labelled:
+            start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
+            self._actions[start:stop] = torch.from_numpy(store.read("action", start, stop).astype(np.float32))
+            self._is_labelled[episode] = True
+
+    def of_windows(self, loader: WindowLoader, number: int) -> Batch:
+        """Return the actions [B, T, A] of a loader's batch, zeros where unknown, and whether they are known [B]."""
+        chosen = loader.windows(number)
+        starts, episodes = loader.index.starts[chosen], torch.from_numpy(loader.index.episodes[chosen])
+        rows = torch.from_numpy(starts)[:, None] + torch.arange(loader.index.length)
+        return {"action": self._actions[rows], "labelled": self._is_labelled[episodes]}
+
+
 class FrameBatches:
     """Make loaders of windows of three frames, and what reads their batches."""
 
@@ -48,8 +69,9 @@ class FrameBatches:
         seed: int,
         processes: Processes,
         memory_budget_bytes: int,
+        labels: ActionLabels | None = None,
     ) -> None:
-        self._store, self._camera, self._processes = store, camera, processes
+        self._store, self._camera, self._processes, self._labels = store, camera, processes, labels
         self._batch_size, self._seed, self._budget = batch_size, seed, memory_budget_bytes
 
     def loader(self, episodes: Sequence[int], *, alone: bool = False) -> WindowLoader:
@@ -70,7 +92,8 @@ class FrameBatches:
         """Return what reads a loader's batches; threads read ahead from the disk, and for a GPU from memory, too."""
 
         def read(number: int) -> Batch:
-            return {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
+            batch = {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
+            return batch if self._labels is None else batch | self._labels.of_windows(loader, number)
 
         is_at_hand = self._camera in loader.resident_features and self._processes.device.type == "cpu"
         return read if is_at_hand else ReadAhead(read)

@@ -1,8 +1,9 @@
 """Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
 
-Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
-actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
-`labelled_fraction=0.05` is an honest experiment with 5% of the labels (for the readouts' targets too).
+Each stage resumes where it stopped; a finished stage is loaded, not trained again. The latent actions never see an
+action label, the tokenizer only those of labelled episodes, and only where `plannable` asks for them; the predictor
+sees real actions in labelled episodes only, and codes anywhere, so `labelled_fraction=0.05` is an honest experiment
+with 5% of the labels (for the readouts' targets too).
 """
 
 import time
@@ -22,12 +23,20 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
+from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.folder import owned
-from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
+from embodied_wm.training.frames import (
+    CONTEXT,
+    ActionLabels,
+    FrameBatches,
+    ReadAhead,
+    drawn_imagination,
+    drawn_reconstruction,
+)
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
-from embodied_wm.training.losses import conditioning, readout_loss
+from embodied_wm.training.losses import conditioning, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -47,6 +56,7 @@ class TrainConfig:
         predictor: Predictor stage.
         readouts: Readout stage.
         temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
+        plannable: Further terms of the tokenizer stage; off by default.
         camera: Feature of the frames; "" takes the store's only camera.
         sequence_length: Frames per training window of the predictor.
         held_out_fraction: Last part of the episodes that training never sees.
@@ -70,6 +80,7 @@ class TrainConfig:
     )
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
+    plannable: PlannableConfig = field(default_factory=PlannableConfig)
     camera: str = ""
     sequence_length: int = 10
     held_out_fraction: float = 0.1
@@ -213,6 +224,7 @@ class Trainer:
             seed=self.seed,
             processes=self.processes,
             memory_budget_bytes=self.config.memory_budget_mb * 2**20,
+            labels=self._labels(),
         )
         loader = batches.loader(self.train_episodes)
         frames = batches.first_frames(self.train_episodes, loader, max(1, STATISTICS_FRAMES // config.batch_size))
@@ -220,15 +232,19 @@ class Trainer:
         held_out_of = batches.reader(batches.loader(self.held_out)) if self.config.keep.evaluate_every else None
         if self.observer:
             self.observer.drawing["tokenizer"] = drawn_reconstruction(self.store, self.shown, self.model)
-        self.fit(
-            "tokenizer",
-            {"tokenizer": tokenizer},
-            batches.reader(loader),
-            lambda batch, generator: tokenizer.loss(batch["frames"], generator),
-            config,
-            held_out_of,
-        )
+        loss_of, terms = tokenizer_loss(self.model, self.config.plannable)
+        parts: dict[str, nn.Module] = {"tokenizer": tokenizer}
+        if terms is not None:
+            parts["plannable"] = terms.to(self.processes.device)
+        self.fit("tokenizer", parts, batches.reader(loader), loss_of, config, held_out_of)
         tokenizer.fit_statistics(frames)
+
+    def _labels(self) -> ActionLabels | None:
+        """Return the action labels that the tokenizer's further terms may read; None where they are off."""
+        if not self.config.plannable.is_on:
+            return None
+        measured = self.held_out if self.config.keep.evaluate_every else []
+        return ActionLabels(self.store, [*(self.train_episodes[member] for member in self.labelled), *measured])
 
     def train_latent_actions(self) -> None:
         """Train codes on latents alone."""
