@@ -25,15 +25,26 @@ from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, Late
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
 
 ActionKind = Literal["real", "latent", "adapted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Configure every part of a `WorldModel`."""
+    """Configure every part of a `WorldModel`.
+
+    Attributes:
+        tokenizer: What sees.
+        proprioception: Feature that becomes tokens of each frame beside the picture's, such as "observation.state"; ""
+            for none.
+        latent_actions: Codes between frames.
+        predictor: What imagines.
+        temporal_distance: Readout of the steps between latents.
+    """
 
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
+    proprioception: str = ""
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
@@ -73,6 +84,14 @@ class WorldModel(nn.Module, HubModel):
         tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
         code = config.latent_actions.code_size
         self.tokenizer = FrameTokenizer(config.tokenizer)
+        self.proprioception: ProprioceptionTokens | None = None
+        if config.proprioception:
+            names, units = _described(embodiment, config.proprioception)
+            self.proprioception = ProprioceptionTokens(
+                names=names, units=units, picture_tokens=tokens, token_width=width
+            )
+            tokens += self.proprioception.num_tokens
+        self.num_tokens, self.token_width = tokens, width
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
         self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
         self.predictor = LatentPredictor(
@@ -119,9 +138,42 @@ class WorldModel(nn.Module, HubModel):
             )
         return self.temporal_distance(latents, goal)
 
-    def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
-        """Encode uint8 frames into standardised latents."""
-        return self.tokenizer.encode(frames)
+    def encode(
+        self,
+        frames: UInt8[Tensor, "*batch height width 3"],
+        proprioception: Float[Tensor, "*rows size"] | None = None,
+    ) -> Float[Tensor, "*batch tokens channels"]:
+        """Encode uint8 frames, and proprioception for models that want it, into standardised latents.
+
+        Raises:
+            ValueError: If frames or proprioception do not fit the model, or one of them is missing or not wanted.
+        """
+        if (proprioception is None) != (self.proprioception is None):
+            wanted = self.config.proprioception
+            raise ValueError(
+                f"this model wants {wanted!r} with each frame and got none. Give it as proprioception=..., or use "
+                "encode_picture where no one knows it, as of a goal image."
+                if wanted
+                else "got proprioception; this model has no tokens for it. Leave it out, or train a model with "
+                "model.proprioception=observation.state."
+            )
+        picture = self.tokenizer.encode(frames)
+        if self.proprioception is None or proprioception is None:
+            return picture
+        return self.proprioception.join(picture, proprioception.to(picture))
+
+    @torch.no_grad()
+    def encode_picture(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
+        """Encode frames alone, such as goal images; proprioception, where the model wants it, is guessed from them."""
+        picture = self.tokenizer.encode(frames)
+        return picture if self.proprioception is None else self.proprioception.join_guessed(picture)
+
+    @torch.no_grad()
+    def as_seen(self, latents: Float[Tensor, "*batch tokens channels"]) -> Float[Tensor, "*batch tokens channels"]:
+        """Return what `encode_picture` gives for the frames of these latents."""
+        if self.proprioception is None:
+            return latents
+        return self.proprioception.join_guessed(latents[..., : self.config.tokenizer.num_tokens, :])
 
     def decode(
         self,
@@ -129,7 +181,7 @@ class WorldModel(nn.Module, HubModel):
         seen: UInt8[Tensor, "height width 3"] | None = None,
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode latents into uint8 frames, blended into a frame `seen` before where nothing has changed."""
-        return self.tokenizer.decode(latents, seen)
+        return self.tokenizer.decode(latents[..., : self.config.tokenizer.num_tokens, :], seen)
 
     def action_inputs(
         self,
@@ -171,7 +223,7 @@ class WorldModel(nn.Module, HubModel):
             )
 
     def _check_latents(self, latents: Tensor) -> None:
-        shape = (self.config.tokenizer.num_tokens, self.config.tokenizer.token_width)
+        shape = (self.num_tokens, self.token_width)
         if tuple(latents.shape[1:]) != shape:
             raise ValueError(
                 f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
@@ -185,6 +237,7 @@ class WorldModel(nn.Module, HubModel):
         actions: Float[Tensor, "frames-1 action"] | None,
         *,
         kind: ActionKind = "real",
+        proprioception: Float[Tensor, "rows size"] | None = None,
     ) -> Context:
         """Encode context frames and the actions between them, once per decision.
 
@@ -193,8 +246,9 @@ class WorldModel(nn.Module, HubModel):
             actions: C - 1 actions between them; None where they are unknown.
             kind: "real" conditions on the actions, "adapted" on the codes that the adapter gives them, "latent" on
                 codes inferred from the frames themselves (`actions` are not read).
+            proprioception: What the robot felt at each frame, for models that want it.
         """
-        return self.prefill_latents(self.encode(frames), actions, kind=kind)
+        return self.prefill_latents(self.encode(frames, proprioception), actions, kind=kind)
 
     @torch.no_grad()
     def prefill_latents(
@@ -300,9 +354,13 @@ class WorldModel(nn.Module, HubModel):
         return sampler.imagine_frames(self.predictor, cache, led_by, noise, num_steps=num_steps)
 
     @torch.no_grad()
-    def infer_actions(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "steps action"]:
+    def infer_actions(
+        self,
+        frames: UInt8[Tensor, "frames height width 3"],
+        proprioception: Float[Tensor, "rows size"] | None = None,
+    ) -> Float[Tensor, "steps action"]:
         """Infer the real actions between consecutive frames, through codes and the adapter."""
-        latents = self.encode(frames)
+        latents = self.encode(frames, proprioception)
         codes = self.latent_actions.encode(latents[None])[0]
         return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
 
@@ -413,6 +471,16 @@ class ImaginedDynamics:
             num_steps=self.num_steps,
             generator=self.generator,
         )
+
+
+def _described(embodiment: Embodiment, feature: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names and units of the feature that becomes tokens."""
+    if feature not in embodiment.readouts:
+        raise ValueError(
+            f"proprioception={feature!r}: the data have no such feature of one axis; they have: "
+            f'{", ".join(embodiment.readouts) or "none"}. Choose one of these, or "" for a model that only sees.'
+        )
+    return embodiment.readouts[feature]
 
 
 def _module_key(feature: str) -> str:

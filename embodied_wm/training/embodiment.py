@@ -23,8 +23,13 @@ def choose_camera(store: EpisodeStore, wanted: str) -> str:
     return cameras[0]
 
 
-def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
+def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = "") -> Embodiment:
     """Read the embodiment that a model of this store belongs to.
+
+    Args:
+        store: The store.
+        camera: Feature of the frames.
+        proprioception: Feature that becomes tokens; it is read out, too.
 
     Raises:
         ValueError: If the store has no one-dimensional `action`.
@@ -33,7 +38,7 @@ def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
     if action is None or len(action.shape) != 1:
         raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
     readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for name in READOUT_FEATURES:
+    for name in dict.fromkeys([*READOUT_FEATURES, *([proprioception] if proprioception else [])]):
         spec = store.features.get(name)
         if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
             size = spec.shape[0]

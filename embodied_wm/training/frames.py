@@ -108,11 +108,11 @@ class FrameBatches:
 
 def drawn_reconstruction(store: EpisodeStore, episode: int, model: WorldModel) -> Callable[[], NDArray[np.uint8]]:
     """Return what draws frames of an episode above their reconstructions."""
-    frames, _ = _window(store, episode, model, COLUMNS)
+    frames, *_ = _window(store, episode, model, COLUMNS)
 
     def draw() -> NDArray[np.uint8]:
         real = torch.from_numpy(frames).to(model.action_low.device)
-        return np.stack([frames, model.decode(model.encode(real)).cpu().numpy()])
+        return np.stack([frames, model.tokenizer.decode(model.tokenizer.encode(real)).cpu().numpy()])
 
     return draw
 
@@ -121,12 +121,14 @@ def drawn_imagination(
     store: EpisodeStore, episode: int, model: WorldModel, seed: int
 ) -> Callable[[], NDArray[np.uint8]]:
     """Return what draws the frames that follow a context above those imagined from it and the recorded actions."""
-    frames, actions = _window(store, episode, model, CONTEXT + COLUMNS)
+    frames, actions, felt = _window(store, episode, model, CONTEXT + COLUMNS)
 
     def draw() -> NDArray[np.uint8]:
         device = model.action_low.device
         real, led_by = torch.from_numpy(frames).to(device), torch.from_numpy(actions).to(device)
-        context = model.prefill(real[:CONTEXT], led_by[: CONTEXT - 1])
+        context = model.prefill(
+            real[:CONTEXT], led_by[: CONTEXT - 1], proprioception=None if felt is None else felt[:CONTEXT]
+        )
         future = led_by[None, CONTEXT - 1 : len(frames) - 1]
         imagined = model.imagine(context, future, generator=torch.Generator().manual_seed(seed))[0]
         return np.stack([frames[CONTEXT:], model.decode(imagined, real[CONTEXT - 1]).cpu().numpy()])
@@ -134,11 +136,23 @@ def drawn_imagination(
     return draw
 
 
+def felt_rows(store: EpisodeStore, model: WorldModel, start: int, stop: int) -> Tensor | None:
+    """Return the proprioception [stop - start, P] of a store's rows that a model wants with its frames, if any."""
+    if model.proprioception is None:
+        return None
+    rows = store.read(model.config.proprioception, start, stop)
+    return torch.from_numpy(rows.astype(np.float32)).to(model.action_low.device)
+
+
 def _window(
     store: EpisodeStore, episode: int, model: WorldModel, length: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the first frames of an episode and the actions between them."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], Tensor | None]:
+    """Return the first frames of an episode, the actions between them, and the proprioception that a model wants."""
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
     stop = min(stop, start + length)
-    return store.read(model.embodiment.camera, start, stop), store.read("action", start, stop).astype(np.float32)
+    return (
+        store.read(model.embodiment.camera, start, stop),
+        store.read("action", start, stop).astype(np.float32),
+        felt_rows(store, model, start, stop),
+    )

@@ -50,14 +50,24 @@ def conditioning(model: WorldModel, batch: Batch, code_fraction: float, generato
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
 
-def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
-    """Return the loss of a model's readouts on the first frame of each window."""
+def readout_loss(
+    model: WorldModel, *, with_guess: bool = False
+) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
+    """Return the loss of a model's readouts on the first frame of each window.
+
+    Args:
+        model: Has the readouts.
+        with_guess: Add the loss of guessing proprioception from the picture, in models that have such tokens.
+    """
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         parts = {
             name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
             for name in model.embodiment.readouts
         }
+        if with_guess and model.proprioception is not None:
+            values = batch[model.config.proprioception][:, 0]
+            parts["guess"] = model.proprioception.loss(batch["latents"][:, 0], values, generator)[0]
         return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
 
     return loss

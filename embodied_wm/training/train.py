@@ -34,7 +34,7 @@ from embodied_wm.training.frames import (
     drawn_imagination,
     drawn_reconstruction,
 )
-from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
+from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
 from embodied_wm.training.losses import conditioning, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
@@ -107,6 +107,13 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
             f"{store.path}: the model wants {camera!r} of {size[0]}x{size[1]}x3; the store has "
             f"{ {name: each.shape for name, each in store.features.items()} }. "
             "Import or collect with these cameras and this image_size."
+        )
+    felt = store.features.get(model.config.proprioception)
+    if model.proprioception is not None and (felt is None or felt.shape != (model.proprioception.size,)):
+        raise ValueError(
+            f"{store.path}: the model wants {model.config.proprioception!r} of {model.proprioception.size} numbers "
+            f"with each frame; the store has {felt.shape if felt else 'none'}. Use a store of the same robot "
+            f"({model.embodiment.robot})."
         )
     action = store.features.get("action")
     if action is None or action.shape != (model.embodiment.action_size,):
@@ -194,6 +201,7 @@ class Trainer:
                 mode=cast(LatentsMode, self.config.latents),
                 folder=self.run_dir / "latents" / f"{part}.zarr",
                 processes=self.processes,
+                felt=felt_by(self.model),
             )
         return self.data[part]
 
@@ -308,9 +316,12 @@ class Trainer:
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])
+        parts: dict[str, nn.Module] = {"readouts": model.readouts}
+        if model.proprioception is not None:
+            parts["proprioception"] = model.proprioception
         if model.embodiment.readouts:
-            loss = readout_loss(model)
-            self.fit("readouts", {"readouts": model.readouts}, read, loss, self.config.readouts, held_out_of)
+            loss = readout_loss(model, with_guess=True)
+            self.fit("readouts", parts, read, loss, self.config.readouts, held_out_of)
 
     def train_temporal_distance(self) -> None:
         """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
@@ -369,7 +380,7 @@ def train_world_model(
         )
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
-    model = WorldModel(model_config, describe_embodiment(store, camera))
+    model = WorldModel(model_config, describe_embodiment(store, camera, model_config.proprioception))
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
@@ -411,6 +422,9 @@ def _fit_scales(trainer: Trainer) -> None:
     index_windows(store.episode_ends, labelled, model.config.latent_actions.history + 1)
     for name in model.embodiment.readouts:
         compute_statistics(store, name, labelled)
+    if model.proprioception is not None:
+        felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
+        model.proprioception.fit_statistics(felt)
     statistics = compute_statistics(store, "action", labelled)
     model.actions.mean.copy_(torch.from_numpy(statistics.mean))
     model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
