@@ -190,7 +190,7 @@ def without_places(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str:
     config, embodiment = described["config"], described["embodiment"]
-    height, width = config["tokenizer"]["image_size"]
+    height, width = _frame_size(config)
     total = sum(part_sizes.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in part_sizes.items() if count > 0.01 * total)
     names = ", ".join(embodiment["action_names"]) or "unnamed"
@@ -207,8 +207,14 @@ def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str
     )
 
 
+def _frame_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of a frame, all cameras side by side."""
+    height, width = config["tokenizer"]["image_size"]
+    return height, width * config["tokenizer"].get("cameras", 1)
+
+
 def _use(described: Mapping[str, Any]) -> str:
-    height, width = described["config"]["tokenizer"]["image_size"]
+    height, width = _frame_size(described["config"])
     size = described["embodiment"]["action_size"]
     names, _ = described["embodiment"]["readouts"].get(described["config"].get("proprioception", ""), ((), ()))
     felt = f", proprioception=torch.zeros(3, {len(names)})" if names else ""

@@ -24,7 +24,8 @@ from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
-from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from embodied_wm.tokenizer.cameras import make_tokenizer
+from embodied_wm.tokenizer.frames import FrameTokenizerConfig
 from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
 
 ActionKind = Literal["real", "latent", "adapted"]
@@ -55,7 +56,7 @@ class Embodiment:
     """Say what robot and data a model belongs to.
 
     Attributes:
-        camera: Feature name of the frames the model was trained on.
+        camera: Feature name of the frames the model was trained on; of several cameras "first+second", left to right.
         action_size: A.
         action_names: One name per action channel, where known.
         fps: Frames per second of the data.
@@ -83,7 +84,7 @@ class WorldModel(nn.Module, HubModel):
         self.card: dict[str, Any] = card or {}
         tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
         code = config.latent_actions.code_size
-        self.tokenizer = FrameTokenizer(config.tokenizer)
+        self.tokenizer = make_tokenizer(config.tokenizer)
         self.proprioception: ProprioceptionTokens | None = None
         if config.proprioception:
             names, units = _described(embodiment, config.proprioception)

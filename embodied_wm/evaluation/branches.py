@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from planners.base import Dynamics, Objective, Plan, Planner
 from sim.branch import Brancher
 from sim.collect import collect
@@ -154,7 +155,7 @@ def branch_starts(
         goal = task.sample_goal(task.model, physics, rng)
         first = time - config.context + 1
         yield BranchStart(
-            frames=episode[f"observation.images.{camera}"][first : time + 1],
+            frames=side_by_side(episode.__getitem__, f"observation.images.{camera}")[first : time + 1],
             past_actions=episode["action"][first:time],
             context_physics=episode["sim.physics"][first : time + 1],
             physics=physics,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import by_horizon
@@ -156,7 +158,10 @@ def judge_dataset(
             for start in starts.tolist():
                 window = imagine_window(
                     world_model,
-                    store.read(world_model.embodiment.camera, first + start, first + start + length),
+                    side_by_side(
+                        partial(store.read, start=first + start, stop=first + start + length),
+                        world_model.embodiment.camera,
+                    ),
                     store.read("action", first + start, first + start + length),
                     context=context,
                     generator=generator,

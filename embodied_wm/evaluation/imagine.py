@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.dataset import imagine_window
 from embodied_wm.evaluation.figures import film_strip, looping
@@ -69,7 +70,7 @@ def imagine_episode(
     first = int(store.episode_ends[episode]) - length
     window = imagine_window(
         world_model,
-        rows[world_model.embodiment.camera][start:stop],
+        side_by_side(rows.__getitem__, world_model.embodiment.camera)[start:stop],
         np.asarray(rows["action"])[start:stop],
         context=context_frames,
         generator=torch.Generator().manual_seed(seed),

@@ -7,6 +7,7 @@ noise is drawn from the seed, and `info["noise_seed"]` tells it, so that `WorldM
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import gymnasium
@@ -18,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
 from embodied_wm.world_model import ActionKind, WorldModel
@@ -96,9 +98,9 @@ class StoreStarts:
         goal = now + int(rng.integers(1, min(self.max_ahead, end - 1 - now) + 1))
         begin = now - self.context + 1
         return Start(
-            frames=np.asarray(self.store.read(self.camera, begin, now + 1)),
+            frames=side_by_side(partial(self.store.read, start=begin, stop=now + 1), self.camera),
             actions=np.asarray(self.store.read("action", begin, now), np.float32),
-            goal=np.asarray(self.store.read(self.camera, goal, goal + 1))[0],
+            goal=side_by_side(partial(self.store.read, start=goal, stop=goal + 1), self.camera)[0],
             proprioception=np.asarray(self.store.read(self.proprioception, begin, now + 1), np.float32)
             if self.proprioception
             else None,
@@ -159,7 +161,7 @@ class Imagination:
     def _shown(self) -> spaces.Box:
         tokenizer = self.model.config.tokenizer
         if self.config.observation == "frame":
-            return spaces.Box(0, 255, (*tokenizer.image_size, 3), np.uint8)
+            return spaces.Box(0, 255, (*tokenizer.frame_size, 3), np.uint8)
         if self.config.observation == "latents":
             return spaces.Box(-FARTHEST, FARTHEST, (self.model.num_tokens, self.model.token_width), np.float32)
         readout = self.model.readout(self.config.readout)
@@ -200,7 +202,7 @@ class Imagination:
         return self.observe(self.seen)
 
     def _check(self, start: Start) -> None:
-        size, num_frames, action_size = (*self.model.config.tokenizer.image_size, 3), len(start.frames), len(self.low)
+        size, num_frames, action_size = (*self.model.config.tokenizer.frame_size, 3), len(start.frames), len(self.low)
         wrong = [
             f"{name} of {found.dtype} {found.shape}, expected {dtype} {expected}"
             for name, found, dtype, expected in (

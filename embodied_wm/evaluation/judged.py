@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.data.cameras import camera_names
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Objective
@@ -60,7 +61,7 @@ class JudgedModel(Protocol):
     """Imagine what a planner asks for, from frames; it is a planner's `Dynamics`, too.
 
     Attributes:
-        camera: The simulator's name of the camera whose frames the model sees.
+        camera: The simulator's name of the camera whose frames the model sees, "first+second" for several side by side.
         image_size: Height and width of those frames.
         action_size: A.
         action_low: Smallest action that a planner may try, [A].
@@ -168,8 +169,9 @@ class JudgedWorldModel(JudgedModel):
         self.objective_kind: ObjectiveKind = objective
         self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
         self.device = next(world_model.parameters()).device
-        self.camera = world_model.embodiment.camera.removeprefix("observation.images.")
-        self.image_size = world_model.config.tokenizer.image_size
+        names = camera_names(world_model.embodiment.camera)
+        self.camera = "+".join(name.removeprefix("observation.images.") for name in names)
+        self.image_size = world_model.config.tokenizer.frame_size
         self.action_size = self.dynamics.action_size
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
@@ -258,7 +260,7 @@ def check_fits(model: JudgedModel, task: Task) -> None:
             f"the model wants actions of size {model.action_size}; {task.name} has {task.action_size}: "
             f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
         )
-    if model.camera not in task.cameras:
+    if not set(model.camera.split("+")) <= set(task.cameras):
         raise ValueError(
             f"the model sees the camera {model.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
             f"that was trained on {task.name}, or another task=."

@@ -24,7 +24,7 @@ Latents leave `encode` standardised by statistics that are saved with the weight
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ class FrameTokenizerConfig:
     """Configure a `FrameTokenizer`.
 
     Attributes:
-        image_size: (height, width) in pixels; each a multiple of 2 ** number of channels entries.
+        image_size: (height, width) of one camera in pixels; each a multiple of 2 ** number of channels entries.
+        cameras: Cameras whose pictures stand side by side in a frame, each with tokens of its own (`CameraTokenizer`).
         channels: Output channels of each stride-2 stage of the encoder; two for key points.
         token_grid: (rows, columns) of tokens; it must divide the final feature map.
         cells_per_token: (rows, columns) of neighbouring cells of the encoder's grid that one token concatenates. The
@@ -61,6 +62,7 @@ class FrameTokenizerConfig:
     """
 
     image_size: tuple[int, int] = (64, 64)
+    cameras: int = 1
     channels: tuple[int, ...] = (16, 32, 64, 128)
     token_grid: tuple[int, int] = (1, 1)
     cells_per_token: tuple[int, int] = (1, 1)
@@ -71,8 +73,18 @@ class FrameTokenizerConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Return K, tokens per frame."""
-        return self.token_grid[0] * self.token_grid[1]
+        """Return K, tokens per frame, of all cameras."""
+        return self.token_grid[0] * self.token_grid[1] * self.cameras
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Return (height, width) of a frame, all cameras side by side."""
+        return self.image_size[0], self.image_size[1] * self.cameras
+
+    @property
+    def of_one_camera(self) -> "FrameTokenizerConfig":
+        """Return the configuration of one camera's tokenizer."""
+        return replace(self, cameras=1)
 
     @property
     def token_width(self) -> int:
@@ -81,7 +93,7 @@ class FrameTokenizerConfig:
 
     @property
     def cell_grid(self) -> tuple[int, int]:
-        """Return (rows, columns) of cells."""
+        """Return (rows, columns) of one camera's cells."""
         rows, columns = self.token_grid
         return rows * self.cells_per_token[0], columns * self.cells_per_token[1]
 
@@ -152,6 +164,8 @@ class FrameTokenizer(nn.Module):
 
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
+        if config.cameras != 1:
+            raise ValueError(f"cameras={config.cameras}: a FrameTokenizer is of one; make it with `make_tokenizer`")
         self.config = config
         self.encoder, self.decoder = _make_keypoints(config) if config.keypoints else _make_cells(config)
         self.background = nn.Parameter(torch.zeros(3, *config.image_size))

@@ -1,12 +1,14 @@
 """Frames for training: batches of short windows for the tokenizer, and the pictures that show what was learnt."""
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import Batch, Processes
@@ -81,7 +83,7 @@ class FrameBatches:
             episodes=episodes,
             length=TOKENIZER_WINDOW,
             batch_size=self._batch_size,
-            features=[self._camera],
+            features=list(camera_names(self._camera)),
             seed=self._seed,
             memory_budget_bytes=0 if alone else self._budget,
             rank=0 if alone else self._processes.rank,
@@ -92,17 +94,20 @@ class FrameBatches:
         """Return what reads a loader's batches; threads read ahead from the disk, and for a GPU from memory, too."""
 
         def read(number: int) -> Batch:
-            batch = {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
+            found = loader.batch(number)
+            batch = {"frames": torch.from_numpy(side_by_side(found.__getitem__, self._camera))}
             return batch if self._labels is None else batch | self._labels.of_windows(loader, number)
 
-        is_at_hand = self._camera in loader.resident_features and self._processes.device.type == "cpu"
+        is_resident = set(camera_names(self._camera)) <= set(loader.resident_features)
+        is_at_hand = is_resident and self._processes.device.type == "cpu"
         return read if is_at_hand else ReadAhead(read)
 
     def first_frames(self, episodes: Sequence[int], loader: WindowLoader, num_batches: int) -> Tensor:
         """Return the first frames of the first batches, the same on every process."""
         if self._processes.world_size > 1:
             loader = self.loader(episodes, alone=True)
-        batches = (loader.batch(number)[self._camera][:, 0] for number in range(num_batches))
+        found = (loader.batch(number) for number in range(num_batches))
+        batches = (side_by_side(batch.__getitem__, self._camera)[:, 0] for batch in found)
         return torch.from_numpy(np.concatenate(list(batches))).to(self._processes.device)
 
 
@@ -152,7 +157,7 @@ def _window(
     start = stop - int(store.episode_lengths[episode])
     stop = min(stop, start + length)
     return (
-        store.read(model.embodiment.camera, start, stop),
+        side_by_side(partial(store.read, start=start, stop=stop), model.embodiment.camera),
         store.read("action", start, stop).astype(np.float32),
         felt_rows(store, model, start, stop),
     )

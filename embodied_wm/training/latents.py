@@ -18,9 +18,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.progress import Track
+from embodied_wm.tokenizer.cameras import CameraTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
 from embodied_wm.training.loop import Batch, Processes, step_generator
@@ -59,7 +61,7 @@ class LatentEpisodes:
     def __init__(
         self,
         store: EpisodeStore,
-        tokenizer: FrameTokenizer,
+        tokenizer: FrameTokenizer | CameraTokenizer,
         *,
         camera: str,
         episodes: Sequence[int],
@@ -148,8 +150,8 @@ class LatentEpisodes:
     @torch.no_grad()
     def _encode(self, read: Callable[[str], np.ndarray]) -> Tensor:
         """Encode the rows that `read` gives of a feature."""
-        device = self._tokenizer.latent_mean.device
-        latents = self._tokenizer.encode(torch.from_numpy(read(self._camera)).to(device))
+        device = next(self._tokenizer.parameters()).device
+        latents = self._tokenizer.encode(torch.from_numpy(side_by_side(read, self._camera)).to(device))
         if self._felt:
             values = torch.from_numpy(read(self._felt.feature).astype(np.float32, copy=False)).to(device)
             latents = self._felt.tokens.join(latents, values)

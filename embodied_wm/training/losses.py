@@ -20,7 +20,7 @@ def tokenizer_loss(model: WorldModel, config: PlannableConfig) -> tuple[Loss, Pl
     if not config.is_on:
         return lambda batch, generator: tokenizer.loss(batch["frames"], generator), None
     rows, columns = tokenizer.config.cell_grid
-    size = rows * columns * tokenizer.config.bottleneck.width
+    size = rows * columns * tokenizer.config.bottleneck.width * tokenizer.config.cameras
     terms = PlannableTerms(config, latent_size=size, action_size=model.embodiment.action_size)
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

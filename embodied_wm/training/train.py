@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
@@ -100,9 +101,8 @@ class TrainConfig:
 
 def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
     """Raise ValueError unless a store has the features that a model was trained on, in the same sizes."""
-    camera, size = model.embodiment.camera, model.config.tokenizer.image_size
-    spec = store.features.get(camera)
-    if spec is None or spec.shape != (*size, 3):
+    camera, size = model.embodiment.camera, model.config.tokenizer.frame_size
+    if frame_shape(store.features, camera) != (*size, 3):
         raise ValueError(
             f"{store.path}: the model wants {camera!r} of {size[0]}x{size[1]}x3; the store has "
             f"{ {name: each.shape for name, each in store.features.items()} }. "
@@ -373,10 +373,12 @@ def train_world_model(
     if unknown:
         raise ValueError(f"unknown training stage {unknown[0]!r}; choose from: {', '.join(STAGES)}")
     camera = choose_camera(store, config.camera)
-    if store.features[camera].shape != (*model_config.tokenizer.image_size, 3):
+    tokenizer, shape = model_config.tokenizer, frame_shape(store.features, camera)
+    if shape != (*tokenizer.frame_size, 3) or len(camera_names(camera)) != tokenizer.cameras:
         raise ValueError(
-            f"{store.path}: {camera!r} holds frames of {store.features[camera].shape}; the model is configured for "
-            f"{(*model_config.tokenizer.image_size, 3)}. Set model.tokenizer.image_size, or import at that image_size."
+            f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for {tokenizer.cameras} "
+            f"camera(s), together {(*tokenizer.frame_size, 3)}. Set model.tokenizer.image_size and "
+            "model.tokenizer.cameras, or import at that image_size."
         )
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
