@@ -21,8 +21,7 @@ SIGReg, FSQ a little worse and LFQ, with one bit a channel, worst; more tokens d
 import argparse
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,9 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.branches import BranchConfig
 from embodied_wm.evaluation.imagination import judge_imagination
 from embodied_wm.evaluation.judged import JudgedWorldModel
+from embodied_wm.evaluation.tokenizers import area_quality, fit_reading, foretold, train_for
 from embodied_wm.heads import Readout
 from embodied_wm.predictor.model import PredictorConfig
-from embodied_wm.tokenizer.actions import mlp
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
@@ -115,16 +114,11 @@ class Data:
         rows = np.concatenate([np.arange(*self.rows_of(episode), FRAMES_APART) for episode in self.held_out])
         self.frames = torch.from_numpy(np.concatenate([store.read(self.camera, row, row + 1) for row in rows]))
         physics = np.concatenate([store.read("sim.physics", row, row + 1) for row in rows])
-        self.masks = {
-            body: _grown(torch.from_numpy(mask))
-            for body, mask in body_masks(self.task, physics, *self.frames.shape[1:3], self.camera_name).items()
-        }
+        shown = body_masks(self.task, physics, *self.frames.shape[1:3], self.camera.removeprefix("observation.images."))
+        grown = {body: _grown(torch.from_numpy(mask)) for body, mask in shown.items()}
+        either = torch.stack(list(grown.values())).any(0)
+        self.areas = {"frame": torch.ones_like(either), "objects": either, "pusher": grown["pusher"]}
         self.embodiment = describe_embodiment(store, self.camera)
-
-    @property
-    def camera_name(self) -> str:
-        """Return the simulator's name of the camera."""
-        return self.camera.removeprefix("observation.images.")
 
     def rows_of(self, episode: int) -> tuple[int, int]:
         """Return the first row of an episode and the one after its last."""
@@ -140,28 +134,6 @@ class Data:
 def _grown(masks_NHW: Tensor) -> Tensor:
     """Grow each area by a pixel, so that its edges count."""
     return nn.functional.max_pool2d(masks_NHW[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
-
-
-def train_for(
-    seconds: float, modules: Sequence[nn.Module], loss_of: Callable[[int], Tensor], *, rate: float, most: int = 10**9
-) -> int:
-    """Train for some CPU seconds of this process or at most some steps, with a cosine over whichever it is."""
-    parameters = [parameter for module in modules for parameter in module.train().parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95))
-    began, step, done = time.process_time(), 0, 0.0
-    while done < 1:
-        warm, slope = min(1.0, (step + 1) / 50), 0.05 + 0.475 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * warm * slope
-        optimiser.zero_grad(set_to_none=True)
-        loss_of(step).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        done = max((time.process_time() - began) / seconds, step / most)
-    for module in modules:
-        module.eval()
-    return step
 
 
 def train_tokenizer(variant: Variant, data: Data, seconds: float, seed: int) -> tuple[FrameTokenizer, int]:
@@ -190,57 +162,15 @@ def train_tokenizer(variant: Variant, data: Data, seconds: float, seed: int) -> 
     return tokenizer, steps
 
 
-@torch.no_grad()
-def picture_quality(tokenizer: FrameTokenizer, data: Data) -> dict[str, float]:
-    """Return the PSNR over whole frames and over areas, in dB."""
-    decoded = tokenizer.decode(tokenizer.encode(data.frames))
-    error = (decoded.float() - data.frames.float()).div(255).square().mean(-1)
-    either = torch.stack(list(data.masks.values())).any(0)
-    areas = {"frame": torch.ones_like(either), "objects": either, "pusher": data.masks["pusher"]}
-    return {f"psnr_{name}": float(-10 * torch.log10(error[area].mean())) for name, area in areas.items()}
-
-
-def reading(train: LatentEpisodes, test: LatentEpisodes) -> tuple[dict[str, float], Readout]:
-    """Fit a readout of the task's quantities; return its errors on held-out episodes."""
-    torch.manual_seed(0)
-    names = ("pusher_x", "pusher_y", "box_x", "box_y", "box_yaw_cos", "box_yaw_sin")
-    shape = train.latents.shape[1:]
-    readout = Readout(latent_size=shape.numel(), names=names, units=("m",) * 4 + ("1",) * 2)
-    readout.fit_statistics(train.features["sim.quantities"])
-    sampler = train.sampler(length=1, batch_size=256, seed=0)
-
-    def loss_of(step: int) -> Tensor:
-        batch, generator = sampler.batch(step), torch.Generator().manual_seed(step)
-        return readout.loss(batch["latents"][:, 0], batch["sim.quantities"][:, 0], generator)[0]
-
-    train_for(1e9, [readout], loss_of, rate=4e-3, most=PROBE_STEPS)
+def errors_of(readout: Readout, test: LatentEpisodes) -> dict[str, float]:
+    """Return how far what is read lies from the truth, on average: places in metres, the yaw in radians."""
     with torch.no_grad():
         found, truth = readout(test.latents), test.features["sim.quantities"]
-    off = (found - truth).double()
+    off = found - truth
     turn = torch.atan2(found[:, 5], found[:, 4]) - torch.atan2(truth[:, 5], truth[:, 4])
     turn = (turn + math.pi) % (2 * math.pi) - math.pi
     errors = {"pusher_m": off[:, :2].norm(dim=1), "box_m": off[:, 2:4].norm(dim=1), "yaw_rad": turn.abs()}
-    return {name: float(error.mean()) for name, error in errors.items()}, readout
-
-
-def foretold(train: LatentEpisodes, test: LatentEpisodes) -> float:
-    """Return the part of the latents' change in a step that a small network foretells on held-out episodes."""
-    torch.manual_seed(0)
-    size = train.latents.shape[1:].numel()
-    network = mlp((2 * size + 2, 256, 256, size))
-
-    def error(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        path = batch["latents"].flatten(2)
-        inputs = torch.cat([path[:, 1], path[:, 1] - path[:, 0], batch["action"][:, 1]], dim=-1)
-        change = path[:, 2] - path[:, 1]
-        return (network(inputs) - change).square().mean(), change.square().mean()
-
-    sampler, held_out = (part.sampler(length=3, batch_size=256, seed=0) for part in (train, test))
-    scale = error(sampler.batch(0))[1]
-    train_for(1e9, [network], lambda step: error(sampler.batch(step))[0] / scale, rate=2e-3, most=PROBE_STEPS)
-    with torch.no_grad():
-        sums = torch.tensor([error(held_out.batch(number)) for number in range(12)]).sum(0)
-    return float(1 - sums[0] / sums[1])
+    return {name: float(error.mean()) for name, error in errors.items()}
 
 
 def judge_predictor(
@@ -270,6 +200,7 @@ def judge_predictor(
     ends = found["spearman"]["ci95"] or [math.nan, math.nan]
     at = {name: found[f"state_error.{name}"]["by_horizon"]["8"]["value"] for name in ("box_x", "box_y")}
     return {
+        "predictor_cpu_s": seconds,
         "predictor_steps": steps,
         "spearman": found["spearman"]["value"],
         "spearman_ci95": ends,
@@ -293,10 +224,12 @@ def study(variant: Variant, data: Data, out: Path, options: argparse.Namespace) 
     else:
         tokenizer, steps = train_tokenizer(variant, data, options.cpu_seconds, options.seed)
         write_tensors(weights, tokenizer.state_dict())
-        found = {"settings": settings, "steps": steps, **picture_quality(tokenizer, data)}
+        quality = area_quality(tokenizer, data.frames, data.areas)
+        found = {"settings": settings, "steps": steps} | {f"psnr_{name}": value for name, value in quality.items()}
     parts = data.latents(tokenizer, data.probed), data.latents(tokenizer, data.held_out)
-    errors, readout = reading(*parts)
-    found |= errors | ({} if "foretold" in found else {"foretold": foretold(*parts)})
+    readout = fit_reading(parts[0], "sim.quantities", data.task.quantity_names, num_steps=PROBE_STEPS)
+    if "foretold" not in found:
+        found |= errors_of(readout, parts[1]) | {"foretold": foretold(*parts, num_steps=PROBE_STEPS)}
     if wants_predictor:
         found |= judge_predictor(tokenizer, parts[0], readout, data, options.predictor_seconds)
     write_json(path, found)
