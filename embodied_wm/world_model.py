@@ -26,29 +26,20 @@ from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConf
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.cameras import make_tokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
-from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
+from embodied_wm.tokenizer.proprioception import joined, make_proprioception
 
 ActionKind = Literal["real", "latent", "adapted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Configure every part of a `WorldModel`.
-
-    Attributes:
-        tokenizer: What sees.
-        proprioception: Feature that becomes tokens of each frame beside the picture's, such as "observation.state"; ""
-            for none.
-        latent_actions: Codes between frames.
-        predictor: What imagines.
-        temporal_distance: Readout of the steps between latents.
-    """
+    """Configure every part of a `WorldModel`; `proprioception` is a feature that becomes tokens, "" is none."""
 
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
-    proprioception: str = ""
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
+    proprioception: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +76,8 @@ class WorldModel(nn.Module, HubModel):
         tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
         code = config.latent_actions.code_size
         self.tokenizer = make_tokenizer(config.tokenizer)
-        self.proprioception: ProprioceptionTokens | None = None
-        if config.proprioception:
-            names, units = _described(embodiment, config.proprioception)
-            self.proprioception = ProprioceptionTokens(
-                names=names, units=units, picture_tokens=tokens, token_width=width
-            )
-            tokens += self.proprioception.num_tokens
+        self.proprioception = make_proprioception(config.proprioception, embodiment.readouts, tokens, width)
+        tokens += 0 if self.proprioception is None else self.proprioception.num_tokens
         self.num_tokens, self.token_width = tokens, width
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
         self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
@@ -149,32 +135,13 @@ class WorldModel(nn.Module, HubModel):
         Raises:
             ValueError: If frames or proprioception do not fit the model, or one of them is missing or not wanted.
         """
-        if (proprioception is None) != (self.proprioception is None):
-            wanted = self.config.proprioception
-            raise ValueError(
-                f"this model wants {wanted!r} with each frame and got none. Give it as proprioception=..., or use "
-                "encode_picture where no one knows it, as of a goal image."
-                if wanted
-                else "got proprioception; this model has no tokens for it. Leave it out, or train a model with "
-                "model.proprioception=observation.state."
-            )
-        picture = self.tokenizer.encode(frames)
-        if self.proprioception is None or proprioception is None:
-            return picture
-        return self.proprioception.join(picture, proprioception.to(picture))
+        return joined(self.tokenizer.encode(frames), proprioception, self.proprioception)
 
     @torch.no_grad()
     def encode_picture(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
         """Encode frames alone, such as goal images; proprioception, where the model wants it, is guessed from them."""
         picture = self.tokenizer.encode(frames)
-        return picture if self.proprioception is None else self.proprioception.join_guessed(picture)
-
-    @torch.no_grad()
-    def as_seen(self, latents: Float[Tensor, "*batch tokens channels"]) -> Float[Tensor, "*batch tokens channels"]:
-        """Return what `encode_picture` gives for the frames of these latents."""
-        if self.proprioception is None:
-            return latents
-        return self.proprioception.join_guessed(latents[..., : self.config.tokenizer.num_tokens, :])
+        return picture if self.proprioception is None else self.proprioception.guessed(picture)
 
     def decode(
         self,
@@ -472,16 +439,6 @@ class ImaginedDynamics:
             num_steps=self.num_steps,
             generator=self.generator,
         )
-
-
-def _described(embodiment: Embodiment, feature: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names and units of the feature that becomes tokens."""
-    if feature not in embodiment.readouts:
-        raise ValueError(
-            f"proprioception={feature!r}: the data have no such feature of one axis; they have: "
-            f'{", ".join(embodiment.readouts) or "none"}. Choose one of these, or "" for a model that only sees.'
-        )
-    return embodiment.readouts[feature]
 
 
 def _module_key(feature: str) -> str:

@@ -92,7 +92,7 @@ def test_pictures_do_not_depend_on_what_is_felt_and_what_is_felt_not_on_the_pict
     assert torch.equal(model.decode(first), model.decode(second))
     assert torch.equal(first[:, :1], model.tokenizer.encode(frames))
     assert torch.allclose(model.proprioception.decode(first), felt, atol=1e-6)
-    assert torch.equal(model.encode_picture(frames), model.as_seen(second))
+    assert torch.equal(model.encode_picture(frames), model.proprioception.guessed(second))
 
 
 def test_imagination_depends_on_the_felt_context_and_cached_equals_uncached() -> None:

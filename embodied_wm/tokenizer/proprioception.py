@@ -8,6 +8,8 @@ Of a goal image no one knows the proprioception. A small network therefore also 
 what it says stands in, where `WorldModel.encode_picture` is asked for.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -77,8 +79,10 @@ class ProprioceptionTokens(nn.Module):
             )
         return torch.cat([picture, self.encode(values)], dim=-2)
 
-    def join_guessed(self, picture: Float[Tensor, "*batch tokens width"]) -> Float[Tensor, "*batch all width"]:
-        """Put what is guessed from the picture behind its tokens."""
+    @torch.no_grad()
+    def guessed(self, latents: Float[Tensor, "*batch any width"]) -> Float[Tensor, "*batch all width"]:
+        """Return the tokens of pictures, alone or of whole frames, and behind them what is guessed from them."""
+        picture = latents[..., : self.picture_tokens, :]
         return self.join(picture, self.guess(picture))
 
     def loss(
@@ -89,3 +93,56 @@ class ProprioceptionTokens(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the loss of guessing from the tokens of the picture alone."""
         return self.guess.loss(latents[..., : self.picture_tokens, :], values, generator)
+
+
+def make_proprioception(
+    feature: str,
+    known: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+    picture_tokens: int,
+    token_width: int,
+) -> ProprioceptionTokens | None:
+    """Make the tokens of a feature; None for "".
+
+    Args:
+        feature: Name of the feature.
+        known: Feature to the names and units of its values.
+        picture_tokens: Tokens of the picture.
+        token_width: D.
+
+    Raises:
+        ValueError: If nothing is known of the feature.
+    """
+    if not feature:
+        return None
+    if feature not in known:
+        raise ValueError(
+            f"proprioception={feature!r}: the data have no such feature of one axis; they have: "
+            f'{", ".join(known) or "none"}. Choose one of these, or "" for a model that only sees.'
+        )
+    names, units = known[feature]
+    return ProprioceptionTokens(names=names, units=units, picture_tokens=picture_tokens, token_width=token_width)
+
+
+def joined(
+    picture: Float[Tensor, "*batch tokens width"],
+    values: Float[Tensor, "*rows size"] | None,
+    tokens: ProprioceptionTokens | None,
+) -> Float[Tensor, "*batch all width"]:
+    """Return the latents of frames: their pictures' alone, or with proprioception where the model has tokens for it.
+
+    Raises:
+        ValueError: If proprioception is missing, or not wanted.
+    """
+    if tokens is None:
+        if values is None:
+            return picture
+        raise ValueError(
+            "got proprioception; this model has no tokens for it. Leave it out, or train a model with "
+            "model.proprioception=observation.state."
+        )
+    if values is None:
+        raise ValueError(
+            f"this model wants proprioception ({', '.join(tokens.guess.names)}) with each frame and got none. Give it "
+            "as proprioception=..., or use encode_picture where no one knows it, as of a goal image."
+        )
+    return tokens.join(picture, values.to(picture))
