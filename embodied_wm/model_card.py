@@ -190,24 +190,34 @@ def without_places(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str:
     config, embodiment = described["config"], described["embodiment"]
-    height, width = config["tokenizer"]["image_size"]
+    height, width = _frame_size(config)
     total = sum(part_sizes.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in part_sizes.items() if count > 0.01 * total)
     names = ", ".join(embodiment["action_names"]) or "unnamed"
+    felt = f"- feels: `{config['proprioception']}`\n" if config.get("proprioception") else ""
     return (
         "Imagines, in a compact latent space, what a robot's camera will see after candidate actions; a planner picks "
         "the action whose imagined future is best.\n\n"
         f"- robot or task: {embodiment['robot']}\n"
         f"- sees: `{embodiment['camera']}`, {height}x{width}, {embodiment['fps']:g} frames a second\n"
+        f"{felt}"
         f"- acts: {embodiment['action_size']} numbers ({names})\n"
         f"- reads from latents: {', '.join(embodiment['readouts']) or 'nothing'}\n"
         f"- numbers in its tensors: {total:,} ({parts})"
     )
 
 
+def _frame_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of a frame, all cameras side by side."""
+    height, width = config["tokenizer"]["image_size"]
+    return height, width * config["tokenizer"].get("cameras", 1)
+
+
 def _use(described: Mapping[str, Any]) -> str:
-    height, width = described["config"]["tokenizer"]["image_size"]
+    height, width = _frame_size(described["config"])
     size = described["embodiment"]["action_size"]
+    names, _ = described["embodiment"]["readouts"].get(described["config"].get("proprioception", ""), ((), ()))
+    felt = f", proprioception=torch.zeros(3, {len(names)})" if names else ""
     return (
         "## Use\n\n"
         "```python\n"
@@ -215,7 +225,7 @@ def _use(described: Mapping[str, Any]) -> str:
         "from embodied_wm.world_model import WorldModel\n\n"
         'model = WorldModel.from_pretrained("FOLDER or OWNER/NAME")\n'
         f"frames = torch.zeros(3, {height}, {width}, 3, dtype=torch.uint8)  # the last frames, oldest first\n"
-        f"context = model.prefill(frames, torch.zeros(2, {size}))  # and the actions between them\n"
+        f"context = model.prefill(frames, torch.zeros(2, {size}){felt})  # and the actions between them\n"
         f"candidates = torch.zeros(64, 8, {size})\n"
         "latents = model.imagine(context, candidates, generator=torch.Generator().manual_seed(0))\n"
         "imagined = model.decode(latents)\n"

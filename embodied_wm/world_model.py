@@ -24,19 +24,22 @@ from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
-from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from embodied_wm.tokenizer.cameras import make_tokenizer
+from embodied_wm.tokenizer.frames import FrameTokenizerConfig
+from embodied_wm.tokenizer.proprioception import joined, make_proprioception
 
 ActionKind = Literal["real", "latent", "adapted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Configure every part of a `WorldModel`."""
+    """Configure every part of a `WorldModel`; `proprioception` is a feature that becomes tokens, "" is none."""
 
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
+    proprioception: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Embodiment:
     """Say what robot and data a model belongs to.
 
     Attributes:
-        camera: Feature name of the frames the model was trained on.
+        camera: Feature name of the frames the model was trained on; of several cameras "first+second", left to right.
         action_size: A.
         action_names: One name per action channel, where known.
         fps: Frames per second of the data.
@@ -72,7 +75,10 @@ class WorldModel(nn.Module, HubModel):
         self.card: dict[str, Any] = card or {}
         tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
         code = config.latent_actions.code_size
-        self.tokenizer = FrameTokenizer(config.tokenizer)
+        self.tokenizer = make_tokenizer(config.tokenizer)
+        self.proprioception = make_proprioception(config.proprioception, embodiment.readouts, tokens, width)
+        tokens += 0 if self.proprioception is None else self.proprioception.num_tokens
+        self.num_tokens, self.token_width = tokens, width
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
         self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
         self.predictor = LatentPredictor(
@@ -119,9 +125,23 @@ class WorldModel(nn.Module, HubModel):
             )
         return self.temporal_distance(latents, goal)
 
-    def encode(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
-        """Encode uint8 frames into standardised latents."""
-        return self.tokenizer.encode(frames)
+    def encode(
+        self,
+        frames: UInt8[Tensor, "*batch height width 3"],
+        proprioception: Float[Tensor, "*rows size"] | None = None,
+    ) -> Float[Tensor, "*batch tokens channels"]:
+        """Encode uint8 frames, and proprioception for models that want it, into standardised latents.
+
+        Raises:
+            ValueError: If frames or proprioception do not fit the model, or one of them is missing or not wanted.
+        """
+        return joined(self.tokenizer.encode(frames), proprioception, self.proprioception)
+
+    @torch.no_grad()
+    def encode_picture(self, frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch tokens channels"]:
+        """Encode frames alone, such as goal images; proprioception, where the model wants it, is guessed from them."""
+        picture = self.tokenizer.encode(frames)
+        return picture if self.proprioception is None else self.proprioception.guessed(picture)
 
     def decode(
         self,
@@ -129,7 +149,7 @@ class WorldModel(nn.Module, HubModel):
         seen: UInt8[Tensor, "height width 3"] | None = None,
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode latents into uint8 frames, blended into a frame `seen` before where nothing has changed."""
-        return self.tokenizer.decode(latents, seen)
+        return self.tokenizer.decode(latents[..., : self.config.tokenizer.num_tokens, :], seen)
 
     def action_inputs(
         self,
@@ -171,7 +191,7 @@ class WorldModel(nn.Module, HubModel):
             )
 
     def _check_latents(self, latents: Tensor) -> None:
-        shape = (self.config.tokenizer.num_tokens, self.config.tokenizer.token_width)
+        shape = (self.num_tokens, self.token_width)
         if tuple(latents.shape[1:]) != shape:
             raise ValueError(
                 f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
@@ -185,6 +205,7 @@ class WorldModel(nn.Module, HubModel):
         actions: Float[Tensor, "frames-1 action"] | None,
         *,
         kind: ActionKind = "real",
+        proprioception: Float[Tensor, "rows size"] | None = None,
     ) -> Context:
         """Encode context frames and the actions between them, once per decision.
 
@@ -193,8 +214,9 @@ class WorldModel(nn.Module, HubModel):
             actions: C - 1 actions between them; None where they are unknown.
             kind: "real" conditions on the actions, "adapted" on the codes that the adapter gives them, "latent" on
                 codes inferred from the frames themselves (`actions` are not read).
+            proprioception: What the robot felt at each frame, for models that want it.
         """
-        return self.prefill_latents(self.encode(frames), actions, kind=kind)
+        return self.prefill_latents(self.encode(frames, proprioception), actions, kind=kind)
 
     @torch.no_grad()
     def prefill_latents(
@@ -300,9 +322,13 @@ class WorldModel(nn.Module, HubModel):
         return sampler.imagine_frames(self.predictor, cache, led_by, noise, num_steps=num_steps)
 
     @torch.no_grad()
-    def infer_actions(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "steps action"]:
+    def infer_actions(
+        self,
+        frames: UInt8[Tensor, "frames height width 3"],
+        proprioception: Float[Tensor, "rows size"] | None = None,
+    ) -> Float[Tensor, "steps action"]:
         """Infer the real actions between consecutive frames, through codes and the adapter."""
-        latents = self.encode(frames)
+        latents = self.encode(frames, proprioception)
         codes = self.latent_actions.encode(latents[None])[0]
         return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
 

@@ -32,7 +32,10 @@ def features(
     return (
         reward
         | {
-            f"observation.images.{camera or task.cameras[0]}": ("uint8", (image_size, image_size, 3), (), ()),
+            f"observation.images.{name}": ("uint8", (image_size, image_size, 3), (), ())
+            for name in (camera or task.cameras[0]).split("+")
+        }
+        | {
             "observation.state": (
                 "float32",
                 (len(felt),),
@@ -68,7 +71,7 @@ def collect(
         seed: Seed of the whole collection; episode i draws from (seed, i).
         image_size: Height and width of the frames, in pixels.
         policy: "play" (covers states and actions, no goal), "random" (uniform) or "expert" (seeks a drawn goal).
-        camera: A camera of the task; its first when None.
+        camera: A camera of the task; its first when None; several as "first+second", each of which becomes a feature.
         num_workers: Processes; 0 or 1 collects in this one.
         num_rows: Rows per episode.
         first_episode: Number of the first episode, so that a collection can be continued.
@@ -91,8 +94,9 @@ def _check_arguments(
 ) -> str:
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; valid policies are {', '.join(POLICIES)}")
-    if camera is not None and camera not in task.cameras:
-        raise ValueError(f"task {task.name!r} has no camera {camera!r}; valid cameras are {', '.join(task.cameras)}")
+    for name in (camera or task.cameras[0]).split("+"):
+        if name not in task.cameras:
+            raise ValueError(f"task {task.name!r} has no camera {name!r}; valid cameras are {', '.join(task.cameras)}")
     for name, value in (("num_episodes", num_episodes), ("image_size", image_size), ("num_rows", num_rows)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -104,9 +108,10 @@ class _Collector:
 
     def __init__(self, task_name: str, seed: int, image_size: int, policy: str, camera: str, num_rows: int) -> None:
         self.task = get_task(task_name)
-        self.seed, self.policy, self.camera, self.num_rows = seed, policy, camera, num_rows
+        self.seed, self.policy, self.num_rows = seed, policy, num_rows
         self.simulation = self.task.simulation()
-        self.renderer = self.task.renderer(image_size, image_size, camera)
+        self.cameras = camera.split("+")
+        self.renderer = self.task.renderer(image_size, image_size * len(self.cameras), camera)
         self._specs = features(self.task, image_size, camera)
 
     def close(self) -> None:
@@ -125,7 +130,8 @@ class _Collector:
         for row in range(self.num_rows):
             state = simulation.state()
             action = np.asarray(policy(state), dtype=np.float32)
-            rows[f"observation.images.{self.camera}"][row] = self._picture(row)
+            for name, picture in zip(self.cameras, self._pictures(row), strict=True):
+                rows[f"observation.images.{name}"][row] = picture
             rows["observation.state"][row] = task.state_proprioception(state)
             rows["action"][row] = action
             rows["sim.physics"][row] = state
@@ -150,14 +156,16 @@ class _Collector:
             info["variation"] = task.variation_of(simulation.state())
         return {"features": rows, "info": info}
 
-    def _picture(self, row: int) -> np.ndarray:
-        picture = self.renderer.render(self.simulation.data)
-        if row == 0 and (picture == picture[0, 0]).all():
-            raise ValueError(
-                f"camera {self.camera!r} of {self.task.name} sees nothing: its picture has one colour. Choose another: "
-                f"{', '.join(self.task.cameras)}"
-            )
-        return picture
+    def _pictures(self, row: int) -> list[np.ndarray]:
+        """Return the picture of each camera."""
+        pictures = np.split(self.renderer.render(self.simulation.data), len(self.cameras), axis=1)
+        for camera, picture in zip(self.cameras, pictures, strict=True):
+            if row == 0 and (picture == picture[0, 0]).all():
+                raise ValueError(
+                    f"camera {camera!r} of {self.task.name} sees nothing: its picture has one colour. Choose another: "
+                    f"{', '.join(self.task.cameras)}"
+                )
+        return pictures
 
     def _make_policy(self, start: np.ndarray, rng: np.random.Generator):
         if self.policy == "play":

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sim.physics import raise_instability
-from sim.render import Renderer
+from sim.render import AnyRenderer
 from sim.tasks import get_task, task_names
 
 
@@ -56,7 +56,7 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.render_mode = render_mode
         self.image_size = image_size
         self._simulation = self.task.simulation()
-        self._renderer: Renderer | None = None
+        self._renderer: AnyRenderer | None = None
         self._goal_state = self._simulation.state()
         self._goal = np.zeros(0)
         self._steps = 0
@@ -146,7 +146,7 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self._renderer.close()
             self._renderer = None
 
-    def _get_renderer(self) -> Renderer:
+    def _get_renderer(self) -> AnyRenderer:
         if self._renderer is None:
             self._renderer = self.task.renderer(self.image_size, self.image_size, self.camera)
         return self._renderer

@@ -6,7 +6,7 @@ import atexit
 import copy
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
@@ -131,6 +131,30 @@ class Renderer:
         if self._simulation is not None:
             self._simulation.close()
         _OPEN.discard(self)
+
+
+class SideBySide:
+    """Draws several cameras, each by a renderer of its own, into one picture, from left to right."""
+
+    def __init__(self, renderers: Sequence[Renderer]) -> None:
+        """Take the renderers, all of one height; they are closed with this."""
+        self._renderers = list(renderers)
+
+    def render(self, data: mujoco.MjData) -> np.ndarray:
+        """Draw what `data` holds; see `Renderer.render`."""
+        return np.concatenate([renderer.render(data) for renderer in self._renderers], axis=1)
+
+    def render_states(self, states: np.ndarray) -> np.ndarray:
+        """Draw physics states [N, nstate]; returns uint8 [N, height, width of all, 3]."""
+        return np.concatenate([renderer.render_states(states) for renderer in self._renderers], axis=2)
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for renderer in self._renderers:
+            renderer.close()
+
+
+type AnyRenderer = Renderer | SideBySide
 
 
 def _average_blocks(image: np.ndarray, factor: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def _check_rendering(task: str, image_size: int, camera: str | None) -> None:
     """Fail here, in plain words, where a worker process could only die."""
     from sim.tasks import get_task
 
-    get_task(task).renderer(image_size, image_size, camera).close()
+    get_task(task).renderer(image_size, image_size * len((camera or "").split("+")), camera).close()
 
 
 def is_used(path: Path) -> bool:

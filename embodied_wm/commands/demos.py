@@ -12,6 +12,7 @@ from rich.console import Console
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
 from embodied_wm.commands.importing import show_import
+from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
@@ -141,7 +142,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
         imported = import_lerobot(
             Path(config["source"]).expanduser(),
             path,
-            cameras=[config["camera"]] if config["camera"] else None,
+            cameras=list(camera_names(config["camera"])) if config["camera"] else None,
             image_size=tuple(config["model"].tokenizer.image_size),
             progress=advance,
         )

@@ -26,7 +26,7 @@ from embodied_wm.evaluation.report import load_report, run_record, write_report
 from embodied_wm.evaluation.statistics import agresti_caffo
 from embodied_wm.model_card import add_figures
 from embodied_wm.progress import Track
-from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.latents import LatentEpisodes, felt_by
 from embodied_wm.training.refine import refine_model
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
@@ -113,7 +113,8 @@ class _Loop:
         store = self.collect(number, before)
         model = WorldModel.load(self.checkpoint(number - 1))
         features = ["action", *model.embodiment.readouts]
-        shared = {"camera": model.embodiment.camera, "features": features, "console": self.console}
+        shared: dict[str, Any] = {"camera": model.embodiment.camera, "features": features, "console": self.console}
+        shared["felt"] = felt_by(model)
         if self.old is None:
             self.old = LatentEpisodes(self.old_store, model.tokenizer, episodes=self.old_episodes, **shared)
         new = LatentEpisodes(store, model.tokenizer, episodes=range(store.num_episodes), **shared)

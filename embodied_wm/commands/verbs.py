@@ -266,12 +266,14 @@ def load_world_model(config: Config) -> "WorldModel":
 
 def load_model_for_task(config: Config) -> "WorldModel":
     """Load the checkpoint of a configuration and check that it is of the configuration's task."""
+    from embodied_wm.data.cameras import camera_names
     from sim.tasks import get_task, task_names
 
     task, model = get_task(config["task"]["name"]), load_world_model(config)
     robot, camera = model.embodiment, model.embodiment.camera.removeprefix("observation.images.")
+    seen = {name.removeprefix("observation.images.") for name in camera_names(robot.camera)}
     is_other = robot.robot != task.name and robot.robot in task_names()
-    if is_other or robot.action_size != task.action_size or camera not in task.cameras:
+    if is_other or robot.action_size != task.action_size or not seen <= set(task.cameras):
         raise UsageError(
             f"the model of {config['checkpoint']} is of {robot.robot!r}: camera {camera!r}, actions of size "
             f"{robot.action_size}; the task {task.name!r} has the cameras {', '.join(task.cameras)} and actions of "

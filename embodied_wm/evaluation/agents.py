@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.baselines import GoalPolicy
-from embodied_wm.evaluation.judged import JudgedModel
+from embodied_wm.evaluation.judged import JudgedModel, encode_seen
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
@@ -41,7 +41,7 @@ class Agent(Protocol):
         ...
 
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
-        """Return an action [A]. Only the oracle may look at `physics`."""
+        """Return an action [A]. Only the oracle may look at `physics`; a model takes what its robot feels of it."""
         ...
 
 
@@ -132,15 +132,16 @@ class ModelAgent:
         self.control.reset(seed=seed)
         self.objective = self.model.objective(goal)
         if not self.knows_durations:
-            self._learn_durations(goal, self.objective)
+            self._learn_durations(goal, goal_physics, self.objective)
             self.control.reset(seed=seed)
         self.model.reseed(seed)
         self.codes.clear()
         self.actions.clear()
 
-    def _learn_durations(self, frame: Tensor, objective: Objective) -> None:
+    def _learn_durations(self, frame: Tensor, physics: np.ndarray, objective: Objective) -> None:
         """Time searches from a context that is as long as those of an episode."""
-        codes = self.model.encode(frame[None].expand(self.context, -1, -1, -1))
+        code = encode_seen(self.model, frame[None], physics[None])
+        codes = torch.cat([code] * self.context)
         rest = torch.zeros_like(self.model.action_low).expand(self.context - 1, -1)
         self.control.learn_durations(self.model.prefill(codes, rest), objective)
         self.knows_durations = True
@@ -150,7 +151,7 @@ class ModelAgent:
         if frame is None or self.objective is None:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
         began = self.clock()
-        self.codes.append(self.model.encode(torch.from_numpy(frame)[None])[0])
+        self.codes.append(encode_seen(self.model, torch.from_numpy(frame)[None], physics[None])[0])
         context = None
         if self.control.due:
             past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
@@ -174,15 +175,21 @@ class PolicyAgent:
 
     needs_frames = True
 
-    def __init__(self, world_model: WorldModel, policy: GoalPolicy) -> None:
-        self.model, self.policy = world_model, policy.eval()
+    def __init__(
+        self,
+        world_model: WorldModel,
+        policy: GoalPolicy,
+        feel: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        """Prepare; `feel` takes proprioception from a physics state, for models that have tokens for it."""
+        self.model, self.policy, self.feel = world_model, policy.eval(), feel
         self.seconds: list[float] = []
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
         """Encode the goal image."""
         if goal_frame is None:
             raise ValueError("a goal policy acts towards a goal image; got none")
-        self.goal = self.model.encode(torch.from_numpy(goal_frame))
+        self.goal = self.model.encode_picture(torch.from_numpy(goal_frame))
 
     @torch.no_grad()
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:
@@ -190,7 +197,9 @@ class PolicyAgent:
         if frame is None:
             raise ValueError("PolicyAgent.act needs a frame")
         began = time.perf_counter()
-        action = self.model.actions.denormalize(self.policy(self.model.encode(torch.from_numpy(frame)), self.goal))
+        felt = self.feel and torch.from_numpy(self.feel(physics).astype(np.float32))
+        now = self.model.encode(torch.from_numpy(frame), felt)
+        action = self.model.actions.denormalize(self.policy(now, self.goal))
         action = torch.maximum(torch.minimum(action, self.model.action_high), self.model.action_low)
         self.seconds.append(time.perf_counter() - began)
         return action.numpy()

@@ -86,7 +86,9 @@ def train_goal_policy(
         room = (ends[rows] - 1 - rows).clamp_max(config.max_ahead)
         ahead = 1 + (torch.rand(len(rows), generator=generator) * room).long().clamp_max(config.max_ahead - 1)
         goal = torch.minimum(rows + ahead, ends[rows] - 1)
-        return {"now": data.latents[rows], "goal": data.latents[goal], "action": data.features["action"][rows]}
+        goals, felt = data.latents[goal], world_model.proprioception
+        goals = goals if felt is None else felt.guessed(goals)  # of a goal image no one knows what is felt there
+        return {"now": data.latents[rows], "goal": goals, "action": data.features["action"][rows]}
 
     def loss_of(batch: Batch, _: torch.Generator) -> tuple[Tensor, Metrics]:
         target = world_model.actions.normalize(batch["action"])

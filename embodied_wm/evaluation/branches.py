@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from planners.base import Dynamics, Objective, Plan, Planner
 from sim.branch import Brancher
 from sim.collect import collect
@@ -54,6 +55,7 @@ class BranchStart:
     Attributes:
         frames: Context frames, uint8 [C, h, w, 3], the last one at the branch state.
         past_actions: Actions between them [C - 1, A].
+        context_physics: Physics states at the context frames [C, nstate]; only what a robot feels may be taken of them.
         physics: Exact physics state at the last context frame.
         quantities: The task's quantities there [Q].
         touching: Whether a contact that counts happened in the step to that state.
@@ -65,6 +67,7 @@ class BranchStart:
 
     frames: np.ndarray
     past_actions: np.ndarray
+    context_physics: np.ndarray
     physics: np.ndarray
     quantities: np.ndarray
     touching: bool
@@ -83,6 +86,7 @@ class BranchPoint:
         actions: Candidates [S, H, A].
         sources: Where each candidate comes from, S entries of SOURCES.
         chosen: Index of the candidate that the planner chose.
+        true_states: Physics states [S, H, nstate].
         true_quantities: [S, H, Q] by MuJoCo.
         true_frames: [S, H, h, w, 3], rendered.
         contacts: [S, H], whether a contact that counts happened.
@@ -92,6 +96,7 @@ class BranchPoint:
     actions: np.ndarray
     sources: tuple[str, ...]
     chosen: int
+    true_states: np.ndarray
     true_quantities: np.ndarray
     true_frames: np.ndarray
     contacts: np.ndarray
@@ -150,8 +155,9 @@ def branch_starts(
         goal = task.sample_goal(task.model, physics, rng)
         first = time - config.context + 1
         yield BranchStart(
-            frames=episode[f"observation.images.{camera}"][first : time + 1],
+            frames=side_by_side(episode.__getitem__, f"observation.images.{camera}")[first : time + 1],
             past_actions=episode["action"][first:time],
+            context_physics=episode["sim.physics"][first : time + 1],
             physics=physics,
             quantities=task.state_quantities(physics),
             touching=bool("sim.contact" in episode and episode["sim.contact"][time, 0]),
@@ -180,6 +186,7 @@ class _Replayer:
             actions=actions,
             sources=tuple(np.repeat(SOURCES, len(planned)).tolist()),
             chosen=len(start.actions) + chosen,
+            true_states=truth.states,
             true_quantities=truth.quantities,
             true_frames=frames.reshape(*shape[:2], *frames.shape[1:]),
             contacts=truth.contacts,

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.progress import Track
 from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.training.frames import felt_rows
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 
@@ -61,6 +65,7 @@ def imagine_window(
     context: int,
     generator: torch.Generator,
     num_steps: int = 1,
+    proprioception: Tensor | None = None,
 ) -> ImaginedWindow:
     """Imagine the end of a recorded window from its first frames and its actions, and compare.
 
@@ -71,15 +76,17 @@ def imagine_window(
         context: C.
         generator: CPU source of noise.
         num_steps: Denoising steps per imagined frame.
+        proprioception: [C + H, P], for models that want it with their frames.
     """
     device = next(world_model.parameters()).device
     real = torch.from_numpy(frames).to(device)
     led_by = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(device)
-    known = world_model.prefill(real[:context], led_by[: context - 1])
+    felt, felt_later = (None, None) if proprioception is None else proprioception.split([context, len(real) - context])
+    known = world_model.prefill(real[:context], led_by[: context - 1], proprioception=felt)
     future = led_by[None, context - 1 : len(frames) - 1]
     latents = world_model.imagine(known, future, num_steps=num_steps, generator=generator)[0]
     true = real[context:]
-    true_latents = world_model.encode(true)
+    true_latents = world_model.encode(true, felt_later)
     imagined = world_model.decode(latents, seen=real[context - 1])
     versions = {
         "": imagined,
@@ -151,11 +158,15 @@ def judge_dataset(
             for start in starts.tolist():
                 window = imagine_window(
                     world_model,
-                    store.read(world_model.embodiment.camera, first + start, first + start + length),
+                    side_by_side(
+                        partial(store.read, start=first + start, stop=first + start + length),
+                        world_model.embodiment.camera,
+                    ),
                     store.read("action", first + start, first + start + length),
                     context=context,
                     generator=generator,
                     num_steps=num_steps,
+                    proprioception=felt_rows(store, world_model, first + start, first + start + length),
                 )
                 groups.append(episode)
                 for key, curve in window.curves.items():

@@ -30,7 +30,7 @@ from embodied_wm.evaluation.branches import (
     planner_candidates,
 )
 from embodied_wm.evaluation.contacts import onset_f1
-from embodied_wm.evaluation.judged import JudgedModel, check_fits
+from embodied_wm.evaluation.judged import JudgedModel, check_fits, encode_seen
 from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import bootstrap_mean, by_horizon, spearman
 from embodied_wm.progress import Track
@@ -161,14 +161,15 @@ class ImaginationJudge:
 
     def context(self, start: BranchStart) -> tuple[Tensor, Any]:
         """Return the codes of the context frames and the context."""
-        codes = self.model.encode(torch.from_numpy(start.frames))
+        codes = encode_seen(self.model, torch.from_numpy(start.frames), start.context_physics)
         return codes, self.model.prefill(codes, torch.from_numpy(start.past_actions))
 
     def _imagine(self, point: BranchPoint) -> _Imagined:
         codes, context = self.context(point.start)
         actions, past = torch.from_numpy(point.actions), torch.from_numpy(point.start.past_actions)
         count = len(actions)
-        seen = self.model.encode(torch.from_numpy(point.true_frames).flatten(0, 1))
+        states_of = point.true_states.reshape(-1, point.true_states.shape[-1])
+        seen = encode_seen(self.model, torch.from_numpy(point.true_frames).flatten(0, 1), states_of)
         seen = seen.unflatten(0, point.true_frames.shape[:2])
         every = torch.cat([codes.expand(count, *codes.shape), seen], dim=1)
         states = self.model.observe(every, torch.cat([past.expand(count, *past.shape), actions], dim=1))

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.dataset import imagine_window
 from embodied_wm.evaluation.figures import film_strip, looping
 from embodied_wm.evaluation.pages_imagination import last_step, quality_charts, step_labels
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.statistics import by_horizon
+from embodied_wm.training.frames import felt_rows
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 
@@ -65,12 +67,14 @@ def imagine_episode(
         )
     rows = store.episode(episode).features
     stop = start + context_frames + imagined_steps
+    first = int(store.episode_ends[episode]) - length
     window = imagine_window(
         world_model,
-        rows[world_model.embodiment.camera][start:stop],
+        side_by_side(rows.__getitem__, world_model.embodiment.camera)[start:stop],
         np.asarray(rows["action"])[start:stop],
         context=context_frames,
         generator=torch.Generator().manual_seed(seed),
+        proprioception=felt_rows(store, world_model, first + start, first + stop),
     )
     measures = {key: by_horizon(curve[None], seed=seed) for key, curve in window.curves.items()}
     labels = step_labels(context_frames, imagined_steps)

@@ -7,6 +7,7 @@ noise is drawn from the seed, and `info["noise_seed"]` tells it, so that `WorldM
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import gymnasium
@@ -18,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
 from embodied_wm.world_model import ActionKind, WorldModel
@@ -36,11 +38,13 @@ class Start:
         frames: Context, oldest first, uint8 [C, h, w, 3].
         actions: The C - 1 actions between, [C - 1, A].
         goal: Goal image, uint8 [h, w, 3].
+        proprioception: What was felt at the context frames, float32 [C, P]; None for models that only see.
     """
 
     frames: np.ndarray
     actions: np.ndarray
     goal: np.ndarray
+    proprioception: np.ndarray | None = None
 
 
 class Starts(Protocol):
@@ -62,6 +66,7 @@ class StoreStarts:
         context: int = 3,
         max_ahead: int = 25,
         episodes: Sequence[int] | None = None,
+        proprioception: str = "",
     ) -> None:
         """Take a store.
 
@@ -71,6 +76,7 @@ class StoreStarts:
             context: C, frames that an episode starts from.
             max_ahead: Farthest goal, in frames.
             episodes: Which episodes; all if None. Those too short for a context and a goal are left out.
+            proprioception: Feature of what was felt, for models that want it (`model.config.proprioception`).
 
         Raises:
             ValueError: If no episode is long enough.
@@ -81,6 +87,7 @@ class StoreStarts:
         if not self.episodes:
             raise ValueError(f"no episode of {store.path} has {context + 1} rows: a context of {context} and a goal")
         self.store, self.camera, self.context, self.max_ahead = store, camera, context, max_ahead
+        self.proprioception = proprioception
 
     def __call__(self, rng: np.random.Generator, /) -> Start:
         """Draw an episode, a row of it, and a later row as the goal."""
@@ -91,9 +98,12 @@ class StoreStarts:
         goal = now + int(rng.integers(1, min(self.max_ahead, end - 1 - now) + 1))
         begin = now - self.context + 1
         return Start(
-            frames=np.asarray(self.store.read(self.camera, begin, now + 1)),
+            frames=side_by_side(partial(self.store.read, start=begin, stop=now + 1), self.camera),
             actions=np.asarray(self.store.read("action", begin, now), np.float32),
-            goal=np.asarray(self.store.read(self.camera, goal, goal + 1))[0],
+            goal=side_by_side(partial(self.store.read, start=goal, stop=goal + 1), self.camera)[0],
+            proprioception=np.asarray(self.store.read(self.proprioception, begin, now + 1), np.float32)
+            if self.proprioception
+            else None,
         )
 
 
@@ -146,14 +156,14 @@ class Imagination:
         self._frames: Iterator[Tensor] | None = None
 
     def _latent_distance(self, goal_frame: Tensor) -> Objective:
-        return GoalDistance(goal=self.model.encode(goal_frame), metric="euclidean")
+        return GoalDistance(goal=self.model.encode_picture(goal_frame), metric="euclidean")
 
     def _shown(self) -> spaces.Box:
         tokenizer = self.model.config.tokenizer
         if self.config.observation == "frame":
-            return spaces.Box(0, 255, (*tokenizer.image_size, 3), np.uint8)
+            return spaces.Box(0, 255, (*tokenizer.frame_size, 3), np.uint8)
         if self.config.observation == "latents":
-            return spaces.Box(-FARTHEST, FARTHEST, (tokenizer.num_tokens, tokenizer.token_width), np.float32)
+            return spaces.Box(-FARTHEST, FARTHEST, (self.model.num_tokens, self.model.token_width), np.float32)
         readout = self.model.readout(self.config.readout)
         mean, std = readout.mean.cpu().numpy(), readout.std.cpu().numpy()
         return spaces.Box(mean - FARTHEST * std, mean + FARTHEST * std, dtype=np.float32)
@@ -170,7 +180,8 @@ class Imagination:
         if len({len(start.frames) for start in starts}) > 1:
             raise ValueError(f"starts have {[len(start.frames) for start in starts]} frames; give all as many")
         frames = torch.from_numpy(np.stack([start.frames for start in starts])).to(self.device)
-        codes = self.model.encode(frames)
+        felt = [start.proprioception for start in starts if start.proprioception is not None]
+        codes = self.model.encode(frames, torch.from_numpy(np.stack(felt)) if felt else None)
         contexts = [
             self.model.prefill_latents(code, torch.from_numpy(start.actions).to(self.device), kind=self.config.kind)
             for code, start in zip(codes, starts, strict=True)
@@ -186,12 +197,12 @@ class Imagination:
         goals = torch.from_numpy(np.stack([start.goal for start in starts])).to(self.device)
         self.seen = frames[:, -1]
         self.objectives = [] if self.config.reward else [self.make_objective(goal) for goal in goals]
-        self.goals = self.show(self.model.encode(goals), goals)
+        self.goals = self.show(self.model.encode_picture(goals), goals)
         self.latents, self.steps = codes[:, -1], 0
         return self.observe(self.seen)
 
     def _check(self, start: Start) -> None:
-        size, num_frames, action_size = (*self.model.config.tokenizer.image_size, 3), len(start.frames), len(self.low)
+        size, num_frames, action_size = (*self.model.config.tokenizer.frame_size, 3), len(start.frames), len(self.low)
         wrong = [
             f"{name} of {found.dtype} {found.shape}, expected {dtype} {expected}"
             for name, found, dtype, expected in (

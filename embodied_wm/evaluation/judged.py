@@ -18,9 +18,11 @@ Shapes: C context frames, S candidates, H horizon, A action size, Q the task's q
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.data.cameras import camera_names
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
 from planners.base import Objective
@@ -52,14 +54,14 @@ class Mixture:
 
 Distance = Literal["latent", "state", "temporal_distance"]
 ObjectiveKind = Distance | Mixture
-QUANTITIES, CONTACT = "sim.quantities", "sim.contact"
+QUANTITIES, CONTACT, PROPRIOCEPTION = "sim.quantities", "sim.contact", "observation.state"
 
 
 class JudgedModel(Protocol):
     """Imagine what a planner asks for, from frames; it is a planner's `Dynamics`, too.
 
     Attributes:
-        camera: The simulator's name of the camera whose frames the model sees.
+        camera: The simulator's name of the camera whose frames the model sees, "first+second" for several side by side.
         image_size: Height and width of those frames.
         action_size: A.
         action_low: Smallest action that a planner may try, [A].
@@ -75,6 +77,13 @@ class JudgedModel(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
         """Return what the model keeps of each frame: uint8 [N, h, w, 3] to codes [N, ...]."""
         ...
+
+    def feel(self, physics: np.ndarray) -> Tensor | None:
+        """Return what the model's robot feels of itself in physics states [..., nstate], float [..., P]. Optional.
+
+        A model that implements it has it as the second argument of `encode`; None is a model that only sees.
+        """
+        return None
 
     def prefill(self, codes: Tensor, actions: Tensor) -> Any:
         """Return the context that all candidates start from.
@@ -147,23 +156,35 @@ class JudgedWorldModel(JudgedModel):
         """
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
+        if world_model.config.proprioception not in ("", PROPRIOCEPTION):
+            raise ValueError(
+                f"the model feels {world_model.config.proprioception!r}; tasks tell {PROPRIOCEPTION!r} alone. Train a "
+                f"model with model.proprioception={PROPRIOCEPTION}, or without."
+            )
         if objective == "temporal_distance":
-            nowhere = torch.zeros(world_model.config.tokenizer.num_tokens, world_model.config.tokenizer.token_width)
+            nowhere = torch.zeros(world_model.num_tokens, world_model.token_width)
             world_model.steps_between(nowhere, nowhere)  # the same
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
         self.objective_kind: ObjectiveKind = objective
         self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
         self.device = next(world_model.parameters()).device
-        self.camera = world_model.embodiment.camera.removeprefix("observation.images.")
-        self.image_size = world_model.config.tokenizer.image_size
+        names = camera_names(world_model.embodiment.camera)
+        self.camera = "+".join(name.removeprefix("observation.images.") for name in names)
+        self.image_size = world_model.config.tokenizer.frame_size
         self.action_size = self.dynamics.action_size
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
     @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, proprioception: Tensor | None = None) -> Tensor:
         """Return standardised latents."""
-        return self.world_model.encode(frames.to(self.device))
+        return self.world_model.encode(frames.to(self.device), proprioception)
+
+    def feel(self, physics: np.ndarray) -> Tensor | None:
+        """Return the task's proprioception, if the model has tokens for it."""
+        if self.world_model.proprioception is None:
+            return None
+        return torch.from_numpy(self.task.state_proprioception(physics).astype(np.float32))
 
     def prefill(self, codes: Tensor, actions: Tensor) -> Any:
         """Return keys and values of the context, computed once."""
@@ -180,7 +201,7 @@ class JudgedWorldModel(JudgedModel):
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
         """Return the distance to the goal, in latents or in what is read from them, or both."""
-        goal, kind = self.encode(goal_frame), self.objective_kind
+        goal, kind = self.world_model.encode_picture(goal_frame.to(self.device)), self.objective_kind
         if not isinstance(kind, Mixture):
             return self._distance(kind, goal)
         terms = [(kind.state, self._distance("state", goal))] if kind.state else []
@@ -226,6 +247,12 @@ class JudgedWorldModel(JudgedModel):
         return self.world_model.fingerprints()
 
 
+def encode_seen(model: JudgedModel, frames: Tensor, physics: np.ndarray) -> Tensor:
+    """Return the codes [N, ...] of frames [N, h, w, 3] and of what is felt in their physics states [N, nstate]."""
+    felt = model.feel(physics)
+    return model.encode(frames) if felt is None else model.encode(frames, felt)  # pyright: ignore[reportCallIssue]
+
+
 def check_fits(model: JudgedModel, task: Task) -> None:
     """Raise ValueError unless a model's actions and camera are the task's."""
     if model.action_size != task.action_size:
@@ -233,7 +260,7 @@ def check_fits(model: JudgedModel, task: Task) -> None:
             f"the model wants actions of size {model.action_size}; {task.name} has {task.action_size}: "
             f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
         )
-    if model.camera not in task.cameras:
+    if not set(model.camera.split("+")) <= set(task.cameras):
         raise ValueError(
             f"the model sees the camera {model.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
             f"that was trained on {task.name}, or another task=."

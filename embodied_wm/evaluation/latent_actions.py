@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
 from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.training.frames import felt_rows
 from embodied_wm.world_model import WorldModel
 
 RIDGE = 1e-3
@@ -37,8 +39,9 @@ def _features(latents: Tensor, codes: Tensor) -> Tensor:
 def _transitions(world_model: WorldModel, store: EpisodeStore, episode: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode."""
     rows = store.episode(episode).features
-    frames = torch.from_numpy(rows[world_model.embodiment.camera])
-    latents = world_model.encode(frames)
+    frames = torch.from_numpy(side_by_side(rows.__getitem__, world_model.embodiment.camera))
+    stop = int(store.episode_ends[episode])
+    latents = world_model.encode(frames, felt_rows(store, world_model, stop - len(frames), stop))
     with torch.no_grad():
         codes = world_model.latent_actions.encode(latents[None])[0]
     return frames, latents, codes, torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[:-1]

@@ -123,17 +123,17 @@ def make_random_agent(setup: PlanningSetup, scale: float) -> Agent:
     return RandomAgent(get_task(setup.task).action_size, scale=scale)
 
 
-def make_policy_agent(checkpoint: Path, policy: Path, width: int) -> Agent:
+def make_policy_agent(checkpoint: Path, policy: Path, width: int, task: str) -> Agent:
     """Make a baseline policy's agent from its saved weights."""
     world_model = WorldModel.load(checkpoint)
-    tokenizer = world_model.config.tokenizer
     network = GoalPolicy(
-        latent_size=tokenizer.num_tokens * tokenizer.token_width,
+        latent_size=world_model.num_tokens * world_model.token_width,
         action_size=world_model.embodiment.action_size,
         width=width,
     )
     network.load_state_dict(load_file(policy))
-    return PolicyAgent(world_model, network)
+    felt = get_task(task).state_proprioception if world_model.proprioception else None
+    return PolicyAgent(world_model, network, felt)
 
 
 def train_baselines(
@@ -147,7 +147,7 @@ def train_baselines(
         policy = train_goal_policy(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
         path = run_dir / f"{name}.safetensors"
         write_tensors(path, policy.state_dict())
-        makers[name] = partial(make_policy_agent, checkpoint, path, config.width)
+        makers[name] = partial(make_policy_agent, checkpoint, path, config.width, world_model.embodiment.robot)
     return makers
 
 

@@ -24,7 +24,7 @@ from planners.mpc import Decision
 from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
-from sim.render import Renderer
+from sim.render import AnyRenderer
 from sim.tasks.base import Task
 
 
@@ -148,7 +148,7 @@ def plan_once(
 
 
 def _run(
-    task: Task, model: JudgedWorldModel, agent: ModelAgent, renderer: Renderer, seed: int, console: Console
+    task: Task, model: JudgedWorldModel, agent: ModelAgent, renderer: AnyRenderer, seed: int, console: Console
 ) -> Shown:
     """Run the episode, then decode what was imagined (afterwards, so that it costs no decision time)."""
     start, goal, pair_seed = evaluation_pairs(task.name, 1, seed)[0]

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from embodied_wm.data.cameras import camera_names
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.branches import compared
 from embodied_wm.evaluation.judged import JudgedModel
@@ -61,8 +62,9 @@ def planned_features(task: Task, model: JudgedModel) -> dict[str, FeatureSpec]:
         name: FeatureSpec(dtype=dtype, shape=shape, names=names, units=units)
         for name, (dtype, shape, names, units) in described.items()
     }
-    camera = f"observation.images.{model.camera}"
-    return specs | {camera: FeatureSpec(dtype="uint8", shape=(*model.image_size, 3))}
+    cameras = camera_names(f"observation.images.{model.camera}")
+    shape = (model.image_size[0], model.image_size[1] // len(cameras), 3)
+    return specs | {camera: FeatureSpec(dtype="uint8", shape=shape) for camera in cameras}
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,9 @@ class PlannedEpisodes:
     def _episode(
         self, states: np.ndarray, frames: np.ndarray, actions: np.ndarray, contacts: np.ndarray, told: dict[str, Any]
     ) -> Episode:
+        cameras = camera_names(f"observation.images.{self.model.camera}")
         rows = {
-            f"observation.images.{self.model.camera}": frames,
+            **dict(zip(cameras, np.split(frames, len(cameras), axis=-2), strict=True)),
             "observation.state": self.task.state_proprioception(states),
             "action": actions,
             "sim.physics": states,

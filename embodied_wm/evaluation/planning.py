@@ -20,7 +20,7 @@ from embodied_wm.evaluation.statistics import agresti_caffo, bootstrap_mean, boo
 from embodied_wm.progress import Track
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
-from sim.render import Renderer
+from sim.render import AnyRenderer
 from sim.tasks import get_task
 from sim.tasks.base import Task
 from sim.workers import end_with_parent
@@ -50,7 +50,7 @@ class Episodes:
 
 
 def run_pair(
-    task: Task, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int], brancher: Brancher, renderer: Renderer | None
+    task: Task, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int], brancher: Brancher, renderer: AnyRenderer | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Run one episode; return its costs [T + 1] in metres, its frames [T + 1, h, w, 3] and goal image, if rendered."""
     start, goal, pair_seed = pair
@@ -74,7 +74,7 @@ class Arena:
     def __init__(self, task: Task, *, image_size: tuple[int, int], camera: str) -> None:
         self.task, self.image_size, self.camera = task, image_size, camera
         self.brancher = Brancher(task, num_threads=1)
-        self.renderer: Renderer | None = None
+        self.renderer: AnyRenderer | None = None
 
     def run(self, agent: Agent, pair: tuple[np.ndarray, np.ndarray, int]) -> Any:
         """Run one pair; frames are rendered only for an agent that needs them."""

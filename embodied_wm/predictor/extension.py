@@ -20,8 +20,8 @@ products of half the size of each and doubles the number of operations (16 candi
 rotation as a matrix product; queries, keys and values of each head by products of their own, which saves the copy (30%
 slower products).
 
-Legend of shape suffixes: S candidates, N new tokens, W width, P tokens of the shared prefix, M tokens of the own suffix,
-h heads, d head width, m of queries, keys and values those that are made.
+Legend of shape suffixes: S candidates, N new tokens, W width, P tokens of the shared prefix, M tokens of the own
+suffix, h heads, d head width, m of queries, keys and values those that are made.
 """
 
 from typing import NamedTuple

@@ -128,7 +128,7 @@ class Layer(nn.Module):
 class BlockCausalTransformer(nn.Module):
     """Run blocks of tokens, [S, F frames, n tokens per frame, width], through modulated layers.
 
-    The first `num_lead` tokens of every block (the action's) have no outputs; outputs are the others of the last frames.
+    The first `num_lead` tokens of a block (the action's) have no outputs; outputs are the others of the last frames.
 
     Attributes:
         recompute: Whether training recomputes activations in the backward pass instead of keeping them.

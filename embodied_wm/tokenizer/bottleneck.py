@@ -1,25 +1,41 @@
-"""Bottlenecks between an encoder and a decoder: continuous (SIGReg), FSQ and LFQ behind one interface.
+"""Bottlenecks between an encoder and a decoder: continuous (SIGReg), KL, FSQ and LFQ behind one interface.
 
-Each maps encoder outputs of shape [..., D] to a `Bottled` of the same shape. The quantisers are those of
-`vector-quantize-pytorch`. SIGReg is the sketched isotropic Gaussian regulariser of LeJEPA (arXiv 2511.08544): random
-one-dimensional projections of the batch are pushed towards N(0, 1) by the Epps-Pulley statistic.
+Each maps encoder outputs [..., E] to a `Bottled` of latents [..., D]; E is D, or 2 D for "kl", which wants a mean and a
+log variance. The quantisers are those of `vector-quantize-pytorch`. SIGReg is the sketched isotropic Gaussian
+regulariser of LeJEPA (arXiv 2511.08544): random one-dimensional projections of the batch are pushed towards N(0, 1) by
+the Epps-Pulley statistic. "kl" is the Gaussian posterior of a variational autoencoder (arXiv 1312.6114).
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ
 
+LOG_VARIANCES = (-30.0, 20.0)
+"""Bounds that keep the variance of a posterior a finite number above zero."""
+
+MAX_CODES = 2**18
+"""Most codes of one codebook: the quantisers hold them all, and LFQ compares each latent with each."""
+
 
 @dataclass(frozen=True)
 class Bottled:
-    """Hold what left a bottleneck: latents [..., D], a scalar regulariser, code indices [...] if discrete."""
+    """Hold what left a bottleneck.
+
+    Attributes:
+        latents: What the decoder gets, [..., D].
+        regulariser: Weighted penalty, a scalar.
+        indices: Code indices [...] if discrete, or [..., codebooks] of several codebooks.
+        kept: What `FrameTokenizer.encode` keeps, [..., D]: the latents without the noise of a sampled posterior.
+    """
 
     latents: Float[Tensor, "*batch width"]
     regulariser: Float[Tensor, ""]
-    indices: Int[Tensor, "*batch"] | None
+    indices: Int[Tensor, "..."] | None
+    kept: Float[Tensor, "*batch width"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +43,27 @@ class BottleneckConfig:
     """Choose a bottleneck.
 
     Attributes:
-        kind: "continuous", "fsq" or "lfq".
-        width: Channels per cell; for "fsq" it must equal the number of levels.
-        levels: Levels per channel, for "fsq" only.
-        weight: Weight of the regulariser (SIGReg for "continuous", entropy and commitment for "lfq").
+        kind: "continuous", "kl", "fsq" or "lfq".
+        width: Channels per cell; for "fsq" it must equal the number of levels times the number of codebooks.
+        levels: Levels per channel of one codebook, for "fsq" only.
+        codebooks: Parts that the channels of a cell are quantised in, for "fsq" and "lfq"; a codebook of many channels
+            holds too many codes to number.
+        weight: Weight of the regulariser (SIGReg for "continuous", nats per channel for "kl", entropy and commitment
+            for "lfq"). A pixel weighs 1 / 12,288 in a 64x64 frame's squared error, so "kl" wants some 1e-4.
         num_projections: Random directions per step, for SIGReg.
     """
 
     kind: str = "continuous"
     width: int = 32
     levels: tuple[int, ...] = ()
+    codebooks: int = 1
     weight: float = 0.05
     num_projections: int = 128
+
+    @property
+    def encoded_width(self) -> int:
+        """Return E, the channels per cell that the encoder gives to the bottleneck."""
+        return 2 * self.width if self.kind == "kl" else self.width
 
 
 def sigreg(
@@ -75,9 +100,39 @@ class Continuous(nn.Module):
         """Return the latents unchanged, with SIGReg over all leading dimensions as the regulariser."""
         flat = latents.reshape(-1, latents.shape[-1])
         if not self.training or self.config.weight == 0:
-            return Bottled(latents, latents.new_zeros(()), None)
+            return Bottled(latents, latents.new_zeros(()), None, latents)
         penalty = sigreg(flat, num_projections=self.config.num_projections, generator=generator)
-        return Bottled(latents, self.config.weight * penalty, None)
+        return Bottled(latents, self.config.weight * penalty, None, latents)
+
+
+def kl_to_standard_normal(
+    mean: Float[Tensor, "*batch width"], log_variance: Float[Tensor, "*batch width"]
+) -> Float[Tensor, "*batch width"]:
+    """Return the KL divergence of N(mean, exp(log_variance)) from N(0, 1), in nats, of each channel."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+class GaussianPosterior(nn.Module):
+    """Sample latents from a Gaussian in training, keep its mean elsewhere, and pull it towards N(0, I)."""
+
+    def __init__(self, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, latents: Float[Tensor, "*batch encoded"], generator: torch.Generator | None = None) -> Bottled:
+        """Return a sample of each posterior where this module trains and there is a generator; else its mean.
+
+        Args:
+            latents: Means, then log variances, on the last axis.
+            generator: CPU source of the sample.
+        """
+        mean, log_variance = latents.chunk(2, dim=-1)
+        log_variance = log_variance.clamp(*LOG_VARIANCES)
+        penalty = self.config.weight * kl_to_standard_normal(mean, log_variance).mean()
+        if not self.training or generator is None:
+            return Bottled(mean, penalty, None, mean)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        return Bottled(mean + (0.5 * log_variance).exp() * noise, penalty, None, mean)
 
 
 class Quantised(nn.Module):
@@ -86,15 +141,25 @@ class Quantised(nn.Module):
     def __init__(self, config: BottleneckConfig) -> None:
         super().__init__()
         self.config = config
+        count = config.codebooks
+        if count < 1 or config.width % count:
+            raise ValueError(f"codebooks={count} must divide width={config.width} into equal parts of channels")
+        if config.kind == "fsq" and len(config.levels) * count != config.width:
+            raise ValueError(
+                f"FSQ has one level count per channel: got width={config.width}, codebooks={count} and "
+                f"levels={config.levels}. Set width={len(config.levels) * count} or give {config.width // count} "
+                "levels."
+            )
+        num_codes = prod(config.levels) if config.kind == "fsq" else 2 ** (config.width // count)
+        if num_codes > MAX_CODES:
+            raise ValueError(
+                f"{config.kind} of {config.width // count} channels has a codebook of {num_codes} codes; at most "
+                f"{MAX_CODES} can be numbered. Raise codebooks={count}, so that each has fewer channels."
+            )
         if config.kind == "fsq":
-            if len(config.levels) != config.width:
-                raise ValueError(
-                    f"FSQ has one level count per channel: got width={config.width} and levels={config.levels}. "
-                    f"Set width={len(config.levels)} or give {config.width} levels."
-                )
-            self.quantiser = FSQ(levels=list(config.levels))
+            self.quantiser = FSQ(levels=list(config.levels), num_codebooks=count)
         else:
-            self.quantiser = LFQ(dim=config.width, codebook_size=2**config.width)
+            self.quantiser = LFQ(dim=config.width, codebook_size=num_codes, num_codebooks=count)
 
     def forward(self, latents: Float[Tensor, "*batch width"], generator: torch.Generator | None = None) -> Bottled:
         """Return quantised latents in [-1, 1] and their code indices."""
@@ -105,10 +170,12 @@ class Quantised(nn.Module):
         else:
             quantised, indices, penalty = self.quantiser(flat)
             penalty = self.config.weight * penalty
-        return Bottled(quantised.reshape(latents.shape), penalty, indices.reshape(latents.shape[:-1]))
+        codes = quantised.reshape(latents.shape)
+        parts = () if self.config.codebooks == 1 else (self.config.codebooks,)
+        return Bottled(codes, penalty, indices.reshape(*latents.shape[:-1], *parts), codes)
 
 
-def make_bottleneck(config: BottleneckConfig) -> Continuous | Quantised:
+def make_bottleneck(config: BottleneckConfig) -> Continuous | GaussianPosterior | Quantised:
     """Build the bottleneck that a configuration names.
 
     Raises:
@@ -116,6 +183,8 @@ def make_bottleneck(config: BottleneckConfig) -> Continuous | Quantised:
     """
     if config.kind == "continuous":
         return Continuous(config)
+    if config.kind == "kl":
+        return GaussianPosterior(config)
     if config.kind in ("fsq", "lfq"):
         return Quantised(config)
-    raise ValueError(f"unknown bottleneck {config.kind!r}; choose one of: continuous, fsq, lfq")
+    raise ValueError(f"unknown bottleneck {config.kind!r}; choose one of: continuous, kl, fsq, lfq")

@@ -24,7 +24,7 @@ Latents leave `encode` standardised by statistics that are saved with the weight
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ from torch import Tensor, nn
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
 from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder
 
+type LatentTerms = Callable[[Float[Tensor, "batch time size"]], tuple[Tensor, dict[str, float]]]
+
 CHANGED = 0.12
 """Root mean square change around a decoded pixel, of a range of 2, at which the seen frame counts a third."""
 
@@ -44,7 +46,8 @@ class FrameTokenizerConfig:
     """Configure a `FrameTokenizer`.
 
     Attributes:
-        image_size: (height, width) in pixels; each a multiple of 2 ** number of channels entries.
+        image_size: (height, width) of one camera in pixels; each a multiple of 2 ** number of channels entries.
+        cameras: Cameras whose pictures stand side by side in a frame, each with tokens of its own (`CameraTokenizer`).
         channels: Output channels of each stride-2 stage of the encoder; two for key points.
         token_grid: (rows, columns) of tokens; it must divide the final feature map.
         cells_per_token: (rows, columns) of neighbouring cells of the encoder's grid that one token concatenates. The
@@ -59,6 +62,7 @@ class FrameTokenizerConfig:
     """
 
     image_size: tuple[int, int] = (64, 64)
+    cameras: int = 1
     channels: tuple[int, ...] = (16, 32, 64, 128)
     token_grid: tuple[int, int] = (1, 1)
     cells_per_token: tuple[int, int] = (1, 1)
@@ -69,8 +73,18 @@ class FrameTokenizerConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Return K, tokens per frame."""
-        return self.token_grid[0] * self.token_grid[1]
+        """Return K, tokens per frame, of all cameras."""
+        return self.token_grid[0] * self.token_grid[1] * self.cameras
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Return (height, width) of a frame, all cameras side by side."""
+        return self.image_size[0], self.image_size[1] * self.cameras
+
+    @property
+    def of_one_camera(self) -> "FrameTokenizerConfig":
+        """Return the configuration of one camera's tokenizer."""
+        return replace(self, cameras=1)
 
     @property
     def token_width(self) -> int:
@@ -79,7 +93,7 @@ class FrameTokenizerConfig:
 
     @property
     def cell_grid(self) -> tuple[int, int]:
-        """Return (rows, columns) of cells."""
+        """Return (rows, columns) of one camera's cells."""
         rows, columns = self.token_grid
         return rows * self.cells_per_token[0], columns * self.cells_per_token[1]
 
@@ -106,7 +120,7 @@ def _make_cells(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]:
     for size in config.channels:
         encoder += [nn.Conv2d(previous, size, 4, stride=2, padding=1), nn.GroupNorm(8, size), nn.SiLU()]
         previous = size
-    encoder += [nn.Conv2d(previous, config.bottleneck.width, kernel, stride=kernel)]
+    encoder += [nn.Conv2d(previous, config.bottleneck.encoded_width, kernel, stride=kernel)]
     decoder = [nn.ConvTranspose2d(config.bottleneck.width, previous, kernel, stride=kernel), nn.SiLU()]
     for size in (*reversed(config.channels[:-1]), None):
         decoder.append(nn.ConvTranspose2d(previous, size or 3, 4, stride=2, padding=1))
@@ -126,6 +140,7 @@ def _make_keypoints(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]
             f"bottleneck.width={config.bottleneck.width}",
             f"{2 * config.keypoints}, x and y of each",
         ),
+        (config.bottleneck.kind != "kl", "bottleneck.kind=kl", "continuous: places have no variance"),
         (
             config.image_size[0] % STRIDE == 0 and config.image_size[1] % STRIDE == 0,
             f"image_size={config.image_size}",
@@ -149,6 +164,8 @@ class FrameTokenizer(nn.Module):
 
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
+        if config.cameras != 1:
+            raise ValueError(f"cameras={config.cameras}: a FrameTokenizer is of one; make it with `make_tokenizer`")
         self.config = config
         self.encoder, self.decoder = _make_keypoints(config) if config.keypoints else _make_cells(config)
         self.background = nn.Parameter(torch.zeros(3, *config.image_size))
@@ -175,7 +192,7 @@ class FrameTokenizer(nn.Module):
 
     def reconstruct(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Encode and decode pixels in [-1, 1], with gradients and without the bottleneck."""
-        return self._decode_cells(self._encode_cells(pixels))
+        return self._decode_cells(self._encode_cells(pixels)[..., : self.config.bottleneck.width])
 
     def _to_tokens(self, cells_NXC: Tensor) -> Tensor:
         """Concatenate the cells of each token: [N, K, D]."""
@@ -195,13 +212,18 @@ class FrameTokenizer(nn.Module):
         self.background.copy_(to_pixels(frames).mean(0))
 
     def loss(
-        self, frames_BTHWC: UInt8[Tensor, "batch time height width 3"], generator: torch.Generator
+        self,
+        frames_BTHWC: UInt8[Tensor, "batch time height width 3"],
+        generator: torch.Generator,
+        further: LatentTerms | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the training loss of a batch of windows and its parts.
 
         Args:
             frames_BTHWC: Consecutive frames; straightening needs at least three.
-            generator: Source of SIGReg's projections.
+            generator: Source of SIGReg's projections, or of a posterior's sample.
+            further: What else is asked of the latents [B, T, cells * channels] that `encode` keeps, such as
+                `plannable.PlannableTerms`; it returns what is added to the loss, and metrics.
         """
         self.check_frames(frames_BTHWC)
         batch, time = frames_BTHWC.shape[:2]
@@ -216,12 +238,16 @@ class FrameTokenizer(nn.Module):
         loss = reconstruction_loss + bottled.regulariser
         metrics = {"mse": float(error.detach().mean()), "regulariser": float(bottled.regulariser.detach())}
         if time >= 3 and self.config.straightness_weight:
-            path = rearrange(raw, "(b t) k d -> b t (k d)", b=batch, t=time)
+            means = raw[..., : self.config.bottleneck.width]
+            path = rearrange(means, "(b t) k d -> b t (k d)", b=batch, t=time)
             step = path.diff(dim=1)
             spread = path.detach().var(dim=(0, 1)).mean().clamp_min(1e-4)
             straightness = step.diff(dim=1).square().mean() / spread
             loss = loss + self.config.straightness_weight * straightness
             metrics["straightness"] = float(straightness.detach())
+        if further is not None:
+            added, parts = further(rearrange(bottled.kept, "(b t) k d -> b t (k d)", b=batch, t=time))
+            loss, metrics = loss + added, metrics | parts
         metrics["psnr"] = float(-10 * torch.log10((error.detach() / 4).mean((1, 2, 3)).clamp_min(1e-6)).mean())
         return loss, metrics
 

@@ -1,5 +1,6 @@
 """What a store says of the robot that a model of it belongs to."""
 
+from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.world_model import Embodiment
 
@@ -7,24 +8,33 @@ READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
 
 
 def choose_camera(store: EpisodeStore, wanted: str) -> str:
-    """Return the feature name of the wanted camera, or of the only one.
+    """Return the feature name of the wanted camera or cameras ("first+second"), or of the only one.
 
     Raises:
         ValueError: If there is none, several and none is named, or no such one.
     """
     cameras = [name for name, spec in store.features.items() if spec.is_image]
-    if wanted in cameras:
+    names = camera_names(wanted)
+    if wanted and all(name in cameras for name in names):
+        if frame_shape(store.features, wanted) is None:
+            shapes = ", ".join(f"{name} {store.features[name].shape}" for name in names)
+            raise ValueError(f"{store.path}: cameras side by side must be of one size; got {shapes}")
         return wanted
     if wanted or len(cameras) != 1:
         raise ValueError(
             f"{store.path} has the cameras: {', '.join(cameras) or 'none'}; got camera={wanted!r}. "
-            f"{'Name one of them with camera=NAME.' if cameras else 'A world model needs frames.'}"
+            f"{'Name one with camera=NAME, or several with camera=NAME+NAME.' if cameras else 'It needs frames.'}"
         )
     return cameras[0]
 
 
-def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
+def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = "") -> Embodiment:
     """Read the embodiment that a model of this store belongs to.
+
+    Args:
+        store: The store.
+        camera: Feature of the frames.
+        proprioception: Feature that becomes tokens; it is read out, too.
 
     Raises:
         ValueError: If the store has no one-dimensional `action`.
@@ -33,7 +43,7 @@ def describe_embodiment(store: EpisodeStore, camera: str) -> Embodiment:
     if action is None or len(action.shape) != 1:
         raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
     readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for name in READOUT_FEATURES:
+    for name in dict.fromkeys([*READOUT_FEATURES, *([proprioception] if proprioception else [])]):
         spec = store.features.get(name)
         if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
             size = spec.shape[0]

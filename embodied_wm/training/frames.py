@@ -1,12 +1,14 @@
 """Frames for training: batches of short windows for the tokenizer, and the pictures that show what was learnt."""
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import Batch, Processes
@@ -36,6 +38,27 @@ class ReadAhead:
         return next(self._ahead)
 
 
+class ActionLabels:
+    """Hold the actions of labelled episodes alone; those of others are not even read."""
+
+    def __init__(self, store: EpisodeStore, labelled: Sequence[int]) -> None:
+        """Read the actions of some episodes, numbered as in the store."""
+        ends, lengths = store.episode_ends, store.episode_lengths
+        self._actions = torch.zeros(store.num_frames, *store.features["action"].shape)
+        self._is_labelled = torch.zeros(store.num_episodes, dtype=torch.bool)
+        for episode in labelled:
+            start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
+            self._actions[start:stop] = torch.from_numpy(store.read("action", start, stop).astype(np.float32))
+            self._is_labelled[episode] = True
+
+    def of_windows(self, loader: WindowLoader, number: int) -> Batch:
+        """Return the actions [B, T, A] of a loader's batch, zeros where unknown, and whether they are known [B]."""
+        chosen = loader.windows(number)
+        starts, episodes = loader.index.starts[chosen], torch.from_numpy(loader.index.episodes[chosen])
+        rows = torch.from_numpy(starts)[:, None] + torch.arange(loader.index.length)
+        return {"action": self._actions[rows], "labelled": self._is_labelled[episodes]}
+
+
 class FrameBatches:
     """Make loaders of windows of three frames, and what reads their batches."""
 
@@ -48,8 +71,9 @@ class FrameBatches:
         seed: int,
         processes: Processes,
         memory_budget_bytes: int,
+        labels: ActionLabels | None = None,
     ) -> None:
-        self._store, self._camera, self._processes = store, camera, processes
+        self._store, self._camera, self._processes, self._labels = store, camera, processes, labels
         self._batch_size, self._seed, self._budget = batch_size, seed, memory_budget_bytes
 
     def loader(self, episodes: Sequence[int], *, alone: bool = False) -> WindowLoader:
@@ -59,7 +83,7 @@ class FrameBatches:
             episodes=episodes,
             length=TOKENIZER_WINDOW,
             batch_size=self._batch_size,
-            features=[self._camera],
+            features=list(camera_names(self._camera)),
             seed=self._seed,
             memory_budget_bytes=0 if alone else self._budget,
             rank=0 if alone else self._processes.rank,
@@ -70,26 +94,30 @@ class FrameBatches:
         """Return what reads a loader's batches; threads read ahead from the disk, and for a GPU from memory, too."""
 
         def read(number: int) -> Batch:
-            return {"frames": torch.from_numpy(loader.batch(number)[self._camera])}
+            found = loader.batch(number)
+            batch = {"frames": torch.from_numpy(side_by_side(found.__getitem__, self._camera))}
+            return batch if self._labels is None else batch | self._labels.of_windows(loader, number)
 
-        is_at_hand = self._camera in loader.resident_features and self._processes.device.type == "cpu"
+        is_resident = set(camera_names(self._camera)) <= set(loader.resident_features)
+        is_at_hand = is_resident and self._processes.device.type == "cpu"
         return read if is_at_hand else ReadAhead(read)
 
     def first_frames(self, episodes: Sequence[int], loader: WindowLoader, num_batches: int) -> Tensor:
         """Return the first frames of the first batches, the same on every process."""
         if self._processes.world_size > 1:
             loader = self.loader(episodes, alone=True)
-        batches = (loader.batch(number)[self._camera][:, 0] for number in range(num_batches))
+        found = (loader.batch(number) for number in range(num_batches))
+        batches = (side_by_side(batch.__getitem__, self._camera)[:, 0] for batch in found)
         return torch.from_numpy(np.concatenate(list(batches))).to(self._processes.device)
 
 
 def drawn_reconstruction(store: EpisodeStore, episode: int, model: WorldModel) -> Callable[[], NDArray[np.uint8]]:
     """Return what draws frames of an episode above their reconstructions."""
-    frames, _ = _window(store, episode, model, COLUMNS)
+    frames, *_ = _window(store, episode, model, COLUMNS)
 
     def draw() -> NDArray[np.uint8]:
         real = torch.from_numpy(frames).to(model.action_low.device)
-        return np.stack([frames, model.decode(model.encode(real)).cpu().numpy()])
+        return np.stack([frames, model.tokenizer.decode(model.tokenizer.encode(real)).cpu().numpy()])
 
     return draw
 
@@ -98,12 +126,14 @@ def drawn_imagination(
     store: EpisodeStore, episode: int, model: WorldModel, seed: int
 ) -> Callable[[], NDArray[np.uint8]]:
     """Return what draws the frames that follow a context above those imagined from it and the recorded actions."""
-    frames, actions = _window(store, episode, model, CONTEXT + COLUMNS)
+    frames, actions, felt = _window(store, episode, model, CONTEXT + COLUMNS)
 
     def draw() -> NDArray[np.uint8]:
         device = model.action_low.device
         real, led_by = torch.from_numpy(frames).to(device), torch.from_numpy(actions).to(device)
-        context = model.prefill(real[:CONTEXT], led_by[: CONTEXT - 1])
+        context = model.prefill(
+            real[:CONTEXT], led_by[: CONTEXT - 1], proprioception=None if felt is None else felt[:CONTEXT]
+        )
         future = led_by[None, CONTEXT - 1 : len(frames) - 1]
         imagined = model.imagine(context, future, generator=torch.Generator().manual_seed(seed))[0]
         return np.stack([frames[CONTEXT:], model.decode(imagined, real[CONTEXT - 1]).cpu().numpy()])
@@ -111,11 +141,23 @@ def drawn_imagination(
     return draw
 
 
+def felt_rows(store: EpisodeStore, model: WorldModel, start: int, stop: int) -> Tensor | None:
+    """Return the proprioception [stop - start, P] of a store's rows that a model wants with its frames, if any."""
+    if model.proprioception is None:
+        return None
+    rows = store.read(model.config.proprioception, start, stop)
+    return torch.from_numpy(rows.astype(np.float32)).to(model.action_low.device)
+
+
 def _window(
     store: EpisodeStore, episode: int, model: WorldModel, length: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the first frames of an episode and the actions between them."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], Tensor | None]:
+    """Return the first frames of an episode, the actions between them, and the proprioception that a model wants."""
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
     stop = min(stop, start + length)
-    return store.read(model.embodiment.camera, start, stop), store.read("action", start, stop).astype(np.float32)
+    return (
+        side_by_side(partial(store.read, start=start, stop=stop), model.embodiment.camera),
+        store.read("action", start, stop).astype(np.float32),
+        felt_rows(store, model, start, stop),
+    )

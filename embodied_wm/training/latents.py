@@ -8,25 +8,44 @@ Into memory every process encodes all of them; the store is made by one and read
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.progress import Track
+from embodied_wm.tokenizer.cameras import CameraTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
+from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
 from embodied_wm.training.loop import Batch, Processes, step_generator
 from embodied_wm.types import Episode, FeatureSpec
+from embodied_wm.world_model import WorldModel
 
 LatentsMode = Literal["memory", "zarr", "online"]
 MODES: tuple[LatentsMode, ...] = ("memory", "zarr", "online")
 GROUP = 32
 """Episodes of one commit to a store of latents."""
+
+
+@dataclass(frozen=True)
+class Felt:
+    """Name a feature of proprioception and hold what turns it into tokens."""
+
+    feature: str
+    tokens: ProprioceptionTokens
+
+
+def felt_by(model: WorldModel) -> Felt | None:
+    """Return the proprioception that a model's latents hold, None where it only sees."""
+    return None if model.proprioception is None else Felt(model.config.proprioception, model.proprioception)
 
 
 class LatentEpisodes:
@@ -42,7 +61,7 @@ class LatentEpisodes:
     def __init__(
         self,
         store: EpisodeStore,
-        tokenizer: FrameTokenizer,
+        tokenizer: FrameTokenizer | CameraTokenizer,
         *,
         camera: str,
         episodes: Sequence[int],
@@ -51,6 +70,7 @@ class LatentEpisodes:
         mode: LatentsMode = "memory",
         folder: Path | None = None,
         processes: Processes | None = None,
+        felt: Felt | None = None,
     ) -> None:
         """Encode the episodes, or prepare to.
 
@@ -65,6 +85,7 @@ class LatentEpisodes:
                 anew).
             folder: For "zarr".
             processes: Which processes train together; this one alone by default.
+            felt: Proprioception that becomes tokens behind the picture's.
 
         Raises:
             ValueError: If the mode is unknown, or "zarr" has no folder.
@@ -72,14 +93,16 @@ class LatentEpisodes:
         """
         if mode not in MODES or (mode == "zarr" and folder is None):
             raise ValueError(f"latents={mode!r} in folder {folder}: choose one of {', '.join(MODES)}; zarr needs one")
-        self._store, self._tokenizer, self._camera = store, tokenizer, camera
+        self._store, self._tokenizer, self._camera, self._felt = store, tokenizer, camera, felt
+        num_tokens = tokenizer.config.num_tokens + (felt.tokens.num_tokens if felt else 0)
+        self._latent_shape = (num_tokens, tokenizer.config.token_width)
         self.processes = processes or Processes()
         self.episodes = tuple(int(index) for index in episodes)
         lengths = store.episode_lengths[list(self.episodes)]
         self.ends = np.cumsum(lengths)
         self._first_rows = torch.from_numpy(store.episode_ends[list(self.episodes)] - lengths)
         self.features = {name: self._load(name) for name in features}
-        self.latents = torch.empty(0, tokenizer.config.num_tokens, tokenizer.config.token_width)
+        self.latents = torch.empty(0, *self._latent_shape)
         self._read: Callable[[Tensor, int], Tensor] = self._encode_windows
         if mode == "memory":
             self.latents = torch.cat([latents for _, latents in self._encoded(0, console)])
@@ -124,8 +147,15 @@ class LatentEpisodes:
         stop = int(self._store.episode_ends[self.episodes[place]])
         return int(self._first_rows[place]), stop
 
-    def _encode(self, frames: np.ndarray) -> Tensor:
-        return self._tokenizer.encode(torch.from_numpy(frames).to(self._tokenizer.latent_mean.device)).cpu()
+    @torch.no_grad()
+    def _encode(self, read: Callable[[str], np.ndarray]) -> Tensor:
+        """Encode the rows that `read` gives of a feature."""
+        device = next(self._tokenizer.parameters()).device
+        latents = self._tokenizer.encode(torch.from_numpy(side_by_side(read, self._camera)).to(device))
+        if self._felt:
+            values = torch.from_numpy(read(self._felt.feature).astype(np.float32, copy=False)).to(device)
+            latents = self._felt.tokens.join(latents, values)
+        return latents.cpu()
 
     def _encoded(self, first: int, console: Console | None) -> Iterator[tuple[int, Tensor]]:
         """Yield the place and the latents of every held episode from the n-th on."""
@@ -133,7 +163,7 @@ class LatentEpisodes:
         with Track("encode frames", int(self.ends[-1]), unit="frames", start=start, console=console) as track:
             for place in range(first, self.num_episodes):
                 begin, stop = self._store_rows(place)
-                yield place, self._encode(self._store.read(self._camera, begin, stop))
+                yield place, self._encode(partial(self._store.read, start=begin, stop=stop))
                 track.advance(stop - begin)
 
     def _encode_windows(self, starts: Tensor, length: int) -> Tensor:
@@ -141,7 +171,7 @@ class LatentEpisodes:
         places = torch.searchsorted(torch.from_numpy(self.ends), starts, right=True)
         before = torch.from_numpy(np.concatenate([[0], self.ends[:-1]]))
         rows = self._first_rows[places] + starts - before[places]
-        return self._encode(self._store.read_windows(self._camera, rows.numpy(), length))
+        return self._encode(partial(self._store.read_windows, starts=rows.numpy(), length=length))
 
     def _precompute(self, folder: Path, console: Console | None) -> None:
         """Make the store of latents, or go on with it where an earlier call was stopped."""
@@ -151,11 +181,12 @@ class LatentEpisodes:
             "tokenizer": _fingerprint(self._tokenizer),
             "episodes": list(self.episodes),
         }
+        if self._felt:
+            origin["felt"] = [self._felt.feature, _fingerprint(self._felt.tokens.scale)]
         if folder.exists() and EpisodeStore.open(folder).metadata.get("latents_of") != origin:
             shutil.rmtree(folder)  # of other weights, data or episodes
         folder.parent.mkdir(parents=True, exist_ok=True)
-        config = self._tokenizer.config
-        spec = FeatureSpec(dtype="float32", shape=(config.num_tokens, config.token_width))
+        spec = FeatureSpec(dtype="float32", shape=self._latent_shape)
         opened = (
             EpisodeStore.open(folder, "a")
             if folder.exists()
@@ -198,11 +229,11 @@ class LatentSampler:
         return batch | {"latents": self.data.windows(starts, self.length), "episode": self.episodes[chosen]}
 
 
-def _fingerprint(tokenizer: FrameTokenizer) -> str:
+def _fingerprint(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-__all__ = ["MODES", "LatentEpisodes", "LatentSampler", "LatentsMode"]
+__all__ = ["MODES", "Felt", "LatentEpisodes", "LatentSampler", "LatentsMode", "felt_by"]

@@ -1,4 +1,4 @@
-"""What the predictor is told, and the readouts' loss: shared by training and refinement."""
+"""The tokenizer's loss, what the predictor is told, and the readouts' loss: shared by training and refinement."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,28 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
-from embodied_wm.training.loop import Batch, Metrics
+from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
+from embodied_wm.training.loop import Batch, Loss, Metrics
 from embodied_wm.world_model import WorldModel
+
+
+def tokenizer_loss(model: WorldModel, config: PlannableConfig) -> tuple[Loss, PlannableTerms | None]:
+    """Return the loss of a model's tokenizer on batches of "frames", and the networks of its further terms if any.
+
+    With further terms a batch also holds "action" and "labelled", see `training.frames.ActionLabels`.
+    """
+    tokenizer = model.tokenizer
+    if not config.is_on:
+        return lambda batch, generator: tokenizer.loss(batch["frames"], generator), None
+    rows, columns = tokenizer.config.cell_grid
+    size = rows * columns * tokenizer.config.bottleneck.width * tokenizer.config.cameras
+    terms = PlannableTerms(config, latent_size=size, action_size=model.embodiment.action_size)
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        actions = LabelledActions(model.actions.normalize(batch["action"]), batch["labelled"])
+        return tokenizer.loss(batch["frames"], generator, lambda path: terms(path, actions))
+
+    return loss, terms
 
 
 def conditioning(
@@ -39,14 +59,24 @@ def conditioning(
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
 
-def readout_loss(model: WorldModel) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
-    """Return the loss of a model's readouts on the first frame of each window."""
+def readout_loss(
+    model: WorldModel, *, with_guess: bool = False
+) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
+    """Return the loss of a model's readouts on the first frame of each window.
+
+    Args:
+        model: Has the readouts.
+        with_guess: Add the loss of guessing proprioception from the picture, in models that have such tokens.
+    """
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         parts = {
             name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
             for name in model.embodiment.readouts
         }
+        if with_guess and model.proprioception is not None:
+            values = batch[model.config.proprioception][:, 0]
+            parts["guess"] = model.proprioception.loss(batch["latents"][:, 0], values, generator)[0]
         return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
 
     return loss

@@ -271,7 +271,7 @@ def train_together(
     cameras = {name: check_camera(robot.store, robot.camera, model_config) for name, robot in robots.items()}
     torch.manual_seed(seed)
     models = {
-        name: WorldModel(model_config, describe_embodiment(robot.store, cameras[name]))
+        name: WorldModel(model_config, describe_embodiment(robot.store, cameras[name], model_config.proprioception))
         for name, robot in robots.items()
     }
     known = _take_over(start_from, models)
@@ -313,6 +313,11 @@ def _check(robots: Mapping[str, RobotStore], stages: Sequence[str], config: Trai
     bad = [name for name in robots if not name or "/" in name or name.startswith(".")]
     if not robots or bad:
         raise ValueError(f"expected at least one robot, with a name that can be a folder's; got {list(robots)}")
+    if config.plannable.is_on:
+        raise ValueError(
+            "trainer.plannable reads the actions of one robot; several robots share their tokenizer. Leave its weights "
+            "at 0."
+        )
     processes = start_processes(config.compute)
     if processes.is_sharding:
         raise ValueError(

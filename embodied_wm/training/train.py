@@ -1,9 +1,10 @@
 """Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
 
 Two more, between the predictor and the readouts, are left out unless they have steps (`embodied_wm.training.forcing`).
-Each stage resumes where it stopped; a finished stage is loaded, not trained again. The tokenizer and the latent
-actions never see an action label; the predictor sees real actions in labelled episodes only, and codes anywhere, so
-`labelled_fraction=0.05` is an honest experiment with 5% of the labels (for the readouts' targets too).
+Each stage resumes where it stopped; a finished stage is loaded, not trained again. The latent actions never see an
+action label, the tokenizer only those of labelled episodes, and only where `plannable` asks for them; the predictor
+sees real actions in labelled episodes only, and codes anywhere, so `labelled_fraction=0.05` is an honest experiment
+with 5% of the labels (for the readouts' targets too).
 """
 
 import time
@@ -19,10 +20,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
+from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.forcing import (
@@ -32,10 +35,17 @@ from embodied_wm.training.forcing import (
     distilling_loss,
     self_forcing_loss,
 )
-from embodied_wm.training.frames import CONTEXT, FrameBatches, ReadAhead, drawn_imagination, drawn_reconstruction
-from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode
+from embodied_wm.training.frames import (
+    CONTEXT,
+    ActionLabels,
+    FrameBatches,
+    ReadAhead,
+    drawn_imagination,
+    drawn_reconstruction,
+)
+from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
-from embodied_wm.training.losses import conditioning, readout_loss
+from embodied_wm.training.losses import conditioning, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -57,6 +67,7 @@ class TrainConfig:
         self_forcing: Stage on contexts that the predictor imagined itself; left out with 0 steps.
         readouts: Readout stage.
         temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
+        plannable: Further terms of the tokenizer stage; off by default.
         camera: Feature of the frames; "" takes the store's only camera.
         sequence_length: Frames per training window of the predictor.
         held_out_fraction: Last part of the episodes that training never sees.
@@ -82,6 +93,7 @@ class TrainConfig:
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
+    plannable: PlannableConfig = field(default_factory=PlannableConfig)
     camera: str = ""
     sequence_length: int = 10
     held_out_fraction: float = 0.1
@@ -101,13 +113,19 @@ class TrainConfig:
 
 def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
     """Raise ValueError unless a store has the features that a model was trained on, in the same sizes."""
-    camera, size = model.embodiment.camera, model.config.tokenizer.image_size
-    spec = store.features.get(camera)
-    if spec is None or spec.shape != (*size, 3):
+    camera, size = model.embodiment.camera, model.config.tokenizer.frame_size
+    if frame_shape(store.features, camera) != (*size, 3):
         raise ValueError(
             f"{store.path}: the model wants {camera!r} of {size[0]}x{size[1]}x3; the store has "
             f"{ {name: each.shape for name, each in store.features.items()} }. "
             "Import or collect with these cameras and this image_size."
+        )
+    felt = store.features.get(model.config.proprioception)
+    if model.proprioception is not None and (felt is None or felt.shape != (model.proprioception.size,)):
+        raise ValueError(
+            f"{store.path}: the model wants {model.config.proprioception!r} of {model.proprioception.size} numbers "
+            f"with each frame; the store has {felt.shape if felt else 'none'}. Use a store of the same robot "
+            f"({model.embodiment.robot})."
         )
     action = store.features.get("action")
     if action is None or action.shape != (model.embodiment.action_size,):
@@ -120,10 +138,12 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
 def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfig) -> str:
     """Return the feature name of the wanted camera, or of the only one; raise ValueError unless its frames fit."""
     camera = choose_camera(store, wanted)
-    if store.features[camera].shape != (*model_config.tokenizer.image_size, 3):
+    tokenizer, shape = model_config.tokenizer, frame_shape(store.features, camera)
+    if shape != (*tokenizer.frame_size, 3) or len(camera_names(camera)) != tokenizer.cameras:
         raise ValueError(
-            f"{store.path}: {camera!r} holds frames of {store.features[camera].shape}; the model is configured for "
-            f"{(*model_config.tokenizer.image_size, 3)}. Set model.tokenizer.image_size, or import at that image_size."
+            f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for {tokenizer.cameras} "
+            f"camera(s), together {(*tokenizer.frame_size, 3)}. Set model.tokenizer.image_size and "
+            "model.tokenizer.cameras, or import at that image_size."
         )
     return camera
 
@@ -206,6 +226,7 @@ class Trainer:
                 mode=cast(LatentsMode, self.config.latents),
                 folder=self.run_dir / "latents" / f"{part}.zarr",
                 processes=self.processes,
+                felt=felt_by(self.model),
             )
         return self.data[part]
 
@@ -236,6 +257,7 @@ class Trainer:
             seed=self.seed,
             processes=self.processes,
             memory_budget_bytes=self.config.memory_budget_mb * 2**20,
+            labels=self._labels(),
         )
         loader = batches.loader(self.train_episodes)
         frames = batches.first_frames(self.train_episodes, loader, max(1, STATISTICS_FRAMES // config.batch_size))
@@ -243,15 +265,19 @@ class Trainer:
         held_out_of = batches.reader(batches.loader(self.held_out)) if self.config.keep.evaluate_every else None
         if self.observer:
             self.observer.drawing["tokenizer"] = drawn_reconstruction(self.store, self.shown, self.model)
-        self.fit(
-            "tokenizer",
-            {"tokenizer": tokenizer},
-            batches.reader(loader),
-            lambda batch, generator: tokenizer.loss(batch["frames"], generator),
-            config,
-            held_out_of,
-        )
+        loss_of, terms = tokenizer_loss(self.model, self.config.plannable)
+        parts: dict[str, nn.Module] = {"tokenizer": tokenizer}
+        if terms is not None:
+            parts["plannable"] = terms.to(self.processes.device)
+        self.fit("tokenizer", parts, batches.reader(loader), loss_of, config, held_out_of)
         tokenizer.fit_statistics(frames)
+
+    def _labels(self) -> ActionLabels | None:
+        """Return the action labels that the tokenizer's further terms may read; None where they are off."""
+        if not self.config.plannable.is_on:
+            return None
+        measured = self.held_out if self.config.keep.evaluate_every else []
+        return ActionLabels(self.store, [*(self.train_episodes[member] for member in self.labelled), *measured])
 
     def train_latent_actions(self) -> None:
         """Train codes on latents alone."""
@@ -333,9 +359,12 @@ class Trainer:
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         for name in model.embodiment.readouts:
             model.readout(name).fit_statistics(data.features[name][rows])
+        parts: dict[str, nn.Module] = {"readouts": model.readouts}
+        if model.proprioception is not None:
+            parts["proprioception"] = model.proprioception
         if model.embodiment.readouts:
-            loss = readout_loss(model)
-            self.fit("readouts", {"readouts": model.readouts}, read, loss, self.config.readouts, held_out_of)
+            loss = readout_loss(model, with_guess=True)
+            self.fit("readouts", parts, read, loss, self.config.readouts, held_out_of)
 
     def train_temporal_distance(self) -> None:
         """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
@@ -398,7 +427,7 @@ def train_world_model(
     camera = check_camera(store, config.camera, model_config)
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
-    model = WorldModel(model_config, describe_embodiment(store, camera))
+    model = WorldModel(model_config, describe_embodiment(store, camera, model_config.proprioception))
     check_stages(model.predictor, config.distillation, config.self_forcing)
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
@@ -442,6 +471,9 @@ def fit_scales(trainer: Trainer) -> None:
     index_windows(store.episode_ends, labelled, model.config.latent_actions.history + 1)
     for name in model.embodiment.readouts:
         compute_statistics(store, name, labelled)
+    if model.proprioception is not None:
+        felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
+        model.proprioception.fit_statistics(felt)
     statistics = compute_statistics(store, "action", labelled)
     model.actions.mean.copy_(torch.from_numpy(statistics.mean))
     model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))

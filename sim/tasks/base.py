@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.external import Environment
 from sim.physics import get_state, set_state, state_size, warning_text
-from sim.render import Renderer
+from sim.render import AnyRenderer, Renderer, SideBySide
 from sim.simulation import ControlSimulation, Simulation
 from sim.variation import Variation, factor_names, seed_of, varied_model
 
@@ -123,23 +123,30 @@ class Task:
             return ControlSimulation(self)
         return self.environment.simulation(self.factors)
 
-    def renderer(self, height: int, width: int, camera: str | None = None) -> Renderer:
+    def renderer(self, height: int, width: int, camera: str | None = None) -> AnyRenderer:
         """Make what draws the task's physics states, and the data of its simulations.
 
         Args:
             height: Of a picture, in pixels.
             width: Of a picture, in pixels.
-            camera: One of `cameras`; the first when None.
+            camera: One of `cameras`; the first when None; "first+second" draws several side by side.
 
         Raises:
-            ValueError: no such camera, or a size below 1.
+            ValueError: no such camera, a size below 1, or a width that the cameras cannot share.
             RenderingError: this machine cannot render; the message says what to install or set.
         """
-        camera = camera or self.cameras[0]
-        if camera not in self.cameras:
-            raise ValueError(
-                f"task {self.name!r} has no camera {camera!r}; valid cameras are {', '.join(self.cameras)}"
-            )
+        names = (camera or self.cameras[0]).split("+")
+        for name in names:
+            if name not in self.cameras:
+                raise ValueError(
+                    f"task {self.name!r} has no camera {name!r}; valid cameras are {', '.join(self.cameras)}"
+                )
+        if width % len(names):
+            raise ValueError(f"a width of {width} cannot be shared by {len(names)} cameras: {', '.join(names)}")
+        drawn = [self._renderer(height, width // len(names), name) for name in names]
+        return drawn[0] if len(drawn) == 1 else SideBySide(drawn)
+
+    def _renderer(self, height: int, width: int, camera: str) -> Renderer:
         if self.environment is None:
             simulation = self.simulation() if self.factors else None
             return Renderer(self.model, height, width, camera, simulation=simulation)

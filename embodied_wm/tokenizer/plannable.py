@@ -1,0 +1,113 @@
+"""Further terms of the tokenizer's training that are meant to make latents plannable, each off unless it has a weight.
+
+- One-step predictability: a small network must foretell the next latents from the two before them, and from the action
+  between, where its label may be used. What no one can foretell costs; what moves lawfully does not.
+- Inverse dynamics: a small network must tell the action from the latents before and after it (Pathak et al. 2017, arXiv
+  1705.05363). What the action moves must then be in the latents, however few pixels it has. Labelled episodes only.
+
+The networks live with the training, not with the model. Both terms reach the encoder through all frames of a window.
+Latents are measured in units of their spread in the batch, which is not trained through, so that shrinking them gains
+nothing. Whether they help: the table in `scripts/study_tokenizer.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from embodied_wm.tokenizer.actions import mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannableConfig:
+    """Configure `PlannableTerms`.
+
+    Attributes:
+        predictability_weight: Weight of one-step predictability; 0 leaves it out.
+        inverse_weight: Weight of inverse dynamics; 0 leaves it out, and no action label is read.
+        width: Hidden width of both networks.
+    """
+
+    predictability_weight: float = 0.0
+    inverse_weight: float = 0.0
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse weights that would ask for the opposite."""
+        if min(self.predictability_weight, self.inverse_weight) < 0 or self.width < 1:
+            raise ValueError(f"got {self}; expected weights of 0 or more and a width of at least 1")
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether any term has a weight."""
+        return self.predictability_weight > 0 or self.inverse_weight > 0
+
+
+@dataclass(frozen=True)
+class LabelledActions:
+    """Hold the actions of a batch of windows, and for which windows they may be read.
+
+    Attributes:
+        actions: Normalised, row t leads from frame t to frame t + 1, [B, T, A].
+        labelled: [B]; the actions of other windows are never read.
+    """
+
+    actions: Float[Tensor, "batch time action"]
+    labelled: Bool[Tensor, "batch"]
+
+    def known(self) -> Float[Tensor, "batch time action"]:
+        """Return the actions, zeros where they may not be read."""
+        return torch.where(self.labelled[:, None, None], self.actions, 0.0)
+
+
+class PlannableTerms(nn.Module):
+    """Hold the networks of both terms."""
+
+    def __init__(self, config: PlannableConfig, *, latent_size: int, action_size: int) -> None:
+        super().__init__()
+        self.config, self.action_size = config, action_size
+        if config.predictability_weight:  # an action and whether it is known lead it
+            self.forward_model = mlp((2 * latent_size + action_size + 1, config.width, config.width, latent_size))
+        if config.inverse_weight:
+            self.inverse_model = mlp((2 * latent_size, config.width, config.width, action_size))
+
+    def forward(
+        self, path: Float[Tensor, "batch time size"], actions: LabelledActions | None
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the weighted sum of the terms, and each one by itself.
+
+        Args:
+            path: Latents of consecutive frames, at least three; their gradients are those of the encoder.
+            actions: What was done between them; None where no label may be used, which leaves inverse dynamics out.
+        """
+        if path.shape[1] < 3:
+            raise ValueError(f"got windows of {path.shape[1]} frames; predictability needs at least 3")
+        scaled = path / path.detach().var(dim=(0, 1)).mean().sqrt().clamp_min(1e-2)
+        total, metrics = path.new_zeros(()), {}
+        if self.config.predictability_weight:
+            term = self._predictability(scaled, actions)
+            total = total + self.config.predictability_weight * term
+            metrics["predictability"] = float(term.detach())
+        if self.config.inverse_weight and actions is not None:
+            term = self._inverse(scaled, actions)
+            total = total + self.config.inverse_weight * term
+            metrics["inverse"] = float(term.detach())
+        return total, metrics
+
+    def _predictability(self, path_BTN: Tensor, actions: LabelledActions | None) -> Tensor:
+        """Return the squared error of the foretold change, in parts of the latents' variance."""
+        before, now, after = path_BTN[:, :-2], path_BTN[:, 1:-1], path_BTN[:, 2:]
+        led_by = path_BTN.new_zeros(*now.shape[:2], self.action_size + 1)
+        if actions is not None:
+            is_known = actions.labelled[:, None, None].to(led_by).expand(-1, now.shape[1], 1)
+            led_by = torch.cat([actions.known()[:, 1:-1], is_known], dim=-1)
+        foretold = now + self.forward_model(torch.cat([now, now - before, led_by], dim=-1))
+        return (foretold - after).square().mean()
+
+    def _inverse(self, path_BTN: Tensor, actions: LabelledActions) -> Tensor:
+        """Return the squared error of the actions that are told, in parts of their variance; 0 if none is labelled."""
+        told = self.inverse_model(torch.cat([path_BTN[:, :-1], path_BTN.diff(dim=1)], dim=-1))
+        error = (told - actions.known()[:, :-1]).square().mean((1, 2))
+        # A sum over all windows, so that every process has gradients of every weight whatever its batch holds.
+        return (error * actions.labelled).sum() / actions.labelled.sum().clamp_min(1)

@@ -1,0 +1,95 @@
+"""Further terms of the tokenizer's training: what they ask for, which labels they read, and that they are off."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
+from embodied_wm.training.train import train_world_model
+
+BOTH = PlannableConfig(predictability_weight=1.0, inverse_weight=1.0, width=32)
+
+
+def lawful(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return paths [B, 3, 4] whose first half moves by the actions [B, 3, 2], and whose second half is noise."""
+    generator = torch.Generator().manual_seed(seed)
+    actions = torch.randn(64, 3, 2, generator=generator)
+    place = torch.cat([torch.zeros(64, 1, 2), actions[:, :-1].cumsum(1)], dim=1)
+    return torch.cat([place, torch.randn(64, 3, 2, generator=generator)], dim=-1), actions
+
+
+def trained(config: PlannableConfig, labelled: torch.Tensor | None, keep: list[int]) -> dict[str, float]:
+    torch.manual_seed(0)
+    terms = PlannableTerms(config, latent_size=len(keep), action_size=2)
+    optimiser = torch.optim.Adam(terms.parameters(), lr=3e-3)
+    metrics: dict[str, float] = {}
+    for step in range(300):
+        path, actions = lawful(step)
+        loss, metrics = terms(path[..., keep], None if labelled is None else LabelledActions(actions, labelled))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return metrics
+
+
+def test_what_actions_move_is_foretold_and_tells_them_and_noise_does_neither() -> None:
+    known = torch.ones(64, dtype=torch.bool)
+    moved, noise = trained(BOTH, known, [0, 1]), trained(BOTH, known, [2, 3])
+    assert moved["predictability"] < 0.1
+    assert moved["inverse"] < 0.1
+    assert noise["predictability"] > 0.8
+    assert noise["inverse"] > 0.8
+
+
+def test_without_labels_inverse_dynamics_is_left_out_and_the_action_is_not_known() -> None:
+    metrics = trained(BOTH, None, [0, 1])
+    assert "inverse" not in metrics
+    assert metrics["predictability"] > 0.3  # each step adds a fresh unit variance that only the action tells
+
+
+def test_unlabelled_actions_are_never_read() -> None:
+    torch.manual_seed(0)
+    terms = PlannableTerms(BOTH, latent_size=4, action_size=2)
+    path, actions = lawful(0)
+    labelled = torch.arange(64) < 16
+    spoilt = torch.where(labelled[:, None, None], actions, torch.nan)
+    first, second = (terms(path, LabelledActions(each, labelled)) for each in (actions, spoilt))
+    assert torch.equal(first[0], second[0])
+    assert torch.isfinite(first[0])
+    nothing = terms(path, LabelledActions(spoilt, torch.zeros(64, dtype=torch.bool)))
+    assert nothing[1]["inverse"] == 0.0
+
+
+def test_shrinking_the_latents_gains_nothing() -> None:
+    torch.manual_seed(0)
+    terms = PlannableTerms(BOTH, latent_size=4, action_size=2)
+    path, actions = lawful(0)
+    known = LabelledActions(actions, torch.ones(64, dtype=torch.bool))
+    assert torch.allclose(terms(path, known)[0], terms(0.1 * path, known)[0], rtol=1e-4)
+
+
+def test_bad_windows_and_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 3"):
+        PlannableTerms(BOTH, latent_size=4, action_size=2)(torch.zeros(2, 2, 4), None)
+    with pytest.raises(ValueError, match="weights of 0 or more"):
+        PlannableConfig(inverse_weight=-1.0)
+
+
+def test_training_reads_labels_of_labelled_episodes_alone_and_saves_no_heads(tmp_path: Path) -> None:
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "store.zarr"))
+    model = train_world_model(
+        store,
+        tiny.MODEL,
+        tiny.training(labelled_fraction=0.4, plannable=BOTH),  # type: ignore[arg-type]
+        tmp_path / "run",
+        seed=0,
+        stages=("tokenizer",),
+    )
+    assert {"predictability", "inverse"} <= set(model.card["metrics"]["tokenizer"])
+    assert not [name for name in model.state_dict() if "forward_model" in name and "latent_actions" not in name]
+    plain = train_world_model(store, tiny.MODEL, tiny.training(), tmp_path / "plain", seed=0, stages=("tokenizer",))
+    assert set(plain.card["metrics"]["tokenizer"]) == {"loss", "mse", "regulariser", "straightness", "psnr"}
+    assert plain.state_dict().keys() == model.state_dict().keys()
