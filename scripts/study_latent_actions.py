@@ -11,6 +11,7 @@ when it is called again. Sizes of codes and ways to train them: `study_latent_co
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from embodied_wm.checkpoint import model_folder
 from embodied_wm.cli import compose_config, instantiate_config
@@ -105,9 +107,23 @@ def read_actions(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[s
     }
 
 
+def remembered(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what encodes the same frames once only."""
+    known: dict[bytes, Tensor] = {}
+
+    def encode_once(frames: Tensor) -> Tensor:
+        key = hashlib.blake2b(frames.numpy().tobytes(), digest_size=16).digest()
+        if key not in known:
+            known[key] = encode(frames)
+        return known[key]
+
+    return encode_once
+
+
 def figures(options: argparse.Namespace) -> None:
     """Print PROTOCOL section 4 of a trained model, and draw the same codes in different scenes."""
     model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
+    model.encode = remembered(model.encode)
     train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
 
     def measure() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from study_latent_actions import kept, print_table, read_actions, shown
+from study_latent_actions import kept, print_table, read_actions, remembered, shown
 from torch import Tensor, nn
 
 from embodied_wm.checkpoint import model_folder
@@ -102,6 +102,7 @@ def train_codes(
     torch.manual_seed(seed)
     made = WorldModel(replace(model.config, latent_actions=recipe.config), model.embodiment)
     made.tokenizer.load_state_dict(model.tokenizer.state_dict())
+    made.encode = model.encode
     made.actions.load_state_dict(model.actions.state_dict())
     tokens, width = model.config.tokenizer.num_tokens, model.config.tokenizer.token_width
     codes = made.latent_actions = recipe.network(recipe.config, num_tokens=tokens, token_width=width)
@@ -182,7 +183,8 @@ def measured(
 def opened(options: argparse.Namespace) -> tuple[WorldModel, EpisodeStore, LatentEpisodes]:
     """Return the model, its store, and the latents of the store's training episodes."""
     model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
-    train = split_episodes(store.num_episodes)[0].tolist()
+    model.encode = remembered(model.encode)
+    train = split_episodes(store.num_episodes)[0].tolist()[: options.episodes]
     camera = model.embodiment.camera
     return model, store, LatentEpisodes(store, model.tokenizer, camera=camera, episodes=train, features=["action"])
 
@@ -241,6 +243,7 @@ def main() -> None:
         part.add_argument("--model", type=Path, required=True, help="run or model folder")
         part.add_argument("--store", required=True, help="the store it was trained on")
         part.add_argument("--steps", type=int, default=1500, help="steps of the codes")
+        part.add_argument("--episodes", type=int, default=None, help="most training episodes; all by default")
         part.add_argument("--seed", type=int, default=0)
         if name == "recipes":
             part.add_argument("--seeds", type=int, default=3)

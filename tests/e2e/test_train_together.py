@@ -15,11 +15,12 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     episodes = [tiny.episode(seed, rows=15, action_size=3, camera=wrist) for seed in range(4)]
     other = tiny.write_store(Path("three.zarr"), episodes, action_size=3, camera=wrist)
     base = ["train", f"data.path={tiny_store}", *tiny.command_line(2)]
-    together = [*base, f"together.stores=[{other}]", "together.labelled=[0.5,0]", "run_dir=run"]
+    together = [*base, f"together.stores=[{other}]", "together.labelled=[0.5,0]", "run_dir=run", "report=true"]
     assert cli.main(together) == 0
     dot, three = (WorldModel.load(Path("run/robots") / name / "model") for name in ("dot", "three"))
     assert torch.equal(dot.predictor.slots, three.predictor.slots)
     assert (dot.embodiment.action_size, three.embodiment.action_size) == (2, 3)
+    assert Path("run/report.html").is_file()
     assert (dot.card["labelled_episodes"], three.card["labelled_episodes"]) == (2, 0)
 
     new = ["train", f"data.path={other}", *tiny.command_line(2), "start_from=run", "run_dir=new"]
