@@ -76,7 +76,12 @@ class WorldModel(nn.Module, HubModel):
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
         self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
         self.predictor = LatentPredictor(
-            config.predictor, num_tokens=tokens, token_width=width, action_size=embodiment.action_size, code_size=code
+            config.predictor,
+            num_tokens=tokens,
+            token_width=width,
+            action_size=embodiment.action_size,
+            code_size=code,
+            levels=config.tokenizer.code_levels,
         )
         self.readouts = nn.ModuleDict(
             {
@@ -278,7 +283,7 @@ class WorldModel(nn.Module, HubModel):
         self,
         contexts: Sequence[Context],
         next_actions: Callable[[], Tensor],
-        noise: Float[Tensor, "candidates horizon tokens width"],
+        noise: Float[Tensor, "candidates horizon tokens noise"],
         *,
         kind: ActionKind = "real",
         num_steps: int = 1,

@@ -24,10 +24,12 @@ video.
 
 `kind="regression"` is the honest baseline behind the same interface: the same transformer, no noise, one pass, the
 next latents by squared error. Where a hidden coin decides, it predicts the mean of what can happen, which never happens
-(`tests/predictor/test_variants.py`).
+(`tests/predictor/test_variants.py`). `kind="masked"` predicts the codes of an FSQ tokenizer's tokens instead of their
+values; what is different then stands in `predictor.masked`.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
@@ -48,7 +51,8 @@ class PredictorConfig:
     """Configure a `LatentPredictor`.
 
     Attributes:
-        kind: "flow" (diffusion forcing) or "regression" (one pass without noise, the baseline that flow must beat).
+        kind: "flow" (diffusion forcing), "regression" (one pass without noise, the baseline that flow must beat) or
+            "masked" (codes of an FSQ tokenizer, decided in rounds).
         transformer: Size of the network.
         window: Frames that attention reaches back over, the present one included.
         max_steps: Most denoising steps the model is trained for; a power of two.
@@ -59,7 +63,7 @@ class PredictorConfig:
         absent_fraction: Part of the sequences trained without actions.
     """
 
-    kind: Literal["flow", "regression"] = "flow"
+    kind: Literal["flow", "regression", "masked"] = "flow"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     window: int = 16
     max_steps: int = 4
@@ -98,13 +102,40 @@ class LatentPredictor(nn.Module):
     change_std: Tensor
 
     def __init__(
-        self, config: PredictorConfig, *, num_tokens: int, token_width: int, action_size: int, code_size: int
+        self,
+        config: PredictorConfig,
+        *,
+        num_tokens: int,
+        token_width: int,
+        action_size: int,
+        code_size: int,
+        levels: Sequence[int] = (),
     ) -> None:
+        """Make a predictor.
+
+        Args:
+            config: Its settings.
+            num_tokens: K.
+            token_width: D.
+            action_size: A.
+            code_size: Channels of a latent action.
+            levels: FSQ levels of the channels of a token, where each token is one code; kind "masked" needs them.
+
+        Raises:
+            ValueError: If the configuration is impossible, or does not go with the tokens.
+        """
         super().__init__()
         if config.max_steps < 1 or config.max_steps & (config.max_steps - 1):
             raise ValueError(f"max_steps={config.max_steps} must be a power of two (1, 2, 4, ...)")
-        if config.kind not in ("flow", "regression"):
-            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow' or 'regression'")
+        if config.kind not in ("flow", "regression", "masked"):
+            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow', 'regression' or 'masked'")
+        if config.kind == "masked" and len(levels) != token_width:
+            raise ValueError(
+                f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "
+                "single FSQ codes. Set model.tokenizer.bottleneck.kind=fsq with levels=[8,5,5,5], width=4, "
+                "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
+                "predictor.kind=flow."
+            )
         self.config = config
         self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
@@ -123,6 +154,9 @@ class LatentPredictor(nn.Module):
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
+        self.masked: MaskedTokens | None = None
+        if config.kind == "masked":
+            self.masked = MaskedTokens(levels, num_tokens=num_tokens, width=width, max_rounds=config.max_steps)
 
     @property
     def block(self) -> int:
@@ -132,7 +166,7 @@ class LatentPredictor(nn.Module):
     @property
     def is_stochastic(self) -> bool:
         """Tell whether imagination starts from noise, so that two samples can differ."""
-        return self.config.kind == "flow"
+        return self.config.kind != "regression"
 
     @property
     def step_counts(self) -> list[int]:
@@ -172,8 +206,12 @@ class LatentPredictor(nn.Module):
         A latent token also sees its place one frame before, at that frame's own noise level, and the change that had
         led to it.
         """
+        slots = self.slots
+        if self.masked is not None:
+            latents_BTKD, mark = self.masked.marked(latents_BTKD)
+            slots = slots + mark
         inputs = torch.cat([latents_BTKD, before_BTKD, change_BTKD / self.change_std], dim=-1)
-        tokens = self.latent_in(inputs) + self.slots
+        tokens = self.latent_in(inputs) + slots
         return torch.cat([action_tokens_BTW[:, :, None], tokens], dim=2)
 
     def shift(self, action_tokens_BTW: Tensor) -> Tensor:
@@ -184,6 +222,29 @@ class LatentPredictor(nn.Module):
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
         return before * flow.trust(tau_before) + self.latent_out(self.norm(x_SNW))
+
+    def start(self, noise_SKN: Tensor) -> Tensor:
+        """Return what imagining a frame starts from, [S, K, D]: noise, or nothing decided."""
+        return noise_SKN if self.masked is None else self.masked.nothing(noise_SKN)
+
+    def improve(
+        self,
+        out_SKW: Tensor,
+        x_tau: Tensor,
+        noise_SKN: Tensor,
+        before: Tensor,
+        tau_before: Tensor | float,
+        *,
+        number: int,
+        num_steps: int,
+    ) -> Tensor:
+        """Take the denoising step, or round, with this number: from output tokens and x_tau to the next x_tau."""
+        guess = self.read(out_SKW, before, tau_before)
+        if self.masked is not None:
+            logits = self.masked.logits(self.norm(out_SKW), guess)
+            return self.masked.decide(logits, x_tau, noise_SKN, number=number, num_rounds=num_steps)
+        step = 1 / num_steps
+        return flow.euler_step(guess, x_tau, number * step, step)
 
     def forward(
         self,
@@ -200,13 +261,21 @@ class LatentPredictor(nn.Module):
             step: Step size each frame is predicted for.
             led_by: Embedded action that led to each frame, from `shift(embed_actions(...))`.
         """
+        return self.read(self.see(x_tau, tau, step, led_by), _previous(x_tau), _previous(tau)[..., None, None])
+
+    def see(
+        self,
+        x_tau: Float[Tensor, "batch time tokens width"],
+        tau: Float[Tensor, "batch time"],
+        step: Float[Tensor, "batch time"],
+        led_by: Float[Tensor, "batch time model"],
+    ) -> Float[Tensor, "batch time tokens model"]:
+        """Return the output tokens that `forward` reads latents from."""
         time = x_tau.shape[1]
-        before, tau_before = _previous(x_tau), _previous(tau)
         positions = torch.arange(time, device=x_tau.device)
         mask = block_causal_mask(time, self.config.window, x_tau.device)
-        tokens = self.blocks(led_by, x_tau, before, _previous_change(x_tau))
-        out = self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
-        return self.read(out, before, tau_before[..., None, None])
+        tokens = self.blocks(led_by, x_tau, _previous(x_tau), _previous_change(x_tau))
+        return self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
 
     def predict_targets(
         self,
@@ -230,6 +299,12 @@ class LatentPredictor(nn.Module):
             step: Step size each target is predicted for.
             led_by: Embedded action that led to each frame.
         """
+        return self.read(*self.see_targets(past, past_tau, x_tau, tau, step, led_by))
+
+    def see_targets(
+        self, past: Tensor, past_tau: Tensor, x_tau: Tensor, tau: Tensor, step: Tensor, led_by: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `predict_targets` reads latents from: output tokens, the frames before and their levels."""
         time = x_tau.shape[1]
         before, tau_before, change = _previous(past), _previous(past_tau), _previous_change(past)
         tokens = torch.cat([self.blocks(led_by, latents, before, change) for latents in (past, x_tau)], dim=1)
@@ -241,8 +316,7 @@ class LatentPredictor(nn.Module):
         mask = torch.cat(
             [torch.cat([seen, torch.zeros_like(seen)], 1), torch.cat([seen & (gap > 0), gap == 0], 1)], dim=0
         )
-        out = self.transformer(tokens, levels, frame.repeat(2), mask, time)
-        return self.read(out, before, tau_before[..., None, None])
+        return self.transformer(tokens, levels, frame.repeat(2), mask, time), before, tau_before[..., None, None]
 
     def sample_levels(self, batch: int, time: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noise levels [B, T] of context frames and of target frames, each frame its own."""
@@ -268,6 +342,8 @@ class LatentPredictor(nn.Module):
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
         past = flow.corrupt(other, latents, past_tau[..., None, None])
         led_by = self.shift(self.embed_actions(actions))
+        if self.masked is not None:
+            return masked_loss(self, latents, past, past_tau, tau, led_by, generator)
         if not self.is_stochastic:
             nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
             missed = self.predict_targets(past, past_tau, *nothing, led_by) - latents

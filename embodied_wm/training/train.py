@@ -261,6 +261,8 @@ class Trainer:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
         sampler, read, held_out_of = self.samplers(self.config.sequence_length, config)
+        if predictor.masked is not None:
+            predictor.masked.codes.fit(self.model.tokenizer.latent_mean, self.model.tokenizer.latent_std)
         predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
         if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
             self.observer.drawing["predictor"] = drawn_imagination(self.store, self.shown, self.model, self.seed)
