@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
 
@@ -61,6 +62,7 @@ class PredictorConfig:
         noisy_context_fraction: Part of the sequences whose context frames have any noise level.
         shortcut_fraction: Part of each batch that trains large steps.
         absent_fraction: Part of the sequences trained without actions.
+        joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
     """
 
     kind: Literal["flow", "regression", "masked"] = "flow"
@@ -72,6 +74,7 @@ class PredictorConfig:
     noisy_context_fraction: float = 0.1
     shortcut_fraction: float = 0.25
     absent_fraction: float = 0.1
+    joint_actions: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,12 @@ class LatentPredictor(nn.Module):
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
+        self.joint: JointActions | None = None
+        if config.joint_actions:
+            if config.kind != "flow":
+                raise ValueError(f"joint_actions=true denoises actions; got kind={config.kind!r}, expected 'flow'")
+            self.joint = JointActions(action_size=action_size, width=width)
+            self.transformer.stack[-1].first_output = 0
         self.masked: MaskedTokens | None = None
         if config.kind == "masked":
             self.masked = MaskedTokens(levels, num_tokens=num_tokens, width=width, max_rounds=config.max_steps)
@@ -182,6 +191,10 @@ class LatentPredictor(nn.Module):
         if actions.codes is not None:
             tokens = tokens + self.code_in(actions.codes) * (actions.kind == LATENT)[..., None]
         return tokens
+
+    def embed_real(self, actions: Float[Tensor, "batch time action"]) -> Float[Tensor, "batch time width"]:
+        """Embed normalised real actions."""
+        return self.embed_actions(ActionInputs(torch.full(actions.shape[:2], REAL, device=actions.device), actions))
 
     def modulation(
         self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"]
@@ -221,6 +234,7 @@ class LatentPredictor(nn.Module):
 
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
+        x_SNW = x_SNW[..., -self.num_tokens :, :]  # the action's token may come out before them
         return before * flow.trust(tau_before) + self.latent_out(self.norm(x_SNW))
 
     def start(self, noise_SKN: Tensor) -> Tensor:
@@ -302,12 +316,24 @@ class LatentPredictor(nn.Module):
         return self.read(*self.see_targets(past, past_tau, x_tau, tau, step, led_by))
 
     def see_targets(
-        self, past: Tensor, past_tau: Tensor, x_tau: Tensor, tau: Tensor, step: Tensor, led_by: Tensor
+        self,
+        past: Tensor,
+        past_tau: Tensor,
+        x_tau: Tensor,
+        tau: Tensor,
+        step: Tensor,
+        led_by: Tensor,
+        target_led_by: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `predict_targets` reads latents from: output tokens, the frames before and their levels."""
+        """Return what `predict_targets` reads latents from: output tokens, the frames before and their levels.
+
+        Targets may have embedded actions of their own, where these are noised (`target_led_by`).
+        """
         time = x_tau.shape[1]
         before, tau_before, change = _previous(past), _previous(past_tau), _previous_change(past)
-        tokens = torch.cat([self.blocks(led_by, latents, before, change) for latents in (past, x_tau)], dim=1)
+        of_targets = led_by if target_led_by is None else target_led_by
+        streams = ((led_by, past), (of_targets, x_tau))
+        tokens = torch.cat([self.blocks(tokens, latents, before, change) for tokens, latents in streams], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
         levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1))
         frame = torch.arange(time, device=tau.device)
@@ -352,6 +378,11 @@ class LatentPredictor(nn.Module):
             return loss, {"one_step": float(error.detach().mean())}
         jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
         jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)
+        noised, target_led_by = None, None
+        if self.joint is not None:
+            noised = self.joint.draw(actions.kind == REAL, actions.real, tau, generator)
+            led_by, target_led_by = self.joint.led_by(noised, led_by, self.kinds[ABSENT])
+            tau, jumps = noised.tau, jumps & ~noised.chosen[:, None]
         step = torch.full_like(tau, 1 / self.config.max_steps)
         # Without asking whether any sequence jumps: processes that share the layers' weights must make the same passes.
         has_jumps = self.config.max_steps > 1 and self.config.shortcut_fraction > 0
@@ -369,13 +400,17 @@ class LatentPredictor(nn.Module):
             target[some] = self._shortcut_target(
                 past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
             )
-        error = (self.predict_targets(past, past_tau, x_tau, tau, step, led_by) - target).square().mean((2, 3))
+        out, before, tau_before = self.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by)
+        error = (self.read(out, before, tau_before) - target).square().mean((2, 3))
         weight = (1 - 0.9 * tau) * _trusted(past_tau)
         loss = (error * weight)[:, 1:].mean()
         with torch.no_grad():
             clean = (past_tau.mean(1, keepdim=True) >= 0.8).expand_as(tau)
             pick = {"one_step": (tau == 0) & jumps, "from_noise": (tau == 0) & ~jumps}
             metrics = {name: float(error[:, 1:][(chosen & clean)[:, 1:]].mean()) for name, chosen in pick.items()}
+        if self.joint is not None and noised is not None:
+            of_actions, more = self.joint.error(self.norm(out[:, :, 0]), noised)
+            loss, metrics = loss + of_actions, metrics | more
         return loss, {name: value for name, value in metrics.items() if value == value}
 
     @torch.no_grad()

@@ -58,7 +58,13 @@ def rotate(x_ShNd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer whose norms are modulated, frame by frame, by the conditioning."""
+    """One pre-norm transformer layer whose norms are modulated, frame by frame, by the conditioning.
+
+    Attributes:
+        first_output: First token of a block that comes out of a last layer: 1 for the latents, 0 with the action's.
+    """
+
+    first_output = 1
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -103,10 +109,10 @@ class Layer(nn.Module):
     def select(
         self, x_SFnW: Tensor, q_ShNd: Tensor, mod: tuple[Tensor, ...], num_frames: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Keep the latent tokens (all but the first, the action's) of the last frames."""
-        frames, block = x_SFnW.shape[1:3]
-        q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, 1:].flatten(2, 3)
-        return x_SFnW[:, -num_frames:, 1:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
+        """Keep the latent tokens (all but the first, the action's, where that is not wanted) of the last frames."""
+        (frames, block), first = x_SFnW.shape[1:3], self.first_output
+        q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, first:].flatten(2, 3)
+        return x_SFnW[:, -num_frames:, first:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
 
     def forward(
         self,
@@ -181,7 +187,7 @@ class BlockCausalTransformer(nn.Module):
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
-        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, 1:].flatten(0, 1)
+        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, self.stack[-1].first_output :].flatten(0, 1)
         for layer in self.stack:
             is_last = layer is self.stack[-1]
             inputs = (x, modulation, rotary, last_mask if is_last else mask_NM, num_frames if is_last else None)
