@@ -428,6 +428,8 @@ class ImaginedDynamics:
         self, context: Context, num: int, horizon: int, generator: torch.Generator, /
     ) -> Float[Tensor, "num horizon A"]:
         """Propose action sequences, as planners.proposing.Proposals; the model must denoise actions."""
+        if self.kind == "latent":
+            raise ValueError("a model proposes real actions, and these dynamics take codes; use kind='real'")
         return self.world_model.propose_actions(context, num, horizon=horizon, generator=generator)
 
     def imagine_batch(

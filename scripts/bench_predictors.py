@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ from embodied_wm.world_model import WorldModel
 CONTEXT, HORIZON, LENGTH = 3, 8, 11
 
 
-def with_predictor(base: WorldModel, kind: str, seed: int) -> WorldModel:
-    """Return a copy of a model with a new predictor of some kind."""
+def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
+    """Return a copy of a model with a new predictor, whose configuration differs by some fields."""
     torch.manual_seed(seed)
-    predictor = replace(base.config.predictor, kind=kind)  # type: ignore[arg-type]
+    predictor = replace(base.config.predictor, **changes)
     model = WorldModel(replace(base.config, predictor=predictor), base.embodiment)
     kept = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("predictor.")}
     model.load_state_dict(kept, strict=False)
@@ -66,7 +67,9 @@ def train_predictor(model: WorldModel, data: LatentEpisodes, seconds: float, see
     num_steps = max(20, round(seconds / (run(10) / 10)))
     predictor.load_state_dict(weights)
     spent = run(num_steps)
-    console.print(f"{model.config.predictor.kind}, seed {seed}: {num_steps} steps in {spent:.0f} CPU seconds")
+    settings = model.config.predictor
+    name = settings.kind + " with joint actions" * settings.joint_actions
+    console.print(f"{name}, seed {seed}: {num_steps} steps in {spent:.0f} CPU seconds")
 
 
 def print_table(console: Console, title: str, rows: dict[str, dict[str, str]]) -> None:
@@ -119,7 +122,7 @@ def main() -> None:
     note("copying", last.expand_as(true))
     for seed in options.seeds:
         for kind in kinds:
-            model = with_predictor(base, kind, seed)
+            model = with_predictor(base, seed, kind=kind)
             train_predictor(model, parts[0], options.seconds, seed, console)
             for num_steps in (1,) if kind == "regression" else (1, 4):
                 ends = []

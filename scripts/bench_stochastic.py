@@ -199,7 +199,7 @@ def main() -> None:
     rows = {name: {k: f"{v:.1f}" for k, v in row.items()} for name, row in known(base, points).items()}
     pictures: dict[str, list[Tensor]] = {}
     for kind in dict.fromkeys(kind for kind, _ in WAYS):
-        model = bench_predictors.with_predictor(base, kind, seed=0)
+        model = bench_predictors.with_predictor(base, 0, kind=kind)
         bench_predictors.train_predictor(model, data, options.seconds, 0, console)
         model.save(options.out / kind)
         for num_steps in (steps for other, steps in WAYS if other == kind):
