@@ -19,7 +19,7 @@ from embodied_wm import checkpoint, model_card
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
-from embodied_wm.predictor import sampler
+from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
@@ -82,7 +82,12 @@ class WorldModel(nn.Module, HubModel):
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
         self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
         self.predictor = LatentPredictor(
-            config.predictor, num_tokens=tokens, token_width=width, action_size=embodiment.action_size, code_size=code
+            config.predictor,
+            num_tokens=tokens,
+            token_width=width,
+            action_size=embodiment.action_size,
+            code_size=code,
+            levels=config.tokenizer.code_levels,
         )
         self.readouts = nn.ModuleDict(
             {
@@ -300,7 +305,7 @@ class WorldModel(nn.Module, HubModel):
         self,
         contexts: Sequence[Context],
         next_actions: Callable[[], Tensor],
-        noise: Float[Tensor, "candidates horizon tokens width"],
+        noise: Float[Tensor, "candidates horizon tokens noise"],
         *,
         kind: ActionKind = "real",
         num_steps: int = 1,
@@ -327,10 +332,34 @@ class WorldModel(nn.Module, HubModel):
         frames: UInt8[Tensor, "frames height width 3"],
         proprioception: Float[Tensor, "rows size"] | None = None,
     ) -> Float[Tensor, "steps action"]:
-        """Infer the real actions between consecutive frames, through codes and the adapter."""
+        """Infer the real actions between consecutive frames: by the predictor where it denoises actions, or by codes.
+
+        Codes are those of the latent actions, and the adapter turns them into the robot's.
+        """
         latents = self.encode(frames, proprioception)
+        if self.predictor.joint is not None:
+            generator = torch.Generator().manual_seed(0)  # the mean of what could have been done needs no luck
+            return self.actions.denormalize(joint.infer_actions(self.predictor, latents[None], generator)[0])
         codes = self.latent_actions.encode(latents[None])[0]
         return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
+
+    @torch.no_grad()
+    def propose_actions(
+        self, context: Context, num: int, *, horizon: int = 1, generator: torch.Generator
+    ) -> Float[Tensor, "num horizon action"]:
+        """Sample what those who made the data would do next: the model as a policy.
+
+        Args:
+            context: From `prefill`.
+            num: How many sequences.
+            horizon: Steps; frames between them are imagined.
+            generator: CPU source of noise.
+
+        Raises:
+            ValueError: If the model was not trained with `joint_actions`.
+        """
+        actions, _ = joint.act_and_imagine(self.predictor, context, num, horizon, generator)
+        return self.actions.denormalize(actions)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that depend on every weight."""
@@ -420,6 +449,14 @@ class ImaginedDynamics:
             generator=self.generator,
             shared_noise=self.shared_noise,
         )
+
+    def propose(
+        self, context: Context, num: int, horizon: int, generator: torch.Generator, /
+    ) -> Float[Tensor, "num horizon A"]:
+        """Propose action sequences, as planners.proposing.Proposals; the model must denoise actions."""
+        if self.kind == "latent":
+            raise ValueError("a model proposes real actions, and these dynamics take codes; use kind='real'")
+        return self.world_model.propose_actions(context, num, horizon=horizon, generator=generator)
 
     def imagine_batch(
         self, contexts: Sequence[Context], actions: Float[Tensor, "B S H A"]

@@ -198,6 +198,10 @@ class JudgedWorldModel(JudgedModel):
         """Return futures [N, H, K, D] of one sequence, each with noise of its own."""
         return self.dynamics.imagine_samples(context, actions.to(self.device), num_samples)
 
+    def propose(self, context: Any, num: int, horizon: int, generator: torch.Generator, /) -> Tensor:
+        """Return action sequences [N, H, A] that the model itself proposes, if it denoises actions."""
+        return self.dynamics.propose(context, num, horizon, generator)
+
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
         """Return the distance to the goal, in latents or in what is read from them, or both."""

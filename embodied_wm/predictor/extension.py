@@ -73,7 +73,7 @@ class Extension:
             window_tokens: Most tokens that attention reaches back over, a frame's own included.
         """
         self.cache, self.block, self.window_tokens = cache, block, window_tokens
-        self.layers, self.sinks, self.lead = transformer.stack, transformer.config.sinks, transformer.num_lead
+        self.layers, self.sinks, self.first = transformer.stack, transformer.config.sinks, transformer.first_output
         self.num_heads, width = transformer.config.num_heads, transformer.config.width
         first = cache.context.next_position
         tables = transformer.rotary(torch.arange(first, first + num_frames, device=modulation.device), block)
@@ -109,9 +109,9 @@ class Extension:
                 (q, k), v = self._heads(normed, weights.qkv, straight, crossed)
             else:
                 (k,), v = self._heads(normed, weights.qkv[width:], straight[1:], crossed[1:])
-                x, mod = x[:, -1:, self.lead :], [part[-1:] for part in mod]
-                latents = (table[:1, ..., self.lead - self.block :, :] for table in (straight, crossed))
-                (q,), _ = self._heads(normed[:, -1:, self.lead :], weights.qkv[:width], *latents)
+                x, mod = x[:, -1:, self.first :], [part[-1:] for part in mod]
+                latents = (table[:1, ..., self.first - self.block :, :] for table in (straight, crossed))
+                (q,), _ = self._heads(normed[:, -1:, self.first :], weights.qkv[:width], *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
             x = torch.addcmul(x, mod[2], F.linear(attended, weights.out))

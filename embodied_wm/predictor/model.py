@@ -24,10 +24,12 @@ video.
 
 `kind="regression"` is the honest baseline behind the same interface: the same transformer, no noise, one pass, the
 next latents by squared error. Where a hidden coin decides, it predicts the mean of what can happen, which never happens
-(`tests/predictor/test_variants.py`).
+(`tests/predictor/test_variants.py`). `kind="masked"` predicts the codes of an FSQ tokenizer's tokens instead of their
+values; what is different then stands in `predictor.masked`.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,6 +39,8 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.joint import JointActions
+from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
@@ -48,7 +52,8 @@ class PredictorConfig:
     """Configure a `LatentPredictor`.
 
     Attributes:
-        kind: "flow" (diffusion forcing) or "regression" (one pass without noise, the baseline that flow must beat).
+        kind: "flow" (diffusion forcing), "regression" (one pass without noise, the baseline that flow must beat) or
+            "masked" (codes of an FSQ tokenizer, decided in rounds).
         transformer: Size of the network.
         window: Frames that attention reaches back over, the present one included.
         max_steps: Most denoising steps the model is trained for; a power of two.
@@ -59,9 +64,10 @@ class PredictorConfig:
         absent_fraction: Part of the sequences trained without actions.
         action_token: Whether the action is a token of its own in each block; if not, it is added to the latent tokens
             that it led to, which halves the cost of a frame of one token.
+        joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
     """
 
-    kind: Literal["flow", "regression"] = "flow"
+    kind: Literal["flow", "regression", "masked"] = "flow"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     window: int = 16
     max_steps: int = 4
@@ -71,6 +77,7 @@ class PredictorConfig:
     shortcut_fraction: float = 0.25
     absent_fraction: float = 0.1
     action_token: bool = True
+    joint_actions: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,18 +108,46 @@ class LatentPredictor(nn.Module):
     change_std: Tensor
 
     def __init__(
-        self, config: PredictorConfig, *, num_tokens: int, token_width: int, action_size: int, code_size: int
+        self,
+        config: PredictorConfig,
+        *,
+        num_tokens: int,
+        token_width: int,
+        action_size: int,
+        code_size: int,
+        levels: Sequence[int] = (),
     ) -> None:
+        """Make a predictor.
+
+        Args:
+            config: Its settings.
+            num_tokens: K.
+            token_width: D.
+            action_size: A.
+            code_size: Channels of a latent action.
+            levels: FSQ levels of the channels of a token, where each token is one code; kind "masked" needs them.
+
+        Raises:
+            ValueError: If the configuration is impossible, or does not go with the tokens.
+        """
         super().__init__()
         if config.max_steps < 1 or config.max_steps & (config.max_steps - 1):
             raise ValueError(f"max_steps={config.max_steps} must be a power of two (1, 2, 4, ...)")
-        if config.kind not in ("flow", "regression"):
-            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow' or 'regression'")
+        if config.kind not in ("flow", "regression", "masked"):
+            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow', 'regression' or 'masked'")
+        if config.kind == "masked" and len(levels) != token_width:
+            raise ValueError(
+                f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "
+                "single FSQ codes. Set model.tokenizer.bottleneck.kind=fsq with levels=[8,5,5,5], width=4, "
+                "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
+                "predictor.kind=flow."
+            )
         self.config = config
         self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
-        self.transformer = BlockCausalTransformer(config.transformer, num_lead=int(config.action_token))
+        wants_action = config.joint_actions or not config.action_token
+        self.transformer = BlockCausalTransformer(config.transformer, first_output=0 if wants_action else 1)
         self.latent_in = nn.Linear(3 * token_width, width)
         self.register_buffer("change_std", torch.ones(()))
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
@@ -126,6 +161,17 @@ class LatentPredictor(nn.Module):
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
+        self.joint: JointActions | None = None
+        if config.joint_actions:
+            if config.kind != "flow" or not config.action_token:
+                raise ValueError(
+                    f"joint_actions=true denoises actions; got kind={config.kind!r} and action_token="
+                    f"{config.action_token}, expected 'flow' and a token for the action"
+                )
+            self.joint = JointActions(action_size=action_size, width=width)
+        self.masked: MaskedTokens | None = None
+        if config.kind == "masked":
+            self.masked = MaskedTokens(levels, num_tokens=num_tokens, width=width, max_rounds=config.max_steps)
 
     @property
     def block(self) -> int:
@@ -135,7 +181,7 @@ class LatentPredictor(nn.Module):
     @property
     def is_stochastic(self) -> bool:
         """Tell whether imagination starts from noise, so that two samples can differ."""
-        return self.config.kind == "flow"
+        return self.config.kind != "regression"
 
     @property
     def step_counts(self) -> list[int]:
@@ -151,6 +197,10 @@ class LatentPredictor(nn.Module):
         if actions.codes is not None:
             tokens = tokens + self.code_in(actions.codes) * (actions.kind == LATENT)[..., None]
         return tokens
+
+    def embed_real(self, actions: Float[Tensor, "batch time action"]) -> Float[Tensor, "batch time width"]:
+        """Embed normalised real actions."""
+        return self.embed_actions(ActionInputs(torch.full(actions.shape[:2], REAL, device=actions.device), actions))
 
     def modulation(
         self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"]
@@ -175,8 +225,12 @@ class LatentPredictor(nn.Module):
         A latent token also sees its place one frame before, at that frame's own noise level, and the change that had
         led to it.
         """
+        slots = self.slots
+        if self.masked is not None:
+            latents_BTKD, mark = self.masked.marked(latents_BTKD)
+            slots = slots + mark
         inputs = torch.cat([latents_BTKD, before_BTKD, change_BTKD / self.change_std], dim=-1)
-        tokens = self.latent_in(inputs) + self.slots
+        tokens = self.latent_in(inputs) + slots
         action_tokens = action_tokens_BTW[:, :, None]
         return torch.cat([action_tokens, tokens], dim=2) if self.config.action_token else tokens + action_tokens
 
@@ -187,7 +241,31 @@ class LatentPredictor(nn.Module):
 
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
+        x_SNW = x_SNW[..., -self.num_tokens :, :]  # the action's token may come out before them
         return before * flow.trust(tau_before) + self.latent_out(self.norm(x_SNW))
+
+    def start(self, noise_SKN: Tensor) -> Tensor:
+        """Return what imagining a frame starts from, [S, K, D]: noise, or nothing decided."""
+        return noise_SKN if self.masked is None else self.masked.nothing(noise_SKN)
+
+    def improve(
+        self,
+        out_SKW: Tensor,
+        x_tau: Tensor,
+        noise_SKN: Tensor,
+        before: Tensor,
+        tau_before: Tensor | float,
+        *,
+        number: int,
+        num_steps: int,
+    ) -> Tensor:
+        """Take the denoising step, or round, with this number: from output tokens and x_tau to the next x_tau."""
+        guess = self.read(out_SKW, before, tau_before)
+        if self.masked is not None:
+            logits = self.masked.logits(self.norm(out_SKW), guess)
+            return self.masked.decide(logits, x_tau, noise_SKN, number=number, num_rounds=num_steps)
+        step = 1 / num_steps
+        return flow.euler_step(guess, x_tau, number * step, step)
 
     def forward(
         self,
@@ -204,13 +282,21 @@ class LatentPredictor(nn.Module):
             step: Step size each frame is predicted for.
             led_by: Embedded action that led to each frame, from `shift(embed_actions(...))`.
         """
+        return self.read(self.see(x_tau, tau, step, led_by), _previous(x_tau), _previous(tau)[..., None, None])
+
+    def see(
+        self,
+        x_tau: Float[Tensor, "batch time tokens width"],
+        tau: Float[Tensor, "batch time"],
+        step: Float[Tensor, "batch time"],
+        led_by: Float[Tensor, "batch time model"],
+    ) -> Float[Tensor, "batch time tokens model"]:
+        """Return the output tokens that `forward` reads latents from."""
         time = x_tau.shape[1]
-        before, tau_before = _previous(x_tau), _previous(tau)
         positions = torch.arange(time, device=x_tau.device)
         mask = block_causal_mask(time, self.config.window, x_tau.device)
-        tokens = self.blocks(led_by, x_tau, before, _previous_change(x_tau))
-        out = self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
-        return self.read(out, before, tau_before[..., None, None])
+        tokens = self.blocks(led_by, x_tau, _previous(x_tau), _previous_change(x_tau))
+        return self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
 
     def predict_targets(
         self,
@@ -234,9 +320,27 @@ class LatentPredictor(nn.Module):
             step: Step size each target is predicted for.
             led_by: Embedded action that led to each frame.
         """
+        return self.read(*self.see_targets(past, past_tau, x_tau, tau, step, led_by))
+
+    def see_targets(
+        self,
+        past: Tensor,
+        past_tau: Tensor,
+        x_tau: Tensor,
+        tau: Tensor,
+        step: Tensor,
+        led_by: Tensor,
+        target_led_by: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `predict_targets` reads latents from: output tokens, the frames before and their levels.
+
+        Targets may have embedded actions of their own, where these are noised (`target_led_by`).
+        """
         time = x_tau.shape[1]
         before, tau_before, change = _previous(past), _previous(past_tau), _previous_change(past)
-        tokens = torch.cat([self.blocks(led_by, latents, before, change) for latents in (past, x_tau)], dim=1)
+        of_targets = led_by if target_led_by is None else target_led_by
+        streams = ((led_by, past), (of_targets, x_tau))
+        tokens = torch.cat([self.blocks(tokens, latents, before, change) for tokens, latents in streams], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
         levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1))
         frame = torch.arange(time, device=tau.device)
@@ -245,8 +349,7 @@ class LatentPredictor(nn.Module):
         mask = torch.cat(
             [torch.cat([seen, torch.zeros_like(seen)], 1), torch.cat([seen & (gap > 0), gap == 0], 1)], dim=0
         )
-        out = self.transformer(tokens, levels, frame.repeat(2), mask, time)
-        return self.read(out, before, tau_before[..., None, None])
+        return self.transformer(tokens, levels, frame.repeat(2), mask, time), before, tau_before[..., None, None]
 
     def sample_levels(self, batch: int, time: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noise levels [B, T] of context frames and of target frames, each frame its own."""
@@ -271,7 +374,10 @@ class LatentPredictor(nn.Module):
         past_tau, tau = (levels.to(latents) for levels in self.sample_levels(batch, time, generator))
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
         past = flow.corrupt(other, latents, past_tau[..., None, None])
-        return self.loss_given(past, past_tau, latents, tau, noise, self.shift(self.embed_actions(actions)), generator)
+        if self.masked is not None:
+            led_by = self.shift(self.embed_actions(actions))
+            return masked_loss(self, latents, past, past_tau, tau, led_by, generator)
+        return self.loss_given(past, past_tau, latents, tau, noise, actions, generator)
 
     def loss_given(
         self,
@@ -280,7 +386,7 @@ class LatentPredictor(nn.Module):
         latents: Float[Tensor, "batch time tokens width"],
         tau: Float[Tensor, "batch time"],
         noise: Float[Tensor, "batch time tokens width"],
-        led_by: Float[Tensor, "batch time model"],
+        actions: ActionInputs,
         generator: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return what `loss` does where the context is given: real frames with noise, or frames imagined before.
@@ -291,11 +397,11 @@ class LatentPredictor(nn.Module):
             latents: Standardised latents of the true frames.
             tau: Noise levels of the targets; rounded down to a multiple of the step where large steps are trained.
             noise: Noise of the targets.
-            led_by: Embedded action that led to each frame.
+            actions: Actions in row convention.
             generator: CPU source of which sequences train large steps.
         """
         batch, time = latents.shape[:2]
-        tau = tau.clone()
+        tau, led_by = tau.clone(), self.shift(self.embed_actions(actions))
         if not self.is_stochastic:
             nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
             missed = self.predict_targets(past, past_tau, *nothing, led_by) - latents
@@ -304,6 +410,11 @@ class LatentPredictor(nn.Module):
             return loss, {"one_step": float(error.detach().mean())}
         jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
         jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)
+        noised, target_led_by = None, None
+        if self.joint is not None:
+            noised = self.joint.draw(actions.kind == REAL, actions.real, tau, generator)
+            led_by, target_led_by = self.joint.led_by(noised, led_by, self.kinds[ABSENT])
+            tau, jumps = noised.tau, jumps & ~noised.chosen[:, None]
         step = torch.full_like(tau, 1 / self.config.max_steps)
         # Without asking whether any sequence jumps: processes that share the layers' weights must make the same passes.
         has_jumps = self.config.max_steps > 1 and self.config.shortcut_fraction > 0
@@ -321,13 +432,17 @@ class LatentPredictor(nn.Module):
             target[some] = self._shortcut_target(
                 past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
             )
-        error = (self.predict_targets(past, past_tau, x_tau, tau, step, led_by) - target).square().mean((2, 3))
+        out, before, tau_before = self.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by)
+        error = (self.read(out, before, tau_before) - target).square().mean((2, 3))
         weight = (1 - 0.9 * tau) * _trusted(past_tau)
         loss = (error * weight)[:, 1:].mean()
         with torch.no_grad():
             clean = (past_tau.mean(1, keepdim=True) >= 0.8).expand_as(tau)
             pick = {"one_step": (tau == 0) & jumps, "from_noise": (tau == 0) & ~jumps}
             metrics = {name: float(error[:, 1:][(chosen & clean)[:, 1:]].mean()) for name, chosen in pick.items()}
+        if self.joint is not None and noised is not None:
+            of_actions, more = self.joint.error(self.norm(out[:, :, 0]), noised)
+            loss, metrics = loss + of_actions, metrics | more
         return loss, {name: value for name, value in metrics.items() if value == value}
 
     @torch.no_grad()

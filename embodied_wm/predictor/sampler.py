@@ -17,7 +17,6 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.extension import Extension
 from embodied_wm.predictor.model import LatentPredictor
@@ -29,8 +28,10 @@ LedBy = Callable[[int, Tensor], Tensor]
 
 def draw_noise(
     model: LatentPredictor, num_candidates: int, horizon: int, generator: torch.Generator, *, shared: bool
-) -> Float[Tensor, "candidates horizon tokens width"]:
+) -> Float[Tensor, "candidates horizon tokens noise"]:
     """Draw the noise that each imagined frame starts from; zeros for a model that knows no noise.
+
+    For a model of kind "masked" it is uniform, and what its rounds draw codes by.
 
     Args:
         model: Gives K, D and the device.
@@ -40,7 +41,10 @@ def draw_noise(
         shared: Give all candidates the same noise (common random numbers), so that their differences come from actions.
     """
     shape = (1 if shared else num_candidates, horizon, model.num_tokens, model.token_width)
-    noise = torch.randn(shape, generator=generator) if model.is_stochastic else torch.zeros(shape)
+    if model.masked is not None:
+        noise = torch.rand(*shape[:3], model.masked.noise_width, generator=generator)
+    else:
+        noise = torch.randn(shape, generator=generator) if model.is_stochastic else torch.zeros(shape)
     return noise.expand(num_candidates, -1, -1, -1).to(model.slots.device)
 
 
@@ -53,7 +57,7 @@ def imagine(
     model: LatentPredictor,
     context: Context,
     led_by: LedBy,
-    noise: Float[Tensor, "candidates horizon tokens width"],
+    noise: Float[Tensor, "candidates horizon tokens noise"],
     *,
     num_steps: int = 1,
     is_differentiable: bool = False,
@@ -68,6 +72,11 @@ def imagine(
         num_steps: Denoising steps per frame: 1, 2, ... up to the model's `max_steps`.
         is_differentiable: Let gradients flow back to what `led_by` gives, at the price of the graph's memory.
     """
+    if is_differentiable and model.masked is not None:
+        raise ValueError(
+            "a model of kind 'masked' imagines codes, through which no gradient flows back to actions; plan without "
+            "gradients (planner=cem, icem, mppi), or with a model of kind 'flow'"
+        )
     candidates, horizon = noise.shape[:2]
     with torch.set_grad_enabled(is_differentiable):
         cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
@@ -84,7 +93,7 @@ def imagine_frames(
         model: The predictor.
         cache: Of candidates that have imagined nothing yet, with room for H + 1 frames.
         led_by: As for `imagine`; it may wait for an action that is decided on what was imagined last.
-        noise: [S, H, K, D], from `draw_noise`.
+        noise: [S, H, K, N], from `draw_noise`.
         num_steps: Denoising steps per frame.
     """
     yield from _frames(model, cache, led_by, noise, num_steps)
@@ -136,7 +145,7 @@ def _frames(
     for index in range(horizon):
         if index:
             action_before, action = action, led_by(index, latents)
-        x_tau = noise[:, index]
+        x_tau = model.start(noise[:, index])
         for substep in range(num_steps):
             if substep == 0 and index > 0:
                 frames = torch.stack([earlier, before, latents, x_tau], dim=1)
@@ -145,7 +154,7 @@ def _frames(
             else:
                 frames = torch.stack([before, latents, x_tau], dim=1)
                 out = extend(_new_blocks(model, action[:, None], frames), slice(1 + substep, 2 + substep), index)
-            x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, substep * step, step)
+            x_tau = model.improve(out, x_tau, noise[:, index], latents, tau_before, number=substep, num_steps=num_steps)
         yield x_tau
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
         if cut_every and (index + 1) % cut_every == 0:
@@ -184,7 +193,7 @@ def imagine_uncached(
     context_latents: Float[Tensor, "frames tokens width"],
     context_led_by: Float[Tensor, "1 frames model"],
     led_by: Float[Tensor, "candidates horizon model"],
-    noise: Float[Tensor, "candidates horizon tokens width"],
+    noise: Float[Tensor, "candidates horizon tokens noise"],
     *,
     num_steps: int = 1,
 ) -> Float[Tensor, "candidates horizon tokens width"]:
@@ -204,7 +213,7 @@ def imagine_uncached(
     tokens = torch.cat([repeat(context_led_by, "1 t w -> s t w", s=candidates), led_by], dim=1)
     num_context, finest, step = past.shape[1], 1 / model.config.max_steps, 1 / num_steps
     for index in range(horizon):
-        x_tau = noise[:, index]
+        x_tau = model.start(noise[:, index])
         time = num_context + index + 1
         tau = torch.full((candidates, time), model.config.context_tau, device=past.device)
         tau[:, :num_context] = 1.0
@@ -213,7 +222,9 @@ def imagine_uncached(
         for substep in range(num_steps):
             tau[:, -1] = substep * step
             window = torch.cat([past, x_tau[:, None]], dim=1)
-            predicted = model(window, tau, size, tokens[:, :time])[:, -1]
-            x_tau = flow.euler_step(predicted, x_tau, substep * step, step)
+            out = model.see(window, tau, size, tokens[:, :time])[:, -1]
+            x_tau = model.improve(
+                out, x_tau, noise[:, index], window[:, -2], tau[:, -2, None, None], number=substep, num_steps=num_steps
+            )
         past = torch.cat([past, x_tau[:, None]], dim=1)
     return rearrange(past[:, num_context:], "s h k d -> s h k d")

@@ -146,5 +146,5 @@ def self_forced_loss(
     past_tau[:, rollouts.context :] = model.config.context_tau
     _, tau = model.sample_levels(batch, time, generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    loss, _ = model.loss_given(past, past_tau, latents, tau.to(latents), noise, led_by, generator)
+    loss, _ = model.loss_given(past, past_tau, latents, tau.to(latents), noise, actions, generator)
     return loss, metrics

@@ -58,11 +58,15 @@ def rotate(x_ShNd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer whose norms are modulated, frame by frame, by the conditioning."""
+    """One pre-norm transformer layer whose norms are modulated, frame by frame, by the conditioning.
 
-    def __init__(self, config: TransformerConfig, num_lead: int) -> None:
+    Attributes:
+        first_output: First token of a block that comes out of a last layer: 1 for the latents, 0 with the action's.
+    """
+
+    def __init__(self, config: TransformerConfig, first_output: int) -> None:
         super().__init__()
-        width, self.num_heads, self.num_lead = config.width, config.num_heads, num_lead
+        width, self.num_heads, self.first_output = config.width, config.num_heads, first_output
         head = width // config.num_heads
         self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -103,10 +107,10 @@ class Layer(nn.Module):
     def select(
         self, x_SFnW: Tensor, q_ShNd: Tensor, mod: tuple[Tensor, ...], num_frames: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Keep the latent tokens (all but those that lead a block, the action's) of the last frames."""
-        frames, block = x_SFnW.shape[1:3]
-        q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, self.num_lead :].flatten(2, 3)
-        return x_SFnW[:, -num_frames:, self.num_lead :], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
+        """Keep the tokens that have outputs (all but the action's, where that is not wanted) of the last frames."""
+        (frames, block), first = x_SFnW.shape[1:3], self.first_output
+        q_ShNd = q_ShNd.unflatten(2, (frames, block))[:, :, -num_frames:, first:].flatten(2, 3)
+        return x_SFnW[:, -num_frames:, first:], q_ShNd, tuple(part[..., -num_frames:, :, :] for part in mod)
 
     def forward(
         self,
@@ -128,7 +132,7 @@ class Layer(nn.Module):
 class BlockCausalTransformer(nn.Module):
     """Run blocks of tokens, [S, F frames, n tokens per frame, width], through modulated layers.
 
-    The first `num_lead` tokens of a block (the action's) have no outputs; outputs are the others of the last frames.
+    Outputs are tokens of the last frames, from the block's token `first_output` on; the action's, before it, has none.
 
     Attributes:
         recompute: Whether training recomputes activations in the backward pass instead of keeping them.
@@ -136,12 +140,12 @@ class BlockCausalTransformer(nn.Module):
 
     recompute = False
 
-    def __init__(self, config: TransformerConfig, *, num_lead: int = 1) -> None:
+    def __init__(self, config: TransformerConfig, *, first_output: int = 1) -> None:
         super().__init__()
         if config.width % config.num_heads or (config.width // config.num_heads) % 2:
             raise ValueError(f"width={config.width} must be an even multiple of num_heads={config.num_heads}")
-        self.config, self.num_lead = config, num_lead
-        self.layers = nn.ModuleList(Layer(config, num_lead) for _ in range(config.depth))
+        self.config, self.first_output = config, first_output
+        self.layers = nn.ModuleList(Layer(config, first_output) for _ in range(config.depth))
         for layer in self.stack:
             for linear in (layer.out, layer.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.depth) ** 0.5)
@@ -181,7 +185,7 @@ class BlockCausalTransformer(nn.Module):
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
-        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, self.num_lead :].flatten(0, 1)
+        last_mask = mask_NM.unflatten(0, (-1, block))[-num_frames:, self.first_output :].flatten(0, 1)
         for layer in self.stack:
             is_last = layer is self.stack[-1]
             inputs = (x, modulation, rotary, last_mask if is_last else mask_NM, num_frames if is_last else None)

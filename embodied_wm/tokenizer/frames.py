@@ -92,6 +92,12 @@ class FrameTokenizerConfig:
         return self.bottleneck.width * self.cells_per_token[0] * self.cells_per_token[1]
 
     @property
+    def code_levels(self) -> tuple[int, ...]:
+        """Return the FSQ levels of each channel where every token is one code; nothing where tokens are no codes."""
+        is_code = self.bottleneck.kind == "fsq" and tuple(self.cells_per_token) == (1, 1)
+        return tuple(self.bottleneck.levels) if is_code else ()
+
+    @property
     def cell_grid(self) -> tuple[int, int]:
         """Return (rows, columns) of one camera's cells."""
         rows, columns = self.token_grid

@@ -310,6 +310,8 @@ class Trainer:
         """Train the predictor by diffusion forcing on windows of latents."""
         config, predictor = self.config.predictor, self.model.predictor
         sampler, *_ = self.samplers(self.config.sequence_length, config)
+        if predictor.masked is not None:
+            predictor.masked.codes.fit(self.model.tokenizer.latent_mean, self.model.tokenizer.latent_std)
         predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
         self._fit_predictor(
             "predictor",

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from sim.tasks.base import Task
 from sim.tasks.drawer import DRAWER
+from sim.tasks.fork import FORK
 from sim.tasks.gym import environment_task
 from sim.tasks.maze import MAZE
 from sim.tasks.pick_place import PICK_PLACE
@@ -16,9 +17,12 @@ from sim.tasks.stack import STACK
 
 _TASKS = {task.name: task for task in (REACH, PUSH, PUSH_T, MAZE, DRAWER, PICK_PLACE, STACK, ROPE)}
 
+_STUDIES = {task.name: task for task in (FORK,)}
+"""Tasks that are asked for by name and are no part of the suite."""
+
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of our own tasks."""
+    """Return the names of our own tasks, those for studies (such as fork) left out."""
     return tuple(_TASKS)
 
 
@@ -41,8 +45,8 @@ def varied_name(name: str, factors: Iterable[str]) -> str:
 
 
 def _plain_task(name: str) -> Task:
-    if name in _TASKS:
-        return _TASKS[name]
+    if name in _TASKS or name in _STUDIES:
+        return _TASKS.get(name) or _STUDIES[name]
     if not re.search(r"-v\d+$", name):
         raise ValueError(
             f"unknown task {name!r}; valid tasks are {', '.join(_TASKS)}, and any Gymnasium MuJoCo environment by its "

@@ -1,0 +1,144 @@
+"""Flow against regression (and masked codes) where nothing is left to chance, by the same CPU seconds.
+
+    python scripts/bench_predictors.py push.zarr --model RUN_OF_PUSH --seeds 0 1 2
+
+Takes a trained model's tokenizer and trains each predictor anew on its latents; measures latent errors and PSNR at
+several horizons on held-out episodes. Where a hidden coin decides: `bench_stochastic.py`, which trains by what is here.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from embodied_wm.data.loader import split_episodes
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.loop import Batch, Conduct, StageConfig, fit
+from embodied_wm.world_model import WorldModel
+
+CONTEXT, HORIZON, LENGTH = 3, 8, 11
+
+
+def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
+    """Return a copy of a model with a new predictor, whose configuration differs by some fields."""
+    torch.manual_seed(seed)
+    predictor = replace(base.config.predictor, **changes)
+    model = WorldModel(replace(base.config, predictor=predictor), base.embodiment)
+    kept = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("predictor.")}
+    model.load_state_dict(kept, strict=False)
+    return model.eval()
+
+
+def train_predictor(model: WorldModel, data: LatentEpisodes, seconds: float, seed: int, console: Console) -> None:
+    """Train a predictor for some CPU seconds: as many steps as fit, by the time of the first ones."""
+    sampler, predictor = data.sampler(length=LENGTH, batch_size=16, seed=seed), model.predictor
+    if predictor.masked is not None:
+        predictor.masked.codes.fit(model.tokenizer.latent_mean, model.tokenizer.latent_std)
+    predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(16)]))
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return predictor.loss(batch["latents"], model.action_inputs(batch["action"]), generator)
+
+    def run(num_steps: int) -> float:
+        config = StageConfig(
+            num_steps=num_steps, batch_size=16, learning_rate=2e-3, warmup_steps=20, ema_decay=0.99, num_threads=1
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            modules = nn.ModuleDict({"predictor": predictor})
+            fit("predictor", modules, sampler.batch, loss, config, run_dir=Path(folder), seed=seed, conduct=Conduct())
+            return time.process_time() - began
+
+    weights = deepcopy(predictor.state_dict())
+    run(2)
+    num_steps = max(20, round(seconds / (run(10) / 10)))
+    predictor.load_state_dict(weights)
+    spent = run(num_steps)
+    settings = model.config.predictor
+    name = settings.kind + " with joint actions" * settings.joint_actions
+    console.print(f"{name}, seed {seed}: {num_steps} steps in {spent:.0f} CPU seconds")
+
+
+def print_table(console: Console, title: str, rows: dict[str, dict[str, str]]) -> None:
+    """Print measures, one way of imagining a row."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table("", *columns, title=title)
+    for name, row in rows.items():
+        table.add_row(name, *(row.get(column, "") for column in columns))
+    console.print(table)
+
+
+def figure(values: Sequence[float]) -> str:
+    """Return a mean and its 95% interval (bootstrap)."""
+    found = bootstrap_mean(values, seed=0)
+    ends = found["ci95"] or (found["value"],) * 2
+    return f"{found['value']:.1f} [{ends[0]:.1f}, {ends[1]:.1f}]"
+
+
+def main() -> None:
+    """Train on a store, and measure latent errors and PSNR on held-out episodes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--model", type=Path, required=True, help="whose tokenizer and sizes are taken")
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds for each predictor")
+    parser.add_argument("--points", type=int, default=64, help="windows that are measured")
+    parser.add_argument("--episodes", type=int, default=10_000, help="most episodes to train on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options, console = parser.parse_args(), Console(width=220)
+    torch.set_num_threads(1)
+    store, base = EpisodeStore.open(options.store), WorldModel.from_pretrained(options.model)
+    kinds = ("regression", "flow", *(["masked"] if base.config.tokenizer.code_levels else []))
+    train, held_out = split_episodes(store.num_episodes)
+    parts = [
+        LatentEpisodes(store, base.tokenizer, camera=base.embodiment.camera, episodes=part, features=["action"])
+        for part in (train[: options.episodes], held_out)
+    ]
+    windows = parts[1].sampler(length=LENGTH, batch_size=options.points, seed=7).batch(0)
+    latents, actions = windows["latents"], windows["action"]
+    ahead = torch.tensor([1, 4, 8])
+    true, last = latents[:, CONTEXT - 1 + ahead], latents[:, CONTEXT - 1, None]
+    rows: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def note(name: str, imagined: Tensor) -> None:
+        error = (imagined - true).square().mean((2, 3)).numpy()
+        quality = psnr(base.decode(imagined), base.decode(true)).numpy()
+        for column, values in (("latent error", 100 * error), ("dB", quality)):
+            for index, step in enumerate(ahead.tolist()):
+                rows.setdefault(name, {}).setdefault(f"{column}, h={step}", []).append(values[:, index])
+
+    note("copying", last.expand_as(true))
+    for seed in options.seeds:
+        for kind in kinds:
+            model = with_predictor(base, seed, kind=kind)
+            train_predictor(model, parts[0], options.seconds, seed, console)
+            for num_steps in (1,) if kind == "regression" else (1, 4):
+                ends = []
+                for place in range(len(latents)):
+                    context = model.prefill_latents(latents[place, :CONTEXT], actions[place, : CONTEXT - 1])
+                    generator = torch.Generator().manual_seed(place)
+                    following = actions[place, CONTEXT - 1 : CONTEXT - 1 + HORIZON][None]
+                    ends.append(model.imagine(context, following, num_steps=num_steps, generator=generator)[0])
+                note(f"{kind}, {num_steps} step{'s' * (num_steps > 1)}", torch.stack(ends)[:, ahead - 1])
+    shown = {
+        name: {key: f"{figure(np.mean(v, 0))} ({', '.join(f'{x.mean():.1f}' for x in v)})" for key, v in row.items()}
+        for name, row in rows.items()
+    }
+    title = f"{options.store.name}: error x 100 in latent units, dB against the decoded truth; (each seed)"
+    print_table(console, title, shown)
+
+
+if __name__ == "__main__":
+    main()

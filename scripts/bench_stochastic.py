@@ -1,0 +1,218 @@
+"""Flow, regression and masked codes where a hidden coin decides: which of them imagines what can really happen?
+
+    embodied-wm collect task=fork episodes=400 rows=30 out=fork.zarr
+    python scripts/bench_stochastic.py fork.zarr --picture fork.png
+
+Trains a tokenizer of FSQ codes on `fork`, and on it each predictor with the same network, data and CPU seconds. Each
+imagines the puck's way over the hidden plank 32 times; the places read from those samples are compared with both true
+outcomes, which MuJoCo plays from the same state with the coin either way. Where nothing is left to chance:
+`bench_predictors.py`.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import bench_predictors
+import matplotlib
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from embodied_wm.data.loader import split_episodes
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig
+from embodied_wm.tokenizer.frames import FrameTokenizerConfig, psnr
+from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.train import TrainConfig, train_world_model
+from embodied_wm.world_model import WorldModel, WorldModelConfig
+from sim import get_task
+from sim.branch import branch
+from sim.tasks.base import Task, state_from_positions
+from sim.tasks.fork import AIM_M, START_M, TILT_RAD, with_coin
+
+CONTEXT, HORIZON = bench_predictors.CONTEXT, bench_predictors.HORIZON
+NUM_SAMPLES, NEAR_M, SHARE = 32, 0.02, 0.1
+WAYS = (("regression", 1), ("flow", 1), ("flow", 4), ("masked", 1), ("masked", 2), ("masked", 4))
+"""Kinds of predictor and how many steps, or rounds, they imagine a frame in."""
+
+
+@dataclass(frozen=True)
+class Branching:
+    """Hold one state before the plank, and what follows by either side of the coin.
+
+    Attributes:
+        frames: Context, uint8 [C, h, w, 3].
+        actions: [C - 1 + H, A], those that led through the context and those that follow.
+        outcomes: Both ends, uint8 [2, h, w, 3].
+        places: The puck at both ends, [2, 2] in metres.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    outcomes: Tensor
+    places: np.ndarray
+
+
+def branchings(task: Task, number: int, image_size: int, seed: int) -> list[Branching]:
+    """Drive at the plate from all four sides; the last context frame is just before the plank."""
+    renderer, found = task.renderer(image_size, image_size), []
+    for index in range(number):
+        rng = np.random.default_rng([seed, index])
+        quarter = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), index % 4)
+        place, heading = quarter @ [rng.uniform(-AIM_M, AIM_M), -START_M], quarter @ [0.0, 1.0]
+        state = state_from_positions(task.model, np.array([TILT_RAD, *place]))
+        actions = np.tile(heading * rng.uniform(0.9, 1.0), (2, CONTEXT - 1 + HORIZON, 1)).astype(np.float32)
+        start = np.stack([with_coin(state, coin) for coin in (True, False)])
+        result = branch(task, start, actions)
+        assert not result.contacts[:, : CONTEXT - 1].any()
+        seen = np.concatenate([start[:1], result.states[0, : CONTEXT - 1]])
+        found.append(
+            Branching(
+                frames=torch.from_numpy(renderer.render_states(seen)),
+                actions=torch.from_numpy(actions[0]),
+                outcomes=torch.from_numpy(renderer.render_states(result.states[:, -1])),
+                places=result.quantities[:, -1],
+            )
+        )
+    renderer.close()
+    return found
+
+
+def energy_score(samples: np.ndarray, outcome: np.ndarray) -> float:
+    """Return the energy score (Gneiting and Raftery 2007) of samples [N, D] for an outcome [D]; less is better.
+
+    It is proper: the least is expected from the true distribution. The spread is that of distinct samples.
+    """
+    spread = np.linalg.norm(samples[:, None] - samples[None], axis=-1).sum() / (len(samples) * (len(samples) - 1))
+    return float(np.linalg.norm(samples - outcome, axis=-1).mean() - spread / 2)
+
+
+def judged(model: WorldModel, each: Branching, num_steps: int, seed: int) -> tuple[dict[str, float], Tensor]:
+    """Imagine one branching many times; return its measures and the pictures of the samples' ends."""
+    context = model.prefill(each.frames, each.actions[: CONTEXT - 1])
+    actions = each.actions[CONTEXT - 1 :].expand(NUM_SAMPLES, -1, -1)
+    generator = torch.Generator().manual_seed(seed)
+    latents = model.imagine(context, actions, num_steps=num_steps, generator=generator)[:, -1]
+    with torch.no_grad():
+        places = model.readout("sim.quantities")(latents).numpy()
+    pictures = model.decode(latents)
+    apart = np.linalg.norm(places[:, None] - each.places, axis=-1)
+    line = each.places[1] - each.places[0]
+    along = (places - each.places[0]) @ line / (line @ line)
+    mean_picture = pictures.float().mean(0).round().to(torch.uint8)
+    quality = psnr(pictures[:, None].expand(-1, 2, -1, -1, -1), each.outcomes.expand(NUM_SAMPLES, -1, -1, -1, -1))
+    return {
+        "near %": 100 * float((apart.min(1) < NEAR_M).mean()),
+        "between %": 100 * float(((along > 0.25) & (along < 0.75)).mean()),
+        "covered %": 100 * float(((apart < NEAR_M).mean(0) >= SHARE).mean()),
+        "best cm": 100 * float(apart.min(0).mean()),
+        "mean cm": 100 * float(np.linalg.norm(places.mean(0) - each.places, axis=-1).mean()),
+        "energy cm": 100 * float(np.mean([energy_score(places, place) for place in each.places])),
+        "one dB": float(quality.mean()),
+        "best dB": float(quality.max(0).values.mean()),
+        "mean dB": float(psnr(mean_picture.expand(2, -1, -1, -1), each.outcomes).mean()),
+    }, pictures
+
+
+def known(model: WorldModel, points: Sequence[Branching]) -> dict[str, dict[str, float]]:
+    """Return the same measures of what needs no predictor: the truth as this tokenizer shows it, and its mean."""
+    apart = np.mean([100 * np.linalg.norm(each.places[0] - each.places[1]) for each in points])
+    with torch.no_grad():
+        read = [model.readout("sim.quantities")(model.encode(each.outcomes)).numpy() for each in points]
+    error = np.mean([np.linalg.norm(places - each.places, axis=1) for places, each in zip(read, points, strict=True)])
+    shown = torch.cat([psnr(model.decode(model.encode(each.outcomes)), each.outcomes) for each in points])
+    truth = {"near %": 100.0, "between %": 0.0, "covered %": 100.0, "best cm": 100 * float(error)}
+    return {
+        "both outcomes, as encoded": truth | {"energy cm": apart / 4, "best dB": float(shown.mean())},
+        "their mean": {"near %": 0.0, "between %": 100.0, "covered %": 0.0, "energy cm": apart / 2},
+    }
+
+
+def draw(path: Path, points: Sequence[Branching], pictures: dict[str, list[Tensor]]) -> None:
+    """Draw samples beside outcomes, one branching a row."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {name: [ends[:1] if name.startswith("regression") else ends[:4] for ends in all_ends]
+             for name, all_ends in pictures.items()}  # fmt: skip
+    columns: list[tuple[str, Callable[[int], Tensor]]] = [
+        ("last seen", lambda row: points[row].frames[-1]),
+        ("if heads", lambda row: points[row].outcomes[0]),
+        ("if tails", lambda row: points[row].outcomes[1]),
+    ]
+    for name, ends in shown.items():
+        columns += [(name if not n else "", lambda row, e=ends, n=n: e[row][n]) for n in range(len(ends[0]))]
+    rows = min(4, len(points))
+    canvas, axes = pyplot.subplots(rows, len(columns), figsize=(1.1 * len(columns), 1.2 * rows + 0.3), squeeze=False)
+    for row in range(rows):
+        for axis, (name, picture) in zip(axes[row], columns, strict=True):
+            axis.imshow(picture(row).numpy())
+            axis.axis("off")
+            if row == 0:
+                axis.set_title(name, fontsize=8)
+    canvas.tight_layout(pad=0.3)
+    canvas.savefig(path, dpi=110)
+    pyplot.close(canvas)
+
+
+def fork_config(image_size: int) -> WorldModelConfig:
+    """Return sizes for the fork: four FSQ codes a frame and a predictor of a quarter of a million weights."""
+    return WorldModelConfig(
+        tokenizer=FrameTokenizerConfig(
+            image_size=(image_size, image_size),
+            channels=(16, 32, 64),
+            token_grid=(2, 2),
+            bottleneck=BottleneckConfig(kind="fsq", width=4, levels=(8, 5, 5, 5)),
+        ),
+        predictor=PredictorConfig(transformer=TransformerConfig(width=96, depth=2, num_heads=4, hidden=256)),
+    )
+
+
+def main() -> None:
+    """Train on the fork and measure what each predictor makes of the coin."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds for each predictor")
+    parser.add_argument("--points", type=int, default=32, help="states before the plank")
+    parser.add_argument("--tokenizer-steps", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_stochastic"))
+    parser.add_argument("--picture", type=Path, default=None, help="PNG of samples beside outcomes")
+    options, console = parser.parse_args(), Console(width=220)
+    torch.set_num_threads(1)
+    store, task = EpisodeStore.open(options.store), get_task("fork")
+    size = store.features["observation.images.top"].shape[0]
+    stage = StageConfig(num_steps=options.tokenizer_steps, batch_size=24, learning_rate=2e-3, num_threads=1)
+    readouts = replace(stage, num_steps=800, batch_size=256)
+    config = TrainConfig(tokenizer=stage, readouts=readouts)
+    base = train_world_model(
+        store, fork_config(size), config, options.out, seed=0, stages=("tokenizer", "readouts"), console=console
+    )
+    train, _ = split_episodes(store.num_episodes)
+    data = LatentEpisodes(store, base.tokenizer, camera=base.embodiment.camera, episodes=train, features=["action"])
+    points = branchings(task, options.points, size, seed=1)
+    rows = {name: {k: f"{v:.1f}" for k, v in row.items()} for name, row in known(base, points).items()}
+    pictures: dict[str, list[Tensor]] = {}
+    for kind in dict.fromkeys(kind for kind, _ in WAYS):
+        model = bench_predictors.with_predictor(base, 0, kind=kind)
+        bench_predictors.train_predictor(model, data, options.seconds, 0, console)
+        model.save(options.out / kind)
+        for num_steps in (steps for other, steps in WAYS if other == kind):
+            found = [judged(model, each, num_steps, seed) for seed, each in enumerate(points)]
+            name = f"{kind}, {num_steps} step{'s' * (num_steps > 1)}"
+            rows[name] = {key: bench_predictors.figure([row[key] for row, _ in found]) for key in found[0][0]}
+            pictures[name] = [ends for _, ends in found]
+    bench_predictors.print_table(
+        console, f"fork, {HORIZON} steps ahead, {len(points)} states x {NUM_SAMPLES} samples", rows
+    )
+    if options.picture:
+        draw(options.picture, points, {name: pictures[name] for name in pictures if name != "masked, 2 steps"})
+
+
+if __name__ == "__main__":
+    main()
