@@ -3,13 +3,16 @@
     bash scripts/peers/setup.sh                                    # an environment with the peer in it
     PEER=.venv-peers/bin/python
     .venv/bin/embodied-wm train model=nano_keypoints data.path=push.zarr run_dir=runs/push
-    $PEER scripts/peers/train_lewm.py push.zarr lewm.pt --minutes 30 --size small --frameskip 1 --learning-rate 1e-3
-    $PEER scripts/peers/head_to_head.py --task push --ours runs/push/model --lewm lewm.pt --out runs/head_to_head
+    SMALL="--minutes 14 --size small --batch-size 64"              # minutes: the CPU time that ours took
+    $PEER scripts/peers/train_lewm.py push.zarr lewm_a.pt $SMALL --learning-rate 1e-3
+    $PEER scripts/peers/train_lewm.py push.zarr lewm_b.pt $SMALL --learning-rate 3e-4
+    $PEER scripts/peers/head_to_head.py --ours runs/push --lewm lewm_a.pt lewm_b.pt --out runs/peers planner.choose=mean
 
 Every entrant meets the same frozen states and the same frozen pairs of start and goal, through `embodied-wm benchmark`;
 what is finished in `--out` is not measured again. LeWM is entered three times:
 
-- "our planner, state": our planner and our objective, the task's cost of what a probe reads from imagined embeddings;
+- "our planner, state": our planner and our objective, the task's cost of what a probe reads from imagined embeddings, as
+  many steps ahead as ours, rounded up to whole steps of LeWM's;
 - "our planner, own cost": our planner, and LeWM's own cost, the distance of the last embedding to the goal image's;
 - "own settings": its own cost and the settings of its released evaluation: CEM over 5 of its steps with 300 candidates
   and 30 elites, mean of the last refit, all 5 steps executed before the next plan; 10 refits where theirs are 30.
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +46,7 @@ from embodied_wm.world_model import WorldModel
 ADAPTER = f"{Path(__file__).resolve().parents[1] / 'judge_lewm.py'}:load"
 OWN_STEPS, OWN_CANDIDATES, OWN_ELITES, OWN_ITERATIONS = 5, 300, 30, 10
 """Of the peer's released evaluation (config/eval/solver/cem.yaml, pusht.yaml); it refits 30 times."""
-SPREAD = "state_error.box_x"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def our_entrant(checkpoint: Path) -> Entrant:
     return Entrant(name="ours", checkpoint=checkpoint, planning=controllers, facts=facts)
 
 
-def lewm_entrants(checkpoint: Path) -> list[Entrant]:
+def lewm_entrants(checkpoint: Path, task: str) -> list[Entrant]:
     """Return a LeWM with our planner and objective, with its own cost, and with its own settings."""
     saved = torch.load(checkpoint, weights_only=True)
     recipe = saved["recipe"]
@@ -86,7 +90,9 @@ def lewm_entrants(checkpoint: Path) -> list[Entrant]:
         "recipe": f"{recipe['size']}, frameskip {recipe['frameskip']}, rate {recipe['learning_rate']:g}, "
         f"batch {recipe['batch_size']}",
     }
-    steps, std = OWN_STEPS * saved["frameskip"], float(saved["action_std"].mean())
+    frameskip, std = saved["frameskip"], float(saved["action_std"].mean())
+    horizon = yaml.safe_load((CONFIGS / "task" / f"{task}.yaml").read_text())["horizon"]
+    ahead, steps = f"planner.horizon={-(-horizon // frameskip) * frameskip}", OWN_STEPS * frameskip
     own = [
         f"planner.horizon={steps}",
         f"planner.num_candidates={OWN_CANDIDATES}",
@@ -103,8 +109,8 @@ def lewm_entrants(checkpoint: Path) -> list[Entrant]:
     ]
     adapter, name = f"adapter={ADAPTER}", f"LeWM {checkpoint.stem}"
     settings = {
-        "our planner, state": (("objective=state",), ()),
-        "our planner, own cost": (("objective=latent",), ()),
+        "our planner, state": (("objective=state", ahead), ()),
+        "our planner, own cost": (("objective=latent", ahead), ()),
         "own settings": (("objective=latent", *own), (f"control.replan_every={steps}",)),
     }
     return [
@@ -123,7 +129,8 @@ def measure(entrant: Entrant, kind: str, options: Sequence[str], out: Path) -> d
     """Run one benchmark of one entrant, or read what an earlier call with the same options left; return its report."""
     name = "".join(letter if letter.isalnum() else "_" for letter in entrant.name)
     folder = out / name / kind
-    command = [f"checkpoint={entrant.checkpoint.resolve()}", *options, *entrant.options, f"run_dir={folder.resolve()}"]
+    wanted = [f"checkpoint={entrant.checkpoint.resolve()}", *options, *entrant.options, f"run_dir={folder.resolve()}"]
+    command = list({option.split("=")[0]: option for option in wanted}.values())  # the last one of a name counts
     done = folder / "options.json"
     if not done.exists() or json.loads(done.read_text()) != command:
         subprocess.run([sys.executable, "-m", "embodied_wm.cli", "benchmark", kind, *command], check=True)
@@ -195,7 +202,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="options of all benchmarks, such as planner.choose=mean")
     options = parser.parse_args()
     entrants = [our_entrant(options.ours)] if options.ours else []
-    entrants += [entrant for checkpoint in options.lewm for entrant in lewm_entrants(checkpoint)]
+    entrants += [entrant for checkpoint in options.lewm for entrant in lewm_entrants(checkpoint, options.task)]
     common = [f"task={options.task}", f"seed={options.seed}", "card=false", *options.overrides]
     judged = [f"imagination.num_branch_points={options.states}", f"imagination.horizon={options.horizon}"]
     columns = {}
