@@ -11,7 +11,7 @@
 Every entrant meets the same frozen states and the same frozen pairs of start and goal, through `embodied-wm benchmark`;
 what is finished in `--out` is not measured again. LeWM is entered three times:
 
-- "our planner, state": our planner and our objective, the task's cost of what a probe reads from imagined embeddings, as
+- "our planner, state": our planner and objective, the task's cost of what a probe reads from imagined embeddings, as
   many steps ahead as ours, rounded up to whole steps of LeWM's;
 - "our planner, own cost": our planner, and LeWM's own cost, the distance of the last embedding to the goal image's;
 - "own settings": its own cost and the settings of its released evaluation: CEM over 5 of its steps with 300 candidates
