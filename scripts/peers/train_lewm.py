@@ -77,7 +77,7 @@ class Recipe:
     seed: int = 0
 
 
-def losses(model: nn.Module, sigreg: nn.Module, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+def losses(model: Any, sigreg: nn.Module, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Return the error of the next embedding and SIGReg, as the peer's train.py takes them.
 
     Args:
@@ -130,7 +130,7 @@ def train(
 
 
 @torch.no_grad()
-def embed(model: nn.Module, frames: np.ndarray) -> Tensor:
+def embed(model: Any, frames: np.ndarray) -> Tensor:
     """Return the embeddings [N, W] of frames [N, h, w, 3]."""
     parts = torch.from_numpy(frames).split(128)
     return torch.cat([model.encode({"pixels": normalised(part)[:, None]})["emb"][:, 0] for part in parts])
