@@ -186,3 +186,23 @@ def test_lewm_is_read_by_its_probes_alone() -> None:
     assert judged.touches(states) is None
     with pytest.raises(ValueError, match=r"train_lewm\.py"):
         lewm.JudgedLeWM(model, task, lewm_setup("state"))
+
+
+def test_a_head_to_head_has_one_column_for_each_entrant() -> None:
+    """Figures that only one of them has leave the others' cells empty; metres are shown in centimetres."""
+    module = script("peers/head_to_head")
+    rate, metres = ({"value": value, "ci95": [0.5 * value, 2 * value], "n": 30} for value in (0.4, 0.03))
+    names = ("success", "success_any", "success.oracle", "seconds_per_decision", "candidate_steps_per_decision")
+    planned = {"tasks": {"push": {**dict.fromkeys(names, rate), "final_cost_m": metres}}}
+    errors = {"state_error": {"by_horizon": {"1": metres, "5": metres}}, "spearman": rate}
+    columns = {}
+    for name, imagined in (("ours", errors), ("theirs", {"spearman": rate})):
+        entrant = module.Entrant(name=name, checkpoint=Path("x"), facts={"parameters": "7"})
+        reports = {"planning": planned, "imagination": {"tasks": {"push": imagined}}}
+        columns[name] = module.rows_of(entrant, reports, "push", [1, 5, 10])
+    assert columns["ours"]["success"] == "0.40 [0.20, 0.80], 30 pairs"
+    assert columns["ours"]["state error (cm), h = 5"] == "3.00 [1.50, 6.00]"
+    assert "state error (cm), h = 10" not in columns["ours"]
+    table = module.table_of(columns, "push")
+    assert [str(column.header) for column in table.columns] == ["", "ours", "theirs"]
+    assert table.row_count == len(columns["ours"])
