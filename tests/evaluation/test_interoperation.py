@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.judged import JudgedWorldModel
+from embodied_wm.evaluation.lineup import PlanningSetup
 from embodied_wm.world_model import WorldModel
 from planners import CEM, StepWeights
 from sim.tasks import get_task
@@ -141,3 +142,67 @@ def test_our_planners_cost_is_lewms_own(monkeypatch: pytest.MonkeyPatch) -> None
         alone = {name: value[:, None] for name, value in info.items()}
         expected = model.get_cost(alone, plan.actions[None, None])
     assert plan.cost == pytest.approx(float(expected), rel=1e-3)
+
+
+def lewm_setup(objective: str) -> PlanningSetup:
+    return PlanningSetup(task="push", planner=CEM(), objective=objective, weights=StepWeights())  # pyright: ignore
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frameskip", [1, 3])
+def test_lewm_imagines_what_its_own_rollout_does(frameskip: int) -> None:
+    """Whole steps are the peer's own predictions; states in between lie on the line between them."""
+    lewm = script("judge_lewm", "stable_worldmodel", "transformers")
+    torch.manual_seed(0)
+    task, mean, std = get_task("push"), torch.tensor([0.1, -0.2]), torch.tensor([0.5, 0.6])
+    model = lewm.build(2 * frameskip, lewm.SMALL)
+    marks = {"frameskip": frameskip, "action_mean": mean, "action_std": std}
+    judged = lewm.JudgedLeWM(model, task, lewm_setup("latent"), **marks)
+    codes, actions = torch.randn(1, 192), torch.rand(4, 6, 2)
+    states = judged.imagine(judged.prefill(codes, actions[0, :0]), actions)
+    steps = ((actions - mean) / std).unflatten(1, (-1, frameskip)).flatten(2)
+    info = {"pixels": torch.empty(1, 4, 1, 0), "emb": codes.expand(1, 4, 1, 192)}
+    with torch.no_grad():
+        expected = model.rollout(info, steps[None])["predicted_emb"][0]
+    torch.testing.assert_close(states[:, frameskip - 1 :: frameskip], expected[:, 1:])
+    torch.testing.assert_close(states[:, 0], torch.lerp(expected[:, 0], expected[:, 1], 1 / frameskip))
+    shorter = judged.imagine(judged.prefill(codes, actions[0, :0]), actions[:, :4])
+    assert shorter.shape == (4, 4, 192)
+    torch.testing.assert_close(shorter[:, :3], states[:, :3])
+
+
+@pytest.mark.slow
+def test_lewm_is_read_by_its_probes_alone() -> None:
+    lewm = script("judge_lewm", "stable_worldmodel", "transformers")
+    torch.manual_seed(0)
+    task, model = get_task("push"), lewm.build(2, lewm.SMALL)
+    frame = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+    probes = {"sim.quantities": lewm.probe(task, "sim.quantities", 192).requires_grad_(requires_grad=False)}
+    judged = lewm.JudgedLeWM(model, task, lewm_setup("state"), probes=probes)
+    states = judged.encode(frame[None])[:, None]
+    assert judged.objective(frame)(states, torch.zeros(1, 1, 2)).item() < judged.objective(255 - frame)(
+        states, torch.zeros(1, 1, 2)
+    )
+    assert judged.touches(states) is None
+    with pytest.raises(ValueError, match=r"train_lewm\.py"):
+        lewm.JudgedLeWM(model, task, lewm_setup("state"))
+
+
+def test_a_head_to_head_has_one_column_for_each_entrant() -> None:
+    """Figures that only one of them has leave the others' cells empty; metres are shown in centimetres."""
+    module = script("peers/head_to_head")
+    rate, metres = ({"value": value, "ci95": [0.5 * value, 2 * value], "n": 30} for value in (0.4, 0.03))
+    names = ("success", "success_any", "success.oracle", "seconds_per_decision", "candidate_steps_per_decision")
+    planned = {"tasks": {"push": {**dict.fromkeys(names, rate), "final_cost_m": metres}}}
+    errors = {"state_error": {"by_horizon": {"1": metres, "5": metres}}, "spearman": rate}
+    columns = {}
+    for name, imagined in (("ours", errors), ("theirs", {"spearman": rate})):
+        entrant = module.Entrant(name=name, checkpoint=Path("x"), facts={"parameters": "7"})
+        reports = {"planning": planned, "imagination": {"tasks": {"push": imagined}}}
+        columns[name] = module.rows_of(entrant, reports, "push", [1, 5, 10])
+    assert columns["ours"]["success"] == "0.40 [0.20, 0.80], 30 pairs"
+    assert columns["ours"]["state error (cm), h = 5"] == "3.00 [1.50, 6.00]"
+    assert "state error (cm), h = 10" not in columns["ours"]
+    table = module.table_of(columns, "push")
+    assert [str(column.header) for column in table.columns] == ["", "ours", "theirs"]
+    assert table.row_count == len(columns["ours"])
