@@ -268,6 +268,10 @@ class WorldModel(nn.Module, HubModel):
             )
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
+        if not wants_gradient and not context.is_joined:
+            return sampler.imagine_in_parts(
+                self.predictor, context, lambda rows: self._led_by(actions[rows], kind), noise, num_steps=num_steps
+            )
         with torch.set_grad_enabled(wants_gradient):
             led_by = self._led_by(actions, kind)
         return sampler.imagine(
