@@ -27,8 +27,8 @@ h heads, d head width, m of queries, keys and values those that are made.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear, silu
 
 from embodied_wm.predictor.cache import CandidateCache
 from embodied_wm.predictor.transformer import BlockCausalTransformer, Layer
@@ -114,15 +114,15 @@ class Extension:
                 (q,), _ = self._heads(normed[:, -1:, 1:], weights.qkv[:width], *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
-            x = torch.addcmul(x, mod[2], F.linear(attended, weights.out))
-            inner = F.linear(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]), weights.gate_up)
+            x = torch.addcmul(x, mod[2], linear(attended, weights.out))
+            inner = linear(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]), weights.gate_up)
             gate, up = inner.chunk(2, dim=-1)
-            x = torch.addcmul(x, mod[5], F.linear(F.silu(gate).mul_(up), weights.down))
+            x = torch.addcmul(x, mod[5], linear(silu(gate).mul_(up), weights.down))
         return x[:, 0]
 
     def _heads(self, x: Tensor, weight: Tensor, straight: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the weight's rows make of tokens: what is turned, [m, S, h, N, d], and what then remains."""
-        made = F.linear(x, weight)
+        made = linear(x, weight)
         shape = (len(x), x.shape[1] * x.shape[2], -1, self.num_heads, straight.shape[-1])
         made_mShNd = made.view(shape).permute(2, 0, 3, 1, 4).contiguous()
         unit = _unit(made_mShNd[: len(straight)], self.head_floor)
