@@ -109,9 +109,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    planner = CEM(
-        horizon=options.horizon, num_candidates=options.candidates, num_elites=8, choose=options.choose
-    )
+    planner = CEM(horizon=options.horizon, num_candidates=options.candidates, num_elites=8, choose=options.choose)
     setup = PlanningSetup(task=options.task, planner=planner, objective="state", weights=StepWeights())
     task, model = get_task(options.task), load_judged(options.checkpoint, setup)
     assert isinstance(model, JudgedWorldModel)
@@ -119,9 +117,7 @@ def main() -> None:
     pairs = evaluation_pairs(task.name, options.pairs, 0)
     for name in options.variants:
         model.dynamics.num_steps = 2 if name == "two steps" else 1
-        agent = ModelAgent(
-            model, planner, context=options.context, rolling=name == "rolling", clock=time.thread_time
-        )
+        agent = ModelAgent(model, planner, context=options.context, rolling=name == "rolling", clock=time.thread_time)
         with int8_weights() if name == "int8" else nullcontext():
             print(f"{name}: {run(agent, arena, task, pairs)}", flush=True)
     model.dynamics.num_steps = 1

@@ -176,9 +176,7 @@ class JudgedWorldModel(JudgedModel):
     def extend(self, context: Any, code: Tensor, action: Tensor, *, max_frames: int) -> Any:
         """Return the context with the new frame's keys and values behind the old ones, as far as the window goes."""
         most = min(max_frames, self.world_model.config.predictor.window - 1)
-        return self.world_model.extend_latents(
-            context, code, action.to(self.device), kind=self.kind, max_frames=most
-        )
+        return self.world_model.extend_latents(context, code, action.to(self.device), kind=self.kind, max_frames=most)
 
     def imagine(self, context: Any, actions: Tensor) -> Tensor:
         """Return imagined latents; all candidates get the same noise, so that it does not decide between them."""

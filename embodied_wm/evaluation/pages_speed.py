@@ -37,9 +37,9 @@ def speed_section(speed: Mapping[str, Any]) -> Section:
     return Section(
         title="Speed of imagination",
         text="All S candidates read one encoded context of C frames (cached), against encoding everything anew at "
-        "every step (uncached), timed alternately on the same inputs. Both must give the same result: the last column is "
-        f"their largest difference, relative. This machine multiplies matrices at {rate:,.0f} GFLOP/s; the part of it is "
-        "what the matrix products of imagination achieve, with all that is done between them. "
+        "every step (uncached), timed alternately on the same inputs. Both must give the same result: the last column "
+        f"is their largest difference, relative. This machine multiplies matrices at {rate:,.0f} GFLOP/s; the part of "
+        "it is what the matrix products of imagination achieve, with all that is done between them. "
         f"{_conditions(speed)}",
         pictures=_speed_charts(speed["imagine"]),
         table=Table(
@@ -105,7 +105,7 @@ def _growth(growth: Mapping[str, Any]) -> Section:
     return Section(
         title="How imagination grows",
         text="One thing is doubled, all else stays; one denoising step. The slope is the exponent of the time: 1 is "
-        "proportional, 0 is free. Small networks cost less than proportional, as there is something to do per operation.",
+        "proportional, 0 is free. Small networks cost less than proportional, as every operation has a price of its own.",
         pictures=[
             learning_curve(
                 series,
@@ -127,9 +127,9 @@ def _decisions(decide: Mapping[str, Any]) -> Section:
     ]
     return Section(
         title="A decision by context",
-        text="Encoding the newest frame, bringing the context up to date (prefilled: all frames anew; rolled: the new one "
-        "behind the old), and imagining the candidates of three searches. From the shortest to the longest context it grows "
-        f"{decide['prefilled_growth']:.2f} times prefilled and {decide['rolled_growth']:.2f} times rolled.",
+        text="Encoding the newest frame, bringing the context up to date (prefilled: all frames anew; rolled: the new "
+        "one behind the old), and imagining the candidates of three searches. From the shortest to the longest context "
+        f"it grows {decide['prefilled_growth']:.2f} times prefilled and {decide['rolled_growth']:.2f} times rolled.",
         table=Table(columns=["decision", "time"], rows=rows, units=["", "ms"]),
     )
 
@@ -137,8 +137,8 @@ def _decisions(decide: Mapping[str, Any]) -> Section:
 def _memory(memory: Mapping[str, Any]) -> Section:
     rows = [["context, shared by all", memory["context"] / 1e6], ["candidates' own", memory["own"] / 1e6]]
     text = (
-        f"Keys and values of {memory['num_candidates']} candidates behind {memory['context_frames']} context frames take "
-        f"{memory['ratio']:.3f} times what the candidates' own take."
+        f"Keys and values of {memory['num_candidates']} candidates behind {memory['context_frames']} context frames "
+        f"take {memory['ratio']:.3f} times what the candidates' own take."
     )
     if "peak" in memory:
         rows.append(["growth of the process at its peak", memory["peak"] / 1e6])

@@ -189,7 +189,9 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
     lines = []
     for row in speed["imagine"]:
         line = f"S={row['num_candidates']} C={row['context']} {row['num_steps']} denoising: "
-        line += f"{row['candidate_steps_per_second']:,.0f} candidate-steps/s, {row['utilisation']:.2f} of the matrix rate"
+        line += (
+            f"{row['candidate_steps_per_second']:,.0f} candidate-steps/s, {row['utilisation']:.2f} of the matrix rate"
+        )
         lines.append(line + (f", {row['speed_up']:.1f} times uncached" if "speed_up" in row else ""))
     if "growth" in speed:
         slopes = ", ".join(f"{name} {found['slope']:.2f}" for name, found in speed["growth"].items())

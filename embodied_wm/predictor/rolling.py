@@ -1,9 +1,9 @@
 """Roll a context on: a new real frame's keys and values behind the old ones, of which the oldest are dropped.
 
 Nothing is encoded again. What equals what: the context is, to float precision, the last frames of one prefill over the
-*whole* history in which every frame sees itself and at most `max_frames` frames before it. It does not equal a prefill of
-the last frames alone, in deeper layers: there the oldest frames' keys were made without a past, here with the past that
-they had. So a rolled context knows a little more, reaching back `max_frames` frames per layer, at the memory of
+*whole* history in which every frame sees itself and at most `max_frames` frames before it. In deeper layers it does not
+equal a prefill of the last frames alone: there the oldest frames' keys were made without a past, here with the past
+that they had. So a rolled context knows a little more, reaching back `max_frames` frames per layer, at the memory of
 `max_frames` frames and at a cost that does not depend on how long the episode is.
 
 Positions grow by one per frame. Only their differences count; angles are computed in single precision, so after 10,000

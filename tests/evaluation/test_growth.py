@@ -35,7 +35,13 @@ def test_growth_decisions_and_memory_are_measured_and_shown(tiny_checkpoint: Pat
     monkeypatch.setattr(growth, "BASE", {"candidates": 4, "horizon": 2, "tokens": 1, "context": 2})
     monkeypatch.setattr(growth, "CONTEXTS", (2, 12))
     config = SpeedConfig(
-        num_candidates=[4], context_frames=[1, 8], denoising_steps=[1], horizon=2, repeats=1, most_uncached=4, grows=True
+        num_candidates=[4],
+        context_frames=[1, 8],
+        denoising_steps=[1],
+        horizon=2,
+        repeats=1,
+        most_uncached=4,
+        grows=True,
     )
     speed = measure_speed(WorldModel.load(tiny_checkpoint), config)
     assert ["speed_up" in row for row in speed["imagine"]] == [True, False]

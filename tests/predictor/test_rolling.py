@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from test_predictor import make_predictor, real_actions
 from torch import Tensor
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.model import ActionInputs, LatentPredictor, block_causal_mask
 from embodied_wm.predictor.rolling import roll
-from test_predictor import make_predictor, real_actions
 
 FRAMES = 12
 
