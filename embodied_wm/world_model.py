@@ -22,6 +22,7 @@ from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.rolling import roll
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.cameras import make_tokenizer
@@ -248,6 +249,53 @@ class WorldModel(nn.Module, HubModel):
             return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
         return self.predictor.prefill(latents, self.action_inputs(actions[None]))
 
+    @torch.no_grad()
+    def extend(
+        self,
+        context: Context,
+        frame: UInt8[Tensor, "height width 3"],
+        action: Float[Tensor, " action"] | None,
+        *,
+        kind: ActionKind = "real",
+        max_frames: int | None = None,
+    ) -> Context:
+        """Return a context with one more frame at its end, without encoding the old ones again.
+
+        It equals a prefill of the whole history in which each frame sees at most `max_frames` before it; see `rolling`.
+
+        Args:
+            context: From `prefill`, of the same kind, or from this.
+            frame: The new frame.
+            action: What was done between the context's last frame and this one; None where it is unknown.
+            kind: As for `prefill`.
+            max_frames: Frames that are kept, the oldest dropped; None keeps the window but one, the most there can be.
+        """
+        return self.extend_latents(context, self.encode(frame), action, kind=kind, max_frames=max_frames)
+
+    @torch.no_grad()
+    def extend_latents(
+        self,
+        context: Context,
+        latents: Float[Tensor, "tokens width"],
+        action: Tensor | None,
+        *,
+        kind: ActionKind = "real",
+        max_frames: int | None = None,
+    ) -> Context:
+        """Do what `extend` does, from latents."""
+        self._check_latents(latents[None])
+        if kind == "latent":
+            past = torch.stack([context.before_last, context.last_latents, latents])
+            inputs = self.action_inputs(None, codes=self.latent_actions.encode(past[None])[:, -1:])
+        elif action is None:
+            inputs = self.absent_inputs(1, 1)
+        elif kind == "adapted":
+            inputs = self.action_inputs(None, codes=self._adapt(context.last_latents[None], action[None])[None])
+        else:
+            inputs = self.action_inputs(action[None, None])
+        led_by = self.predictor.embed_actions(inputs)[0, 0]
+        return roll(self.predictor, context, latents, led_by, max_frames=max_frames)
+
     def _adapt(self, latents: Tensor, actions: Tensor) -> Tensor:
         self._check_actions(actions)
         return self.latent_actions.quantise(self.adapter.to_code(latents, self.actions.normalize(actions)))
@@ -295,6 +343,10 @@ class WorldModel(nn.Module, HubModel):
             )
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
+        if not wants_gradient and not context.is_joined:
+            return sampler.imagine_in_parts(
+                self.predictor, context, lambda rows: self._led_by(actions[rows], kind), noise, num_steps=num_steps
+            )
         with torch.set_grad_enabled(wants_gradient):
             led_by = self._led_by(actions, kind)
         return sampler.imagine(

@@ -268,3 +268,24 @@ def test_many_environments_are_imagined_in_one_pass(kind: ActionKind) -> None:
     (gradient,) = torch.autograd.grad(Same(model, kind=kind).imagine_batch(contexts, followed)[1].sum(), followed)
     assert (gradient[1] != 0).any()
     assert (gradient[[0, 2]] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_extended_frame_by_frame_equals_a_prefill_of_all(model: WorldModel, kind: ActionKind) -> None:
+    seen = frames(4)
+    past = actions("real")[0, :3]
+    context = model.prefill(seen[:1], None)
+    for frame, action in zip(seen[1:], past, strict=True):
+        context = model.extend(context, frame, action, kind=kind)
+    whole = model.prefill(seen, past, kind=kind)
+    assert (context.num_frames, context.next_position) == (whole.num_frames, whole.next_position)
+    for mine, theirs in zip((*context.keys, *context.values), (*whole.keys, *whole.values), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.allclose(context.before_last, whole.before_last)
+
+
+def test_unknown_actions_extend_a_context_too_and_its_length_is_bounded(model: WorldModel) -> None:
+    context = model.prefill(frames(2), None)
+    for frame in frames(5):
+        context = model.extend(context, frame, None, max_frames=3)
+    assert (context.num_frames, context.next_position) == (3, 7)

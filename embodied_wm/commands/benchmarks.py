@@ -27,7 +27,7 @@ from embodied_wm.evaluation.lineup import (
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.report import Headline, run_record, write_report
-from embodied_wm.evaluation.speed import measure_speed
+from embodied_wm.evaluation.speed import measure_speed, speed_lines
 from embodied_wm.training.latents import LatentEpisodes, felt_by
 from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
@@ -52,6 +52,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         planner=config["planner"],
         objective=config["objective"]["kind"],
         weights=config["objective"]["weights"],
+        rolling=config.get("rolling", False),
         adapter=config.get("adapter"),
         control=config.get("control", Control()),
     )
@@ -278,10 +279,12 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
         run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
         tasks={task.name: measures},
         speed=speed,
-        sections=[pages.speed_section(speed)],
+        sections=[pages.speed_section(speed), *pages.growth_sections(speed)],
         headline=[Headline(label="decisions per second", value=measures["decisions_per_second"])],
         title="Speed",
     )
+    for line in speed_lines(speed):
+        console.print(line, highlight=False)
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -98,6 +98,9 @@ class OracleAgent:
 class ModelAgent:
     """Plan by imagination: from frames to a goal image, with the last C frames as context.
 
+    The context is prefilled anew at each decision, or rolled on from frame to frame, which encodes one frame whatever C
+    is, and in which the oldest frames still know what was before them (`embodied_wm.predictor.rolling`).
+
     Attributes:
         decision: The last decision, with its context; None before the first.
         record: Every decision so far that made a plan, without its context and candidates.
@@ -111,10 +114,12 @@ class ModelAgent:
         planner: Planner,
         *,
         context: int = 3,
+        rolling: bool = False,
         control: Control | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model, self.context, self.clock = model, context, clock
+        self.model, self.context, self.rolling, self.clock = model, context, rolling, clock
+        self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)
         self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
@@ -137,6 +142,7 @@ class ModelAgent:
         self.model.reseed(seed)
         self.codes.clear()
         self.actions.clear()
+        self.rolled = None
 
     def _learn_durations(self, frame: Tensor, physics: np.ndarray, objective: Objective) -> None:
         """Time searches from a context that is as long as those of an episode."""
@@ -152,11 +158,13 @@ class ModelAgent:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
         began = self.clock()
         self.codes.append(encode_seen(self.model, torch.from_numpy(frame)[None], physics[None])[0])
-        context = None
-        if self.control.due:
-            past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
-            none = self.model.action_low.new_zeros(0, self.model.action_size)
-            context = self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
+        if self.rolling and self.rolled is not None:
+            self.rolled = self.model.extend(self.rolled, self.codes[-1], self.actions[-1], max_frames=self.context)
+        elif self.rolling:
+            self.rolled = self._prefilled()
+        context = self.rolled
+        if self.control.due and not self.rolling:
+            context = self._prefilled()
         decision = self.control.act(context, self.objective, began=began)
         self.decision = decision
         if decision.is_new:
@@ -164,6 +172,12 @@ class ModelAgent:
             self.record.append(replace(decision, context=None, plan=decision.plan.without_candidates()))
         self.actions.append(decision.action)
         return decision.action.cpu().numpy()
+
+    def _prefilled(self) -> Any:
+        """Return the context of the last frames and the actions between them."""
+        past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
+        none = self.model.action_low.new_zeros(0, self.model.action_size)
+        return self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
 
     def did(self, action: np.ndarray) -> None:
         """Say that another action than the one returned last was applied, so that the context tells the truth."""

@@ -102,6 +102,10 @@ class JudgedModel(Protocol):
         """Return the cost of imagined states towards a goal image, uint8 [h, w, 3]: the one that planning minimises."""
         ...
 
+    def extend(self, context: Any, code: Tensor, action: Tensor, *, max_frames: int) -> Any:
+        """Return the context with one more frame, of `max_frames` at most. Optional: an agent that rolls needs it."""
+        raise ValueError(f"{type(self).__name__} cannot extend a context; use rolling=false")
+
     def reseed(self, seed: int) -> None:
         """Restart the model's noise; a model without noise has nothing to do."""
 
@@ -189,6 +193,11 @@ class JudgedWorldModel(JudgedModel):
     def prefill(self, codes: Tensor, actions: Tensor) -> Any:
         """Return keys and values of the context, computed once."""
         return self.world_model.prefill_latents(codes, actions.to(self.device), kind=self.kind)
+
+    def extend(self, context: Any, code: Tensor, action: Tensor, *, max_frames: int) -> Any:
+        """Return the context with the new frame's keys and values behind the old ones, as far as the window goes."""
+        most = min(max_frames, self.world_model.config.predictor.window - 1)
+        return self.world_model.extend_latents(context, code, action.to(self.device), kind=self.kind, max_frames=most)
 
     def imagine(self, context: Any, actions: Tensor) -> Tensor:
         """Return imagined latents; all candidates get the same noise, so that it does not decide between them."""

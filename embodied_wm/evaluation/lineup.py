@@ -38,6 +38,7 @@ class PlanningSetup:
         objective: What the world model's planner minimises.
         weights: How much each imagined step counts.
         context: Frames of context.
+        rolling: Roll the context on from frame to frame instead of prefilling it at each decision.
         kind: How actions condition the model.
         adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
         control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
@@ -48,6 +49,7 @@ class PlanningSetup:
     objective: ObjectiveKind
     weights: StepWeights
     context: int = 3
+    rolling: bool = False
     kind: ActionKind = "real"
     adapter: str | None = None
     control: Control = field(default_factory=Control)
@@ -105,7 +107,13 @@ def _adapter(place: str) -> Loads:
 
 def make_model_agent(checkpoint: Path, setup: PlanningSetup) -> Agent:
     """Make the agent that plans in a model's imagination."""
-    return ModelAgent(load_judged(checkpoint, setup), setup.planner, context=setup.context, control=setup.control)
+    return ModelAgent(
+        load_judged(checkpoint, setup),
+        setup.planner,
+        context=setup.context,
+        rolling=setup.rolling,
+        control=setup.control,
+    )
 
 
 def make_oracle_agent(setup: PlanningSetup, num_threads: int = 1) -> Agent:

@@ -9,13 +9,15 @@ import numpy as np
 
 from embodied_wm.evaluation.figures import Picture, learning_curve
 from embodied_wm.evaluation.film import film_rows
-from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections, in_unit
+from embodied_wm.evaluation.pages_imagination import dataset_imagination_sections, imagination_sections
 from embodied_wm.evaluation.pages_planning import decision_sections, planning_sections
+from embodied_wm.evaluation.pages_speed import growth_sections, speed_section
 from embodied_wm.evaluation.report import Section, Table
 
 __all__ = [
     "dataset_imagination_sections",
     "decision_sections",
+    "growth_sections",
     "imagination_sections",
     "latent_action_section",
     "planning_sections",
@@ -99,62 +101,6 @@ def same_codes_picture(scenes: np.ndarray, after: np.ndarray) -> Picture:
         caption="Each column applies one code, inferred from video of one scene, four times in a row in all scenes. A "
         "code that says what was done moves every scene alike; one that held the next frame would bring its own scene.",
     )
-
-
-def speed_section(speed: Mapping[str, Any]) -> Section:
-    """Return what a page shows of the speed of imagination.
-
-    Args:
-        speed: From `measure_speed`.
-    """
-    rows = [
-        [
-            f"S = {row['num_candidates']}, C = {row['context']}, {row['num_steps']} denoising",
-            in_unit(row["cached_seconds"], 1000),
-            in_unit(row["uncached_seconds"], 1000),
-            f"{row['speed_up']:.1f} ×",  # noqa: RUF001
-            round(row["candidate_steps_per_second"]),
-            f"{row['relative_difference']:.1e}",
-        ]
-        for row in speed["imagine"]
-    ]
-    rate = speed["matmul_flops"] / 1e9
-    return Section(
-        title="Speed of imagination",
-        text="All S candidates read one encoded context of C frames (cached), against encoding everything anew at "
-        "every step "
-        "(uncached), timed alternately on the same inputs. Both must give the same result: the last column is their "
-        f"largest difference, relative. This machine multiplies matrices at {rate:,.0f} GFLOP/s.",
-        pictures=_speed_charts(speed["imagine"]),
-        table=Table(
-            columns=["case", "cached", "uncached", "speed-up", "candidate-steps per second", "difference"],
-            rows=rows,
-            units=["", "ms", "ms", "", "", ""],
-        ),
-    )
-
-
-def _speed_charts(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Chart time against candidates at the longest context and fewest denoising steps; none for a single S."""
-    if not rows:
-        return []
-    context, steps = max(row["context"] for row in rows), min(row["num_steps"] for row in rows)
-    chosen = [row for row in rows if row["context"] == context and row["num_steps"] == steps]
-    if len(chosen) < 2:
-        return []
-    counts = [row["num_candidates"] for row in chosen]
-    series = {
-        name: (counts, [1000 * row[f"{name}_seconds"]["value"] for row in chosen]) for name in ("cached", "uncached")
-    }
-    return [
-        learning_curve(
-            series,
-            title="Time of imagining all candidates",
-            ylabel="time (ms)",
-            xlabel="candidates S",
-            caption=f"Median; {context} context frames, {steps} denoising step(s) per imagined frame.",
-        )
-    ]
 
 
 def training_section(run_dirs: Mapping[str, Path]) -> Section:

@@ -1,22 +1,27 @@
-"""Speed of imagination and of a decision: PROTOCOL section 3, the parts `imagine` and `decide`.
+"""Speed of imagination and how it grows: PROTOCOL section 3, the parts `imagine` and `decide`.
 
 Medians over repeats, warm-up excluded, cached and uncached alternately in one run; random inputs, since the time does
-not depend on them.
+not depend on them. Weights do not depend on the window either, so a context that is longer than the model's window is
+timed with the same weights and a window that holds it.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
+from embodied_wm.evaluation.growth import measure_growth, measure_memory, with_window
 from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.model import ABSENT
+from embodied_wm.predictor.model import ABSENT, LatentPredictor
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +30,13 @@ class SpeedConfig:
 
     Attributes:
         num_candidates: Values of S.
-        context_frames: Values of C; those beyond the model's window are left out.
+        context_frames: Values of C.
         denoising_steps: Steps per imagined frame; those the model was not trained for are left out.
         horizon: H.
         repeats: Timed repeats after one that is not.
+        most_uncached: Largest S, and largest C, at which the uncached reference is timed beside the cached one.
+        grows: Whether growth with candidates, horizon, tokens and context, decisions and memory are measured, too.
+        clock: "wall", or "cpu" for the processor time of this process: where others use the machine, with one thread.
     """
 
     num_candidates: Sequence[int] = (16, 64, 256)
@@ -36,33 +44,65 @@ class SpeedConfig:
     denoising_steps: Sequence[int] = (1, 2, 4)
     horizon: int = 8
     repeats: int = 5
+    most_uncached: int = 128
+    grows: bool = False
+    clock: Literal["wall", "cpu"] = "wall"
 
 
-def median_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[dict[str, Any]]:
+def median_seconds(
+    runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[dict[str, Any]]:
     """Time several functions alternately and return the median of each with its interval."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
     for _ in range(repeats):
         for row, run in zip(times, runs, strict=True):
-            began = time.perf_counter()
+            began = clock()
             run()
-            row.append(time.perf_counter() - began)
+            row.append(clock() - began)
     return [bootstrap_quantile(row, 0.5, seed=0) for row in times]
 
 
-def matmul_flops(repeats: int = 5) -> float:
+def matmul_flops(repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
     """Measure this machine's fp32 matrix-product rate, in FLOP/s, at 1024 x 1024."""
     first = torch.randn(1024, 1024)
-    seconds = median_seconds([lambda: first @ first], repeats)[0]["value"]
+    seconds = median_seconds([lambda: first @ first], repeats, clock)[0]["value"]
     return 2 * 1024**3 / seconds
 
 
+def product_flops(run: Callable[[], object]) -> int:
+    """Count the floating-point operations of the matrix products in a run, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what other threads do is not counted
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.set_num_threads(threads)
+    return counter.get_total_flops()
+
+
 def imagination_pair(
-    world_model: WorldModel, *, num_candidates: int, context: int, horizon: int, num_steps: int
+    world_model: WorldModel,
+    *,
+    num_candidates: int,
+    context: int,
+    horizon: int,
+    num_steps: int,
+    predictor: LatentPredictor | None = None,
 ) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-    """Return cached (prefill included) and uncached imagination of the same random inputs."""
-    model = world_model.predictor
+    """Return cached (prefill included) and uncached imagination of the same random inputs.
+
+    Args:
+        world_model: Knows how actions are embedded.
+        num_candidates: S.
+        context: C.
+        horizon: H.
+        num_steps: Denoising steps per frame.
+        predictor: Instead of the world model's.
+    """
+    model = with_window(predictor or world_model.predictor, context + horizon)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(context, model.num_tokens, model.token_width, generator=generator)
     past = torch.rand(1, context, world_model.embodiment.action_size, generator=generator)
@@ -75,7 +115,9 @@ def imagination_pair(
 
     def cached() -> torch.Tensor:
         prefilled = model.prefill(latents, world_model.action_inputs(past))
-        return sampler.imagine(model, prefilled, lambda index, _: embedded[:, index], noise, num_steps=num_steps)
+        return sampler.imagine_in_parts(
+            model, prefilled, lambda rows: lambda index, _: embedded[rows, index], noise, num_steps=num_steps
+        )
 
     def uncached() -> torch.Tensor:
         return sampler.imagine_uncached(model, latents, led_by, embedded, noise, num_steps=num_steps)
@@ -87,32 +129,78 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
     """Time imagination over all combinations that the model supports.
 
     Returns:
-        "matmul_flops", and "imagine": a list of rows {num_candidates, context, num_steps, cached_seconds,
-        uncached_seconds, candidate_steps_per_second, speed_up, relative_difference}.
+        "matmul_flops", "threads", "clock", and "imagine": a list of rows {num_candidates, context, num_steps,
+        cached_seconds, candidate_steps_per_second, flops, utilisation} and, where the uncached reference was timed,
+        {uncached_seconds, speed_up, relative_difference}. With `grows` also "growth", "decide" and "memory"; see
+        `growth`.
     """
-    predictor = world_model.predictor.config
+    clock = CLOCKS[config.clock]
     steps = [count for count in config.denoising_steps if count in world_model.predictor.step_counts]
-    contexts = [count for count in config.context_frames if count + config.horizon <= predictor.window]
-    cases = [(s, c, n) for s in config.num_candidates for c in contexts for n in steps]
+    cases = [(s, c, n) for s in config.num_candidates for c in config.context_frames for n in steps]
     rows = []
     with Track("time imagination", len(cases), unit="cases", console=console) as track:
-        for candidates, context, num_steps in cases:
-            cached, uncached = imagination_pair(
-                world_model, num_candidates=candidates, context=context, horizon=config.horizon, num_steps=num_steps
-            )
-            fast, slow = median_seconds([cached, uncached], config.repeats)
-            difference = (cached() - uncached()).abs().max() / uncached().abs().max()
-            rows.append(
-                {
-                    "num_candidates": candidates,
-                    "context": context,
-                    "num_steps": num_steps,
-                    "cached_seconds": fast,
-                    "uncached_seconds": slow,
-                    "candidate_steps_per_second": candidates * config.horizon / fast["value"],
-                    "speed_up": slow["value"] / fast["value"],
-                    "relative_difference": float(difference),
-                }
-            )
+        for case in cases:
+            rows.append(_row(world_model, config, *case))
             track.advance()
-    return {"matmul_flops": matmul_flops(), "imagine": rows}
+    found = {
+        "matmul_flops": matmul_flops(clock=clock),
+        "threads": torch.get_num_threads(),
+        "clock": config.clock,
+        "imagine": rows,
+    }
+    if not config.grows:
+        return found
+
+    def timed(runs: Sequence[Callable[[], object]]) -> list[dict[str, Any]]:
+        return median_seconds(runs, config.repeats, clock)
+
+    return found | measure_growth(world_model, imagination_pair, timed) | {"memory": measure_memory(world_model)}
+
+
+def _row(
+    world_model: WorldModel, config: SpeedConfig, num_candidates: int, context: int, num_steps: int
+) -> dict[str, Any]:
+    cached, uncached = imagination_pair(
+        world_model, num_candidates=num_candidates, context=context, horizon=config.horizon, num_steps=num_steps
+    )
+    clock = CLOCKS[config.clock]
+    first = torch.randn(1024, 1024)
+    has_reference = max(num_candidates, context) <= config.most_uncached
+    runs = [cached, lambda: first @ first, *([uncached] if has_reference else [])]
+    fast, product, *slow = median_seconds(runs, config.repeats, clock)
+    flops = product_flops(cached)
+    row = {
+        "num_candidates": num_candidates,
+        "context": context,
+        "num_steps": num_steps,
+        "cached_seconds": fast,
+        "candidate_steps_per_second": num_candidates * config.horizon / fast["value"],
+        "flops": flops,
+        "utilisation": flops / fast["value"] / (2 * 1024**3 / product["value"]),
+    }
+    if slow:
+        row["uncached_seconds"], row["speed_up"] = slow[0], slow[0]["value"] / fast["value"]
+        row["relative_difference"] = float((cached() - uncached()).abs().max() / uncached().abs().max())
+    return row
+
+
+def speed_lines(speed: dict[str, Any]) -> list[str]:
+    """Return what was measured, a line per figure."""
+    lines = []
+    for row in speed["imagine"]:
+        line = f"S={row['num_candidates']} C={row['context']} {row['num_steps']} denoising: "
+        line += (
+            f"{row['candidate_steps_per_second']:,.0f} candidate-steps/s, {row['utilisation']:.2f} of the matrix rate"
+        )
+        lines.append(line + (f", {row['speed_up']:.1f} times uncached" if "speed_up" in row else ""))
+    if "growth" in speed:
+        slopes = ", ".join(f"{name} {found['slope']:.2f}" for name, found in speed["growth"].items())
+        lines.append(f"slopes of doubling: {slopes}")
+        decide, memory = speed["decide"], speed["memory"]
+        lines.append(
+            f"a decision grows {decide['prefilled_growth']:.2f} times (rolled: {decide['rolled_growth']:.2f}) from the "
+            "shortest context to the longest"
+        )
+        peak = f", the process at its peak {memory['peak_ratio']:.2f}" if "peak" in memory else ""
+        lines.append(f"memory over the candidates' own keys and values: {memory['ratio']:.3f}{peak}")
+    return lines

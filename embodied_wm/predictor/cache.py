@@ -5,8 +5,8 @@ the same tensors through one matrix product (as in Hydragen, arXiv 2402.05099), 
 candidate appends its own imagined frames to a buffer allocated once. Softmax runs over both score blocks together, so
 the result is exactly that of ordinary attention over the concatenation.
 
-Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, h
-heads, d head width.
+Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, L
+of both, h heads, d head width.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,11 @@ class Context:
     next_position: int
     last_latents: Tensor
     before_last: Tensor
+
+    @property
+    def is_joined(self) -> bool:
+        """Tell whether candidates have pasts of their own: contexts of several environments in one."""
+        return self.last_latents.ndim == 3
 
     @property
     def num_bytes(self) -> int:
@@ -158,7 +163,7 @@ def attend_shared(
     shared: tuple[Tensor, Tensor],
     own: tuple[Tensor, Tensor],
     *,
-    mask_NM: Tensor | None = None,
+    mask_NL: Tensor | None = None,
 ) -> Tensor:
     """Attend to a shared prefix and to each candidate's own suffix, exactly.
 
@@ -166,7 +171,7 @@ def attend_shared(
         q_ShNd: Queries, rotated.
         shared: Keys and values [h, P, d] of the prefix, or [B, h, P, d] of B prefixes, each of S / B candidates.
         own: Keys and values [S, h, M, d] of the suffix.
-        mask_NM: True where a query may see an own token; None lets it see all.
+        mask_NL: True where a query may see a token of the prefix or, behind these, of the suffix; None lets it see all.
 
     Returns:
         [S, h, N, d], as softmax attention over the concatenated prefix and suffix gives.
@@ -175,7 +180,7 @@ def attend_shared(
         num = len(shared[0])
         own_of_each = zip(own[0].chunk(num), own[1].chunk(num), strict=True)
         of_each = zip(q_ShNd.chunk(num), zip(*shared, strict=True), own_of_each, strict=True)
-        return torch.cat([attend_shared(*each, mask_NM=mask_NM) for each in of_each])
+        return torch.cat([attend_shared(*each, mask_NL=mask_NL) for each in of_each])
     shared_k_hPd, shared_v_hPd = shared
     own_k_ShMd, own_v_ShMd = own
     size_s, heads, size_n, width = q_ShNd.shape
@@ -184,9 +189,10 @@ def attend_shared(
     q_hXd = q_ShNd.transpose(0, 1).reshape(heads, size_s * size_n, width)
     prefix_scores = torch.bmm(q_hXd, shared_k_hPd.transpose(1, 2)).view(heads, size_s, size_n, prefix).transpose(0, 1)
     own_scores = q_ShNd @ own_k_ShMd.transpose(2, 3)
-    if mask_NM is not None:
-        own_scores = own_scores.masked_fill(~mask_NM, float("-inf"))
-    weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(dim=-1)
+    scores = torch.cat([prefix_scores, own_scores], dim=-1)
+    if mask_NL is not None:
+        scores = scores.masked_fill(~mask_NL, float("-inf"))
+    weights = scores.softmax(dim=-1)
     w_hXP = weights[..., :prefix].transpose(0, 1).reshape(heads, size_s * size_n, prefix)
     from_prefix = torch.bmm(w_hXP, shared_v_hPd).view(heads, size_s, size_n, width).transpose(0, 1)
     return from_prefix + weights[..., prefix:] @ own_v_ShMd

@@ -3,32 +3,40 @@
 On a CPU a nano model's imagination is bound by many small operations and not by its matrix products, so all that does
 not depend on the candidates (modulation, rotary tables with the weights of the norms of queries and keys folded in) is
 made once per call, and what remains is done in few passes over memory. The same weights, equal to float precision (a
-test holds that); `extend` stays for gradients.
+test holds that); `BlockCausalTransformer.extend` stays, for gradients.
 
-What was measured, in CPU time on one thread, nano, S = 128, one frame that is written and one that is denoised:
+What was measured, in processor time on one thread of a busy machine, nano, S = 128, two new frames:
 
 - Softmax over rows of 10 to 30 scores costs 0.1 microseconds a row. Queries and keys are normalised, so scores are
-  bounded, no maximum need be subtracted, and `exp`, a sum and one division of the result are 3 times faster.
-- `nn.RMSNorm` is five operations; `vector_norm` and a product are 1.6 times faster on tokens.
-- Queries and keys are normalised and rotated in one go, after one copy that puts heads first: 2.2 times faster.
+  bounded, no maximum need be subtracted, and `exp`, a sum and one division of the result take 70 instead of 210
+  microseconds.
+- `nn.RMSNorm` is five operations: 43 microseconds where a length, a hypotenuse and a division take 30. Its root of the
+  width is in the tables.
+- Queries and keys are normalised and rotated in one go after one copy that puts heads first: 200 instead of 250.
 - The last layer needs queries of the latent tokens alone.
-- `torch.bmm` takes a naive loop below 400 products a matrix; a product and a sum are 1.5 to 4 times faster there.
+- `torch.bmm` takes a naive loop below 400 products a matrix: 130 to 250 where a product and a sum take 70.
 
-Left out, since slower: `scaled_dot_product_attention` (needs S copies of the context, and even then 540 microseconds
-where the above takes 350); modulation folded into the weights of each noise level, which saves its passes but makes two
-products of half the size of each and doubles the number of operations (16 candidates 17% slower, 128 the same);
-rotation as a matrix product; queries, keys and values of each head by products of their own, which saves the copy (30%
-slower products).
+Left out, since not faster:
 
-Legend of shape suffixes: S candidates, N new tokens, W width, P tokens of the shared prefix, M tokens of the own
-suffix, h heads, d head width, m of queries, keys and values those that are made.
+- `scaled_dot_product_attention`: 530 microseconds where both products and softmax above take 300, and it would need S
+  copies of the context.
+- Modulation folded into the weights of each noise level, one frame after the other: it saves passes, but halves the
+  products and doubles the number of operations (16 candidates 17% slower, 128 the same).
+- `torch.compile` (inductor, CPU) of what is before and behind attention: 0.90 ms against 0.89 and 2.26 against 2.33,
+  as products dominate there, and a minute or more of compiling.
+- Queries, keys and values of each head by products of their own, which saves the copy: products 15 to 30% slower.
+- Rotation as a matrix product: 118 microseconds where two products of numbers take 100.
+- int8 weights: see `scripts/bench_savings.py`.
+
+Legend of shape suffixes: S candidates, F new frames, n tokens per frame, N = F * n, W width, M tokens of the own
+suffix, h heads, d head width, m those of queries, keys and values that are made.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear, silu
 
 from embodied_wm.predictor.cache import CandidateCache
 from embodied_wm.predictor.transformer import BlockCausalTransformer, Layer
@@ -114,15 +122,15 @@ class Extension:
                 (q,), _ = self._heads(normed[:, -1:, self.first :], weights.qkv[:width], *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
-            x = torch.addcmul(x, mod[2], F.linear(attended, weights.out))
-            inner = F.linear(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]), weights.gate_up)
+            x = torch.addcmul(x, mod[2], linear(attended, weights.out))
+            inner = linear(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]), weights.gate_up)
             gate, up = inner.chunk(2, dim=-1)
-            x = torch.addcmul(x, mod[5], F.linear(F.silu(gate).mul_(up), weights.down))
+            x = torch.addcmul(x, mod[5], linear(silu(gate).mul_(up), weights.down))
         return x[:, 0]
 
     def _heads(self, x: Tensor, weight: Tensor, straight: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the weight's rows make of tokens: what is turned, [m, S, h, N, d], and what then remains."""
-        made = F.linear(x, weight)
+        made = linear(x, weight)
         shape = (len(x), x.shape[1] * x.shape[2], -1, self.num_heads, straight.shape[-1])
         made_mShNd = made.view(shape).permute(2, 0, 3, 1, 4).contiguous()
         unit = _unit(made_mShNd[: len(straight)], self.head_floor)

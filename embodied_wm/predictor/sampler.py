@@ -20,6 +20,7 @@ from torch import Tensor
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.extension import Extension
 from embodied_wm.predictor.model import LatentPredictor
+from embodied_wm.predictor.parts import in_parts
 from embodied_wm.predictor.transformer import BlockCausalTransformer
 
 LedBy = Callable[[int, Tensor], Tensor]
@@ -81,6 +82,31 @@ def imagine(
     with torch.set_grad_enabled(is_differentiable):
         cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
         return torch.stack(list(_frames(model, cache, led_by, noise, num_steps)), dim=1)
+
+
+def imagine_in_parts(
+    model: LatentPredictor,
+    context: Context,
+    led_by: Callable[[slice], LedBy],
+    noise: Float[Tensor, "candidates horizon tokens width"],
+    *,
+    num_steps: int = 1,
+) -> Float[Tensor, "candidates horizon tokens width"]:
+    """Return what `imagine` does without gradients, in parts of the candidates, side by side; see `parts`.
+
+    Args:
+        model: The predictor.
+        context: From `model.prefill`; not several that are joined.
+        led_by: Gives, for rows of the candidates, what `imagine` asks for.
+        noise: As for `imagine`.
+        num_steps: As for `imagine`.
+    """
+
+    def run(rows: slice) -> Tensor:
+        return imagine(model, context, led_by(rows), noise[rows], num_steps=num_steps)
+
+    on_cpu = noise.device.type == "cpu"
+    return in_parts(run, len(noise), 2 * model.block) if on_cpu else run(slice(None))
 
 
 @torch.no_grad()

@@ -235,21 +235,27 @@ class BlockCausalTransformer(nn.Module):
             modulation: Modulation of each new frame; the same for all candidates.
             rotary: Tables of the new tokens' positions.
             cache: The candidates' cache; the new tokens are put behind its kept ones.
-            window_tokens: Most tokens, new ones included, that attention reaches back over.
+            window_tokens: Most tokens, a frame's own included, that attention reaches back over.
         """
         frames, block = x.shape[1:3]
-        mask = None
-        if frames > 1:
-            mask = torch.ones(frames * block, frames * block, dtype=torch.bool, device=x.device)
-            mask[:block, block:] = False
         for index, layer in enumerate(self.stack):
             mod = layer.modulated(modulation)
             q, k, v = layer.queries_keys_values(x, mod, rotary)
             cache.put(index, k, v)
-            shared, own = cache.visible(index, k.shape[2], window_tokens)
-            layer_mask = None if mask is None else F.pad(mask, (own[0].shape[2] - mask.shape[1], 0), value=True)
-            if index == len(self.layers) - 1:
+            is_last = index == len(self.layers) - 1
+            reach = window_tokens if is_last else window_tokens + (frames - 1) * block
+            shared, own = cache.visible(index, k.shape[2], reach)
+            mask = None
+            if is_last:
                 x, q, mod = layer.select(x, q, mod, 1)
-                layer_mask = None  # the last frame sees every own token
-            x = layer.finish(x, attend_shared(q, layer.with_sinks(*shared), own, mask_NM=layer_mask), mod)
+            elif frames > 1:
+                mask = self._two_frames_mask(shared[0].shape[-2] + own[0].shape[2], block, window_tokens, x.device)
+            x = layer.finish(x, attend_shared(q, layer.with_sinks(*shared), own, mask_NL=mask), mod)
         return x[:, 0]
+
+    def _two_frames_mask(self, num_seen: int, block: int, window_tokens: int, device: torch.device) -> Tensor:
+        """Return what two new frames may attend to: the first not the second, which reaches one frame less far back."""
+        mask = torch.ones(2 * block, self.config.sinks + num_seen, dtype=torch.bool, device=device)
+        mask[:block, -block:] = False
+        mask[block:, self.config.sinks : self.config.sinks + max(0, num_seen - window_tokens)] = False
+        return mask

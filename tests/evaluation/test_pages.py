@@ -186,13 +186,14 @@ def test_latent_action_and_speed_sections() -> None:
         "uncached_seconds": estimate(0.04, [0.03, 0.05], 5),
         "candidate_steps_per_second": 12800.0,
         "speed_up": 4.0,
+        "utilisation": 0.5,
         "relative_difference": 1e-7,
     }
     speed = {"matmul_flops": 5e10, "imagine": [row | {"num_candidates": 16}, row | {"num_candidates": 64}]}
     section = pages.speed_section(speed)
     first = next(iter(cells(section).values()))
     assert first[0]["value"] == pytest.approx(10.0)
-    assert first[2:] == ["4.0 ×", 12800, "1.0e-07"]  # noqa: RUF001
+    assert first[2:] == ["4.0 ×", 12800, "0.50", "1.0e-07"]  # noqa: RUF001
     assert len(section.pictures) == 1
     assert not pages.speed_section({**speed, "imagine": speed["imagine"][:1]}).pictures
 

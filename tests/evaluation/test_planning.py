@@ -92,6 +92,7 @@ def test_speed_rows_say_that_cached_equals_uncached(tiny_checkpoint: Path) -> No
     assert speed["imagine"]
     assert all(row["relative_difference"] < 1e-4 for row in speed["imagine"])
     assert speed["matmul_flops"] > 0
+    assert all(0 < row["utilisation"] < 2 and row["flops"] > 0 for row in speed["imagine"])
 
 
 def test_makers_can_travel_to_other_processes(tiny_checkpoint: Path) -> None:

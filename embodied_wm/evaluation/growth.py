@@ -1,0 +1,210 @@
+"""How the cost of imagination grows: with candidates, horizon, tokens, context; a decision's cost; memory.
+
+A slope is the exponent of the time in what is doubled, by least squares over the logarithms: 1 is proportional, 0 is
+free. Where what is asked is a ratio, both ends are timed alternately in one run.
+"""
+
+import copy
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from embodied_wm.predictor.cache import CandidateCache
+from embodied_wm.predictor.model import LatentPredictor
+from embodied_wm.predictor.rolling import roll
+from embodied_wm.world_model import WorldModel
+
+BASE = {"candidates": 128, "horizon": 8, "tokens": 1, "context": 4}
+DOUBLED: dict[str, tuple[int, ...]] = {
+    "candidates": (32, 64, 128, 256),
+    "horizon": (4, 8, 16),
+    "tokens": (1, 2, 4),
+    "context": (4, 8, 16, 32, 64),
+}
+"""What is doubled; all else is as in BASE, but tokens are the model's own."""
+
+ITERATIONS = 3
+"""Searches of a decision, as CEM makes them by default."""
+
+CONTEXTS = (4, 64)
+"""Contexts of the decisions that are compared."""
+
+type Timed = Callable[[Sequence[Callable[[], object]]], list[dict[str, Any]]]
+
+
+class Pair(Protocol):
+    """Make cached and uncached imagination; see `speed.imagination_pair`."""
+
+    def __call__(
+        self,
+        world_model: WorldModel,
+        *,
+        num_candidates: int,
+        context: int,
+        horizon: int,
+        num_steps: int,
+        predictor: LatentPredictor | None = None,
+    ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        """Return both."""
+        ...
+
+
+def with_window(predictor: LatentPredictor, num_frames: int) -> LatentPredictor:
+    """Return the predictor, with the same weights and a window of at least so many frames."""
+    if num_frames <= predictor.config.window:
+        return predictor
+    longer = copy.copy(predictor)
+    longer.config = replace(predictor.config, window=num_frames)
+    return longer
+
+
+def with_context(world_model: WorldModel, num_frames: int) -> WorldModel:
+    """Return a world model of the same weights whose window holds so many frames."""
+    predictor = with_window(world_model.predictor, num_frames).config
+    longer = WorldModel(replace(world_model.config, predictor=predictor), world_model.embodiment)
+    longer.load_state_dict(world_model.state_dict())
+    return longer.eval()
+
+
+def with_tokens(predictor: LatentPredictor, num_tokens: int) -> LatentPredictor:
+    """Return a predictor of the same size, with random weights, for another number of tokens per frame."""
+    return LatentPredictor(
+        predictor.config,
+        num_tokens=num_tokens,
+        token_width=predictor.token_width,
+        action_size=predictor.real_in[0].in_features,  # pyright: ignore[reportArgumentType]
+        code_size=predictor.code_in[0].in_features,  # pyright: ignore[reportArgumentType]
+    ).eval()
+
+
+def slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """Return the exponent p of seconds ~ sizes ** p, by least squares over logarithms."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, seconds))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return covariance / sum((a - mean_x) ** 2 for a in x)
+
+
+def measure_growth(world_model: WorldModel, pair: Pair, timed: Timed) -> dict[str, Any]:
+    """Time cached imagination, one denoising step, while one thing is doubled; and decisions at two contexts.
+
+    Returns:
+        "growth": for each of DOUBLED {"seconds": {size: estimate}, "slope"}. "decide": {context: {"prefilled",
+        "rolled"}} seconds of a decision, and "prefilled_growth" and "rolled_growth" from the first context to the last.
+    """
+    growth = {}
+    for name, sizes in DOUBLED.items():
+        runs = []
+        for size in sizes:
+            at = {**BASE, name: size}
+            predictor = with_tokens(world_model.predictor, size) if name == "tokens" else None
+            runs.append(
+                pair(
+                    world_model,
+                    num_candidates=at["candidates"],
+                    context=at["context"],
+                    horizon=at["horizon"],
+                    num_steps=1,
+                    predictor=predictor,
+                )[0]
+            )
+        seconds = timed(runs)
+        found = dict(zip(map(str, sizes), seconds, strict=True))
+        growth[name] = {"seconds": found, "slope": slope(sizes, [each["value"] for each in seconds])}
+    return {"growth": growth, "decide": _decisions(world_model, timed)}
+
+
+def _decisions(world_model: WorldModel, timed: Timed) -> dict[str, Any]:
+    """Time decisions: encode the newest frame, bring the context up to date, imagine the candidates of all searches."""
+    runs = [run for context in CONTEXTS for run in _decision(world_model, context)]
+    seconds = timed(runs)
+    rows = {
+        str(context): {"prefilled": seconds[2 * index], "rolled": seconds[2 * index + 1]}
+        for index, context in enumerate(CONTEXTS)
+    }
+    first, last = rows[str(CONTEXTS[0])], rows[str(CONTEXTS[-1])]
+    return {
+        "seconds": rows,
+        **{f"{way}_growth": last[way]["value"] / first[way]["value"] for way in ("prefilled", "rolled")},
+    }
+
+
+def _decision(world_model: WorldModel, num_frames: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return decisions from a context that is prefilled, and from one that is rolled on."""
+    longer = with_context(world_model, num_frames + BASE["horizon"] + 1)
+    model = longer.predictor
+    generator = torch.Generator().manual_seed(0)
+    height, width = world_model.config.tokenizer.image_size
+    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+    latents = torch.randn(num_frames, model.num_tokens, model.token_width, generator=generator)
+    size = world_model.embodiment.action_size
+    past = torch.rand(num_frames, size, generator=generator)
+    actions = torch.rand(BASE["candidates"], BASE["horizon"], size, generator=generator)
+    old = longer.prefill_latents(latents, past)
+    with torch.no_grad():
+        led_by = model.embed_actions(longer.action_inputs(past[None, -1:]))[0, 0]
+
+    def decide(context_of: Callable[[Tensor], Any]) -> None:
+        with torch.no_grad():
+            context = context_of(longer.encode(frame))
+        for _ in range(ITERATIONS):
+            longer.imagine(context, actions, generator=generator, shared_noise=True)
+
+    def prefilled() -> None:
+        decide(lambda code: longer.prefill_latents(torch.cat([latents[1:], code[None]]), past))
+
+    def rolled() -> None:
+        decide(lambda code: roll(model, old, code, led_by, max_frames=num_frames))
+
+    return prefilled, rolled
+
+
+def measure_memory(
+    world_model: WorldModel, *, num_candidates: int = 512, context: int = 64, horizon: int = 8
+) -> dict[str, Any]:
+    """Measure what candidates cost in memory beside the context that they share.
+
+    Returns:
+        Bytes of "context" (keys and values), of all candidates' "own" keys and values, "ratio": both over `own`, and
+        where Linux tells it "peak": by how much the process grew at most while it imagined, and "peak_ratio" over
+        `own`. Candidates are imagined in parts, so not all of `own` need be there at once.
+    """
+    longer = with_context(world_model, context + horizon)
+    model = longer.predictor
+    prefilled = longer.prefill_latents(torch.randn(context, model.num_tokens, model.token_width), None)
+    actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size)
+    tokens = (horizon + 1) * model.block
+    own = CandidateCache(prefilled, num_candidates=num_candidates, max_tokens=tokens).num_bytes
+    found: dict[str, Any] = {
+        "num_candidates": num_candidates,
+        "context_frames": context,
+        "context": prefilled.num_bytes,
+        "own": own,
+        "ratio": (prefilled.num_bytes + own) / own,
+    }
+    longer.imagine(prefilled, actions[:8], generator=torch.Generator())  # threads and libraries
+    peak = peak_growth(lambda: longer.imagine(prefilled, actions, generator=torch.Generator(), shared_noise=True))
+    return found if peak is None else {**found, "peak": peak, "peak_ratio": peak / own}
+
+
+def peak_growth(run: Callable[[], object]) -> int | None:
+    """Return by how many bytes this process grew at most in a run; None where the system does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+        reset.write_text("5")
+        before = _kilobytes(status, "VmRSS")
+        run()
+        return 1024 * (_kilobytes(status, "VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):
+        return None
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(f"{name}:"))

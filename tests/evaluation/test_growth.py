@@ -1,0 +1,58 @@
+"""What is doubled costs what it costs; the page shows it; memory is counted; contexts go beyond the window."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from _pytest.monkeypatch import MonkeyPatch
+
+from embodied_wm.evaluation import growth, pages
+from embodied_wm.evaluation.speed import SpeedConfig, imagination_pair, measure_speed, product_flops, speed_lines
+from embodied_wm.world_model import WorldModel
+
+
+def test_slope_is_the_exponent() -> None:
+    sizes = (1, 2, 4, 8)
+    assert growth.slope(sizes, [3.0 * size**0.7 for size in sizes]) == pytest.approx(0.7)
+    assert growth.slope(sizes, [2.0] * 4) == pytest.approx(0.0)
+
+
+def test_products_are_counted() -> None:
+    first = torch.randn(8, 16)
+    assert product_flops(lambda: first @ first.T) == 2 * 8 * 8 * 16
+
+
+def test_a_context_longer_than_the_window_is_timed_and_exact(tiny_checkpoint: Path) -> None:
+    model = WorldModel.load(tiny_checkpoint)
+    context = 2 * model.config.predictor.window
+    cached, uncached = imagination_pair(model, num_candidates=3, context=context, horizon=2, num_steps=1)
+    assert (cached() - uncached()).abs().max() <= 1e-4 * uncached().abs().max()
+    assert model.predictor.config.window == model.config.predictor.window
+
+
+def test_growth_decisions_and_memory_are_measured_and_shown(tiny_checkpoint: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "DOUBLED", {name: (1, 2) for name in growth.DOUBLED})
+    monkeypatch.setattr(growth, "BASE", {"candidates": 4, "horizon": 2, "tokens": 1, "context": 2})
+    monkeypatch.setattr(growth, "CONTEXTS", (2, 12))
+    config = SpeedConfig(
+        num_candidates=[4],
+        context_frames=[1, 8],
+        denoising_steps=[1],
+        horizon=2,
+        repeats=1,
+        most_uncached=4,
+        grows=True,
+    )
+    speed = measure_speed(WorldModel.load(tiny_checkpoint), config)
+    assert ["speed_up" in row for row in speed["imagine"]] == [True, False]
+    assert set(speed["growth"]) == {"candidates", "horizon", "tokens", "context"}
+    assert set(speed["decide"]["seconds"]) == {"2", "12"}
+    assert 1 < speed["memory"]["ratio"] < 1.2  # 512 candidates of 8 steps behind 64 frames
+    sections = [pages.speed_section(speed), *pages.growth_sections(speed)]
+    titles = ["Speed of imagination", "How imagination grows", "A decision by context", "Memory"]
+    assert [section.title for section in sections] == titles
+    assert len(speed_lines(speed)) == 5
+
+
+def test_a_page_without_growth_has_none() -> None:
+    assert pages.growth_sections({"imagine": [], "matmul_flops": 1e9}) == []
