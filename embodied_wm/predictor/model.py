@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
-from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
+from embodied_wm.predictor.recurrent import transformer_of
+from embodied_wm.predictor.transformer import TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class PredictorConfig:
     Attributes:
         kind: "flow" (diffusion forcing) or "regression" (one pass without noise, the baseline that flow must beat).
         transformer: Size of the network.
-        window: Frames that attention reaches back over, the present one included.
+        window: Frames that attention reaches back over, the present one included; a mixer of constant memory has none.
         max_steps: Most denoising steps the model is trained for; a power of two.
         context_tau: Noise level (told, not added) of context frames that the model imagined itself.
         context_noise: Most noise (1 - tau) of nearly clean context frames in training.
@@ -109,7 +110,7 @@ class LatentPredictor(nn.Module):
         self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
-        self.transformer = BlockCausalTransformer(config.transformer)
+        self.transformer = transformer_of(config.transformer)
         self.latent_in = nn.Linear(3 * token_width, width)
         self.register_buffer("change_std", torch.ones(()))
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
@@ -318,8 +319,8 @@ class LatentPredictor(nn.Module):
         """Encode a context once, for all candidates.
 
         Args:
-            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used, and a longer
-                context is cut with a warning in the log, once.
+            latents: Clean latents of the context, oldest first; where attention is the memory the last `window - 1`
+                frames are used, and a longer context is cut with a warning in the log, once.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
 
         Raises:
@@ -331,7 +332,7 @@ class LatentPredictor(nn.Module):
             raise ValueError("the context's latents hold NaN or infinity; check the frames and the checkpoint")
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
-        keep = min(len(latents), self.config.window - 1)
+        keep = min(len(latents), self.config.window - 1) if self.transformer.is_bounded else len(latents)
         if keep < len(latents) and not self._has_told_window:
             self._has_told_window = True
             _LOG.warning(
@@ -344,8 +345,8 @@ class LatentPredictor(nn.Module):
         modulation = self.modulation(clean, clean / self.config.max_steps)
         mask = block_causal_mask(keep, self.config.window, latents.device)
         positions = torch.arange(keep, device=latents.device)
-        keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
-        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0])
+        keys, values, states = self.transformer.encode(tokens, modulation, positions, mask)
+        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0], states)
 
 
 def _trusted(past_tau_BT: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Two ways through the same weights: `forward` over whole windows (training, uncac
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class TransformerConfig:
         hidden: Width of the SwiGLU hidden layer.
         rotary_base: Base of the rotary frequencies; windows are short, so it is small.
         sinks: Learned keys and values per layer and head that are always visible, whatever the window; 0 for none.
+        mixer: What joins frames: "attention" to a window of them, or "gated_delta", a memory of constant size (see
+            `recurrent`).
     """
 
     width: int = 128
@@ -42,6 +45,7 @@ class TransformerConfig:
     hidden: int = 352
     rotary_base: float = 200.0
     sinks: int = 0
+    mixer: Literal["attention", "gated_delta"] = "attention"
 
 
 def rotary_angles(positions_N: Int[Tensor, "tokens"], head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -136,20 +140,25 @@ class BlockCausalTransformer(nn.Module):
 
     recompute = False
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, layer: type[Layer] = Layer) -> None:
         super().__init__()
         if config.width % config.num_heads or (config.width // config.num_heads) % 2:
             raise ValueError(f"width={config.width} must be an even multiple of num_heads={config.num_heads}")
         self.config = config
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
-        for layer in self.stack:
-            for linear in (layer.out, layer.down):
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.depth))
+        for each in self.stack:
+            for linear in (each.out, each.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
     @property
     def stack(self) -> tuple[Layer, ...]:
         """Return the layers, in order."""
         return tuple(layer for layer in self.layers if isinstance(layer, Layer))
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether no more than a window of past frames is seen."""
+        return True
 
     def rotary(self, positions_F: Int[Tensor, "frames"], block: int) -> tuple[Tensor, Tensor]:
         """Return rotary tables of all tokens of frames at these positions."""
@@ -191,14 +200,14 @@ class BlockCausalTransformer(nn.Module):
                 x = layer(*inputs)
         return x
 
-    def keys_values(
+    def encode(
         self,
         x: Float[Tensor, "1 frames block width"],
         modulation: Float[Tensor, "frames 6 width"],
         positions: Int[Tensor, "frames"],
         mask: Bool[Tensor, "frames frames"],
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return every layer's keys and values [h, N, d] of a context; the last layer stops there."""
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return every layer's keys and values [h, N, d] of a context, and no matrices; the last layer stops there."""
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
@@ -211,7 +220,7 @@ class BlockCausalTransformer(nn.Module):
             if layer is not self.stack[-1]:
                 k, v = layer.with_sinks(k, v)
                 x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
-        return tuple(keys), tuple(values)
+        return tuple(keys), tuple(values), ()
 
     def extend(
         self,
