@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
-from embodied_wm.predictor.recurrent import transformer_of
+from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
 from embodied_wm.predictor.transformer import TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
@@ -332,7 +332,8 @@ class LatentPredictor(nn.Module):
             raise ValueError("the context's latents hold NaN or infinity; check the frames and the checkpoint")
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
-        keep = min(len(latents), self.config.window - 1) if self.transformer.is_bounded else len(latents)
+        is_recurrent = isinstance(self.transformer, GatedDeltaTransformer)
+        keep = len(latents) if is_recurrent else min(len(latents), self.config.window - 1)
         if keep < len(latents) and not self._has_told_window:
             self._has_told_window = True
             _LOG.warning(
@@ -345,8 +346,11 @@ class LatentPredictor(nn.Module):
         modulation = self.modulation(clean, clean / self.config.max_steps)
         mask = block_causal_mask(keep, self.config.window, latents.device)
         positions = torch.arange(keep, device=latents.device)
-        keys, values, states = self.transformer.encode(tokens, modulation, positions, mask)
-        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0], states)
+        if isinstance(self.transformer, GatedDeltaTransformer):
+            states = self.transformer.states(tokens, modulation, positions)
+            return Context((), (), keep, keep, latents[-1], latents[-2:][0], states)
+        keys, values = self.transformer.keys_values(tokens, modulation, positions, mask)
+        return Context(keys, values, keep, keep, latents[-1], latents[-2:][0])
 
 
 def _trusted(past_tau_BT: Tensor) -> Tensor:

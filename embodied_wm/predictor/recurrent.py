@@ -164,8 +164,9 @@ class GatedDeltaLayer(Layer):
             q, seen_k, seen_v = q[:, :, -num_frames:, 1:], k[:, :, -num_frames:], v[:, :, -num_frames:]
             before_F, x_SFnW = before_F[-num_frames:], x_SFnW[:, -num_frames:, 1:]
             mod = tuple(part[..., -num_frames:, :, :] for part in mod)
-        writers = (part[:, :, :num_writers] for part in (k, v, beta, log_alpha))
-        return self.mixed(x_SFnW, _within(q, seen_k, seen_v), read_window(q, *writers, before_F), mod)
+        k, v, beta, log_alpha = (part[:, :, :num_writers] for part in (k, v, beta, log_alpha))
+        past = read_window(q, k, v, beta, log_alpha, before_F)
+        return self.mixed(x_SFnW, _within(q, seen_k, seen_v), past, mod)
 
     def extended(self, x_SFnW: Tensor, modulation: Tensor, state: Tensor, *, is_last: bool) -> tuple[Tensor, Tensor]:
         """Process one new frame, or one that is written and one that then reads; return them and the matrices.
@@ -196,11 +197,6 @@ class GatedDeltaTransformer(BlockCausalTransformer):
             raise ValueError(f"sinks={config.sinks} are a part of attention; with mixer=gated_delta set sinks to 0")
         super().__init__(config, layer=GatedDeltaLayer)
 
-    @property
-    def is_bounded(self) -> bool:
-        """Tell whether no more than a window of past frames is seen."""
-        return False
-
     def forward(
         self,
         x: Float[Tensor, "batch frames block width"],
@@ -227,25 +223,23 @@ class GatedDeltaTransformer(BlockCausalTransformer):
                 x = layer(*inputs)
         return x
 
-    def encode(
+    def states(
         self,
         x: Float[Tensor, "1 frames block width"],
         modulation: Float[Tensor, "frames 6 width"],
         positions: Int[Tensor, "frames"],
-        mask: Bool[Tensor, "frames frames"],
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return no keys, no values, and every layer's matrices [h, v, k] after a context."""
-        del mask
+    ) -> tuple[Tensor, ...]:
+        """Return every layer's matrices [h, v, k] after a context."""
         states = []
         for layer in self.stack:
             assert isinstance(layer, GatedDeltaLayer)
             _, k, v, beta, log_alpha = layer.project(x, layer.modulated(modulation))
-            tokens = (part.flatten(2, 3) for part in (k, v, beta, log_alpha))
             empty = k.new_zeros(layer.num_heads, v.shape[-1], k.shape[-1], dtype=torch.float32)
+            tokens = (part.flatten(2, 3) for part in (k, v, beta, log_alpha))
             states.append(written(empty, *tokens)[0])
             if layer is not self.stack[-1]:
                 x = layer(x, modulation, positions, x.shape[1], None)
-        return (), (), tuple(states)
+        return tuple(states)
 
     def extend(
         self,

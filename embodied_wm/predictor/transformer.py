@@ -155,11 +155,6 @@ class BlockCausalTransformer(nn.Module):
         """Return the layers, in order."""
         return tuple(layer for layer in self.layers if isinstance(layer, Layer))
 
-    @property
-    def is_bounded(self) -> bool:
-        """Tell whether no more than a window of past frames is seen."""
-        return True
-
     def rotary(self, positions_F: Int[Tensor, "frames"], block: int) -> tuple[Tensor, Tensor]:
         """Return rotary tables of all tokens of frames at these positions."""
         head = self.config.width // self.config.num_heads
@@ -200,14 +195,14 @@ class BlockCausalTransformer(nn.Module):
                 x = layer(*inputs)
         return x
 
-    def encode(
+    def keys_values(
         self,
         x: Float[Tensor, "1 frames block width"],
         modulation: Float[Tensor, "frames 6 width"],
         positions: Int[Tensor, "frames"],
         mask: Bool[Tensor, "frames frames"],
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return every layer's keys and values [h, N, d] of a context, and no matrices; the last layer stops there."""
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return every layer's keys and values [h, N, d] of a context; the last layer stops there."""
         block = x.shape[2]
         rotary = self.rotary(positions, block)
         mask_NM = self._token_mask(mask, block)
@@ -220,7 +215,7 @@ class BlockCausalTransformer(nn.Module):
             if layer is not self.stack[-1]:
                 k, v = layer.with_sinks(k, v)
                 x = layer.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NM), mod)
-        return tuple(keys), tuple(values), ()
+        return tuple(keys), tuple(values)
 
     def extend(
         self,
