@@ -293,7 +293,9 @@ class WorldModel(nn.Module, HubModel):
             num_steps: Denoising steps per frame.
         """
         block, window = self.predictor.block, self.predictor.config.window
-        cache = CandidateCache.apart(contexts, max_tokens=(noise.shape[1] + 1) * block, window_tokens=window * block)
+        cache = CandidateCache.apart(
+            contexts, max_tokens=(noise.shape[1] + 1) * block, window_tokens=(window + 1) * block
+        )
 
         def led_by(index: int, latents: Tensor) -> Tensor:
             return self._led_by(next_actions()[:, None], kind)(0, latents)

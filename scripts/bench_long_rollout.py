@@ -95,7 +95,7 @@ def imagined(
     cache = CandidateCache.apart(
         contexts,
         max_tokens=(horizon + 1) * predictor.block,
-        window_tokens=predictor.config.window * predictor.block,
+        window_tokens=(predictor.config.window + 1) * predictor.block,
     )
     generator = torch.Generator().manual_seed(options.seed)
     noise = sampler.draw_noise(predictor, len(latents), horizon, generator, shared=False)

@@ -72,7 +72,7 @@ def imagine(
             context,
             num_candidates=candidates,
             max_tokens=(horizon + 1) * model.block,
-            window_tokens=model.config.window * model.block,
+            window_tokens=(model.config.window + 1) * model.block,  # two frames go in at once, each with a window
         )
         return torch.stack(list(_frames(model, cache, led_by, noise, num_steps)), dim=1)
 

@@ -228,7 +228,8 @@ class BlockCausalTransformer(nn.Module):
     ) -> Float[Tensor, "candidates tokens width"]:
         """Process one or two new frames that see the shared context and the candidate's own past.
 
-        Of two new frames the first does not see the second. The latent tokens of the last are returned.
+        Of two new frames the first does not see the second, and each has a window of its own. The latent tokens of the
+        last are returned.
 
         Args:
             x: Blocks of the new frames of every candidate.
@@ -248,7 +249,16 @@ class BlockCausalTransformer(nn.Module):
             cache.put(index, k, v)
             shared, own = cache.visible(index, k.shape[2], window_tokens)
             layer_mask = None if mask is None else F.pad(mask, (own[0].shape[2] - mask.shape[1], 0), value=True)
-            if index == len(self.layers) - 1:
+            is_last = index == len(self.layers) - 1
+            if frames > 1 and not is_last:
+                earlier, own_earlier = cache.visible(index, k.shape[2], window_tokens + block)
+                if earlier[0].shape[-2] + own_earlier[0].shape[2] > window_tokens:  # something has left the second's
+                    without_second = (own_earlier[0][:, :, :-block], own_earlier[1][:, :, :-block])
+                    first = attend_shared(q[:, :, :block], layer.with_sinks(*earlier), without_second)
+                    second = attend_shared(q[:, :, block:], layer.with_sinks(*shared), own)
+                    x = layer.finish(x, torch.cat([first, second], dim=2), mod)
+                    continue
+            if is_last:
                 x, q, mod = layer.select(x, q, mod, 1)
                 layer_mask = None  # the last frame sees every own token
             x = layer.finish(x, attend_shared(q, layer.with_sinks(*shared), own, mask_NM=layer_mask), mod)

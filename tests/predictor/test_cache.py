@@ -42,7 +42,7 @@ def test_bounded_buffers_imagine_the_same_bits(num_steps: int, window: int, fram
     each = contexts(model, frames)
     led_by, noise = torch.randn(CANDIDATES, HORIZON, 32), torch.randn(CANDIDATES, HORIZON, 2, 8)
     found = []
-    for bound in (None, window * model.block):
+    for bound in (None, (window + 1) * model.block):
         room = (HORIZON + 1) * model.block
         if past == "apart":
             cache = CandidateCache.apart(each, max_tokens=room, window_tokens=bound)
@@ -72,6 +72,21 @@ def test_memory_is_flat_however_far_is_imagined() -> None:
     token = 2 * 2 * CANDIDATES * 32 * 4  # keys and values x layers x candidates x width x bytes
     assert sizes[0] == 2 * block * token
     assert sizes[1] == sizes[2] == sizes[3] == (4 * block + 1) * token
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize(("window", "frames"), [(2, 1), (4, 3), (5, 1)])
+def test_cached_equals_uncached_after_the_window_is_full(num_steps: int, window: int, frames: int) -> None:
+    """Frame t is written in one pass with frame t + 1: it must see the frame that has just left the other's window."""
+    model = make(window)
+    latents, absent = torch.randn(frames, 2, 8), ActionInputs(torch.full((1, frames), ABSENT))
+    led_by, noise = torch.randn(CANDIDATES, 12, 32), torch.randn(CANDIDATES, 12, 2, 8)
+    context = model.prefill(latents, absent)
+    cached = sampler.imagine(model, context, lambda h, _: led_by[:, h], noise, num_steps=num_steps)
+    before = model.shift(model.embed_actions(absent))
+    uncached = sampler.imagine_uncached(model, latents, before, led_by, noise, num_steps=num_steps)
+    assert (cached - uncached).abs().max() <= 1e-4 * uncached.abs().max()
 
 
 def test_gradients_pass_through_moved_buffers() -> None:
