@@ -371,7 +371,10 @@ class WorldModel(nn.Module, HubModel):
             kind: As for `imagine`.
             num_steps: Denoising steps per frame.
         """
-        cache = CandidateCache.apart(contexts, max_tokens=(noise.shape[1] + 1) * self.predictor.block)
+        block, window = self.predictor.block, self.predictor.config.window
+        cache = CandidateCache.apart(
+            contexts, max_tokens=(noise.shape[1] + 1) * block, window_tokens=(window + 1) * block
+        )
 
         def led_by(index: int, latents: Tensor) -> Tensor:
             return self._led_by(next_actions()[:, None], kind)(0, latents)

@@ -3,7 +3,12 @@
 The context of a decision is encoded once. Its keys and values have no candidate dimension: all S candidates attend to
 the same tensors through one matrix product (as in Hydragen, arXiv 2402.05099), never to S copies. Beside them each
 candidate appends its own imagined frames to a buffer allocated once. Softmax runs over both score blocks together, so
-the result is exactly that of ordinary attention over the concatenation.
+the result is exactly that of ordinary attention over the concatenation. The buffer holds little more than the window
+that attention reaches back over: what has left the window is overwritten, so that memory does not grow with the
+horizon.
+
+A predictor whose memory is of constant size (see `recurrent`) has matrices instead of keys and values: the context's,
+which all candidates read, until each has written a frame of its own.
 
 Legend of shape suffixes: S candidates, N query tokens, P tokens of the shared prefix, M tokens of the own suffix, L
 of both, h heads, d head width.
@@ -28,6 +33,7 @@ class Context:
         next_position: Rotary position of the frame that follows the context.
         last_latents: [K, D], latents of the last context frame ([S, K, D] where candidates have a past of their own).
         before_last: [K, D], latents of the frame before it; the same where there is none.
+        states: Per layer, matrices [h, d, d] ([B, h, d, d] where joined) of a predictor that has no keys and values.
     """
 
     keys: tuple[Tensor, ...]
@@ -36,6 +42,7 @@ class Context:
     next_position: int
     last_latents: Tensor
     before_last: Tensor
+    states: tuple[Tensor, ...] = ()
 
     @property
     def is_joined(self) -> bool:
@@ -44,8 +51,8 @@ class Context:
 
     @property
     def num_bytes(self) -> int:
-        """Return the memory that the context's keys and values take; it does not depend on S."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        """Return the memory that the context's keys and values, or matrices, take; it does not depend on S."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *self.states))
 
     @classmethod
     def join(cls, contexts: Sequence[Self], *, num_candidates: int) -> Self:
@@ -67,6 +74,7 @@ class Context:
             next_position=first.next_position,
             last_latents=last.repeat_interleave(num_candidates, 0),
             before_last=before.repeat_interleave(num_candidates, 0),
+            states=tuple(torch.stack(states) for states in zip(*(c.states for c in contexts), strict=True)),
         )
 
 
@@ -79,23 +87,42 @@ def _of_one_length(contexts: Sequence[Context]) -> Context:
 
 
 class CandidateCache:
-    """Keep the keys and values that S candidates add to a shared context, in buffers allocated once."""
+    """Keep what S candidates add to a shared context: keys and values in buffers allocated once, or matrices.
 
-    def __init__(self, context: Context, *, num_candidates: int, max_tokens: int) -> None:
-        self.context = context
-        heads, _, width = context.keys[0].shape[-3:]
-        shape = (num_candidates, heads, max_tokens, width)
-        self.keys = [context.keys[0].new_empty(shape) for _ in context.keys]
-        self.values = [context.keys[0].new_empty(shape) for _ in context.keys]
-        self.num_tokens = 0
+    Attributes:
+        context: What all candidates read.
+        states: Per layer, the matrices that candidates read next, of a predictor that has them.
+    """
+
+    def __init__(
+        self, context: Context, *, num_candidates: int, max_tokens: int, window_tokens: int | None = None
+    ) -> None:
+        """Allocate the buffers.
+
+        Args:
+            context: What all candidates read.
+            num_candidates: S.
+            max_tokens: Most tokens that each candidate will add.
+            window_tokens: Most tokens that attention reaches back over, new ones included; the buffers are no larger
+                than that and an eighth. None keeps all tokens.
+        """
+        self.context, self.window_tokens = context, window_tokens
+        self.num_tokens = self.num_dropped = 0
+        self.states = list(context.states)
+        self._next_states = list(context.states)
+        if window_tokens is not None:
+            max_tokens = min(max_tokens, window_tokens + max(1, window_tokens // 8))
+        self.max_tokens = max_tokens
+        self.keys, self.values = ([_buffer(keys, num_candidates, max_tokens) for keys in context.keys] for _ in "kv")
 
     @classmethod
-    def apart(cls, contexts: Sequence[Context], *, max_tokens: int) -> Self:
+    def apart(cls, contexts: Sequence[Context], *, max_tokens: int, window_tokens: int | None = None) -> Self:
         """Return a cache of candidates that do not share their past: one context each, nothing in common.
 
         Args:
             contexts: Of the same number of frames; their keys and values are copied in front of what is appended.
             max_tokens: Room for what is appended.
+            window_tokens: As for a cache with a shared context.
 
         Raises:
             ValueError: If contexts differ in their number of frames.
@@ -109,19 +136,21 @@ class CandidateCache:
             next_position=first.next_position,
             last_latents=torch.stack([context.last_latents for context in contexts]),
             before_last=torch.stack([context.before_last for context in contexts]),
+            states=tuple(torch.stack(states) for states in zip(*(c.states for c in contexts), strict=True)),
         )
-        past = first.keys[0].shape[1]
-        cache = cls(joined, num_candidates=len(contexts), max_tokens=past + max_tokens)
+        past = first.keys[0].shape[1] if first.keys else 0
+        cache = cls(joined, num_candidates=len(contexts), max_tokens=past + max_tokens, window_tokens=window_tokens)
         for layer in range(len(first.keys)):
             keys, values = (torch.stack([getattr(c, name)[layer] for c in contexts]) for name in ("keys", "values"))
             cache.put(layer, keys, values)
-        cache.keep(past)
+        cache.num_tokens = past
         return cache
 
     @property
     def num_bytes(self) -> int:
-        """Return the memory of the candidates' own keys and values."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        """Return the memory of the candidates' own keys and values, or matrices."""
+        own = [state for state, shared in zip(self.states, self.context.states, strict=True) if state is not shared]
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *own))
 
     def put(self, layer: int, k_ShNd: Tensor, v_ShNd: Tensor) -> None:
         """Write new tokens behind the kept ones; only `keep` makes them stay.
@@ -129,6 +158,8 @@ class CandidateCache:
         Where gradients flow back to actions the buffers are not written to, as attention to them is differentiated
         later: kept and new tokens are joined instead.
         """
+        if layer == 0:
+            self._make_room(k_ShNd.shape[2])
         if k_ShNd.requires_grad:
             self.keys[layer] = torch.cat([self.keys[layer][:, :, : self.num_tokens], k_ShNd], dim=2)
             self.values[layer] = torch.cat([self.values[layer][:, :, : self.num_tokens], v_ShNd], dim=2)
@@ -141,21 +172,44 @@ class CandidateCache:
         """Let no gradient flow back through what is kept."""
         self.keys, self.values = ([each.detach() for each in layers] for layers in (self.keys, self.values))
 
+    def _make_room(self, num_new: int) -> None:
+        """Move what new tokens can still see to the front of the buffers, where these would not fit behind the rest."""
+        if self.window_tokens is None or self.num_tokens + num_new <= self.max_tokens:
+            return
+        kept = max(0, self.window_tokens - num_new)
+        first = self.num_tokens - kept
+        for tensors in (self.keys, self.values):  # new buffers: the old ones may be needed for gradients
+            for layer, tensor in enumerate(tensors):
+                fresh = _buffer(tensor, len(tensor), max(self.max_tokens, kept + num_new))
+                fresh[:, :, :kept] = tensor[:, :, first : self.num_tokens]
+                tensors[layer] = fresh
+        self.num_tokens, self.num_dropped = kept, self.num_dropped + first
+
+    def put_state(self, layer: int, state: Tensor) -> None:
+        """Hold a layer's matrices as they are after the new frame; only `keep` makes them those that are read."""
+        self._next_states[layer] = state
+
     def visible(
         self, layer: int, num_new: int, window_tokens: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return views of the shared and own (keys, values) within the last `window_tokens` tokens."""
         prefix = self.context.keys[layer].shape[-2]
         stop = self.num_tokens + num_new
-        first = max(0, prefix + stop - window_tokens)
-        own_first = max(0, first - prefix)
+        first = max(0, prefix + self.num_dropped + stop - window_tokens)
+        own_first = max(0, first - prefix - self.num_dropped)
         shared = (self.context.keys[layer][..., first:, :], self.context.values[layer][..., first:, :])
         own = (self.keys[layer][:, :, own_first:stop], self.values[layer][:, :, own_first:stop])
         return shared, own
 
     def keep(self, num_tokens: int) -> None:
-        """Make the first `num_tokens` of the last `put` permanent."""
+        """Make the first `num_tokens` of the last `put`, or the matrices of the last `put_state`, permanent."""
         self.num_tokens += num_tokens
+        self.states = list(self._next_states)
+
+
+def _buffer(like: Tensor, num_candidates: int, max_tokens: int) -> Tensor:
+    heads, _, width = like.shape[-3:]
+    return like.new_empty(num_candidates, heads, max_tokens, width)
 
 
 def attend_shared(

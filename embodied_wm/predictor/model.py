@@ -41,7 +41,8 @@ from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
-from embodied_wm.predictor.transformer import BlockCausalTransformer, TransformerConfig
+from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
+from embodied_wm.predictor.transformer import TransformerConfig
 
 ABSENT, REAL, LATENT = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class PredictorConfig:
         kind: "flow" (diffusion forcing), "regression" (one pass without noise, the baseline that flow must beat) or
             "masked" (codes of an FSQ tokenizer, decided in rounds).
         transformer: Size of the network.
-        window: Frames that attention reaches back over, the present one included.
+        window: Frames that attention reaches back over, the present one included; a mixer of constant memory has none.
         max_steps: Most denoising steps the model is trained for; a power of two.
         context_tau: Noise level (told, not added) of context frames that the model imagined itself.
         context_noise: Most noise (1 - tau) of nearly clean context frames in training.
@@ -147,7 +148,7 @@ class LatentPredictor(nn.Module):
         self.num_tokens, self.token_width = num_tokens, token_width
         width = config.transformer.width
         wants_action = config.joint_actions or not config.action_token
-        self.transformer = BlockCausalTransformer(config.transformer, first_output=0 if wants_action else 1)
+        self.transformer = transformer_of(config.transformer, first_output=0 if wants_action else 1)
         self.latent_in = nn.Linear(3 * token_width, width)
         self.register_buffer("change_std", torch.ones(()))
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
@@ -461,8 +462,8 @@ class LatentPredictor(nn.Module):
         """Encode a context once, for all candidates.
 
         Args:
-            latents: Clean latents of the context, oldest first; the last `window - 1` frames are used, and a longer
-                context is cut with a warning in the log, once.
+            latents: Clean latents of the context, oldest first; where attention is the memory the last `window - 1`
+                frames are used, and a longer context is cut with a warning in the log, once.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
 
         Raises:
@@ -474,7 +475,8 @@ class LatentPredictor(nn.Module):
             raise ValueError("the context's latents hold NaN or infinity; check the frames and the checkpoint")
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
-        keep = min(len(latents), self.config.window - 1)
+        has_window = not isinstance(self.transformer, GatedDeltaTransformer)
+        keep = len(latents) if not has_window else min(len(latents), self.config.window - 1)
         if keep < len(latents) and not self._has_told_window:
             self._has_told_window = True
             _LOG.warning(
@@ -482,19 +484,27 @@ class LatentPredictor(nn.Module):
                 len(latents), self.config.window, keep,
             )  # fmt: skip
         latents, led_by = latents[-keep:], led_by[:, -keep:]
+        end = (keep, keep, latents[-1], latents[-2:][0])
+        if isinstance(self.transformer, GatedDeltaTransformer):
+            states = self.transformer.states(*self._clean_blocks(latents[None], led_by))
+            return Context((), (), *end, states)
         keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by))
-        return Context(tuple(keys), tuple(values), keep, keep, latents[-1], latents[-2:][0])
+        return Context(tuple(keys), tuple(values), *end)
 
     def keys_values(
         self, latents: Float[Tensor, "batch frames tokens width"], led_by: Float[Tensor, "batch frames model"]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return every layer's keys and values, [B, h, N, d] each, of clean context frames."""
-        time, device = latents.shape[1], latents.device
+        tokens, modulation, positions = self._clean_blocks(latents, led_by)
+        mask = block_causal_mask(len(positions), self.config.window, latents.device)
+        return self.transformer.keys_values(tokens, modulation, positions, mask)
+
+    def _clean_blocks(self, latents: Tensor, led_by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the blocks of clean context frames, the modulation of each frame, and their positions."""
         tokens = self.blocks(led_by, latents, _previous(latents), _previous_change(latents))
-        clean = torch.ones(time, device=device)
-        modulation = self.modulation(clean, clean / self.config.max_steps)
-        mask = block_causal_mask(time, self.config.window, device)
-        return self.transformer.keys_values(tokens, modulation, torch.arange(time, device=device), mask)
+        clean = torch.ones(latents.shape[1], device=latents.device)
+        positions = torch.arange(latents.shape[1], device=latents.device)
+        return tokens, self.modulation(clean, clean / self.config.max_steps), positions
 
 
 def _trusted(past_tau_BT: Tensor) -> Tensor:

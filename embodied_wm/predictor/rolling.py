@@ -37,8 +37,13 @@ def roll(
         max_frames: Frames that are kept, at most `window - 1`, which None keeps; the same in every call.
 
     Raises:
-        ValueError: If latents are not finite, or `max_frames` is out of range.
+        ValueError: If latents are not finite, `max_frames` is out of range, or the context is one of matrices.
     """
+    if context.states:
+        raise ValueError(
+            "got a context of matrices (transformer.mixer='gated_delta'), which new frames are not written to; prefill "
+            "it anew"
+        )
     most = model.config.window - 1
     max_frames = most if max_frames is None else max_frames
     if not 1 <= max_frames <= most:

@@ -80,7 +80,12 @@ def imagine(
         )
     candidates, horizon = noise.shape[:2]
     with torch.set_grad_enabled(is_differentiable):
-        cache = CandidateCache(context, num_candidates=candidates, max_tokens=(horizon + 1) * model.block)
+        cache = CandidateCache(
+            context,
+            num_candidates=candidates,
+            max_tokens=(horizon + 1) * model.block,
+            window_tokens=(model.config.window + 1) * model.block,  # two frames go in at once, each with a window
+        )
         return torch.stack(list(_frames(model, cache, led_by, noise, num_steps)), dim=1)
 
 

@@ -13,6 +13,7 @@ Two ways through the same weights: `forward` over whole windows (training, uncac
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class TransformerConfig:
         hidden: Width of the SwiGLU hidden layer.
         rotary_base: Base of the rotary frequencies; windows are short, so it is small.
         sinks: Learned keys and values per layer and head that are always visible, whatever the window; 0 for none.
+        mixer: What joins frames: "attention" to a window of them, or "gated_delta", a memory of constant size (see
+            `recurrent`).
     """
 
     width: int = 128
@@ -42,6 +45,7 @@ class TransformerConfig:
     hidden: int = 352
     rotary_base: float = 200.0
     sinks: int = 0
+    mixer: Literal["attention", "gated_delta"] = "attention"
 
 
 def rotary_angles(positions_N: Int[Tensor, "tokens"], head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -140,14 +144,14 @@ class BlockCausalTransformer(nn.Module):
 
     recompute = False
 
-    def __init__(self, config: TransformerConfig, *, first_output: int = 1) -> None:
+    def __init__(self, config: TransformerConfig, *, first_output: int = 1, layer: type[Layer] = Layer) -> None:
         super().__init__()
         if config.width % config.num_heads or (config.width // config.num_heads) % 2:
             raise ValueError(f"width={config.width} must be an even multiple of num_heads={config.num_heads}")
         self.config, self.first_output = config, first_output
-        self.layers = nn.ModuleList(Layer(config, first_output) for _ in range(config.depth))
-        for layer in self.stack:
-            for linear in (layer.out, layer.down):
+        self.layers = nn.ModuleList(layer(config, first_output) for _ in range(config.depth))
+        for each in self.stack:
+            for linear in (each.out, each.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
     @property
@@ -228,7 +232,8 @@ class BlockCausalTransformer(nn.Module):
     ) -> Float[Tensor, "candidates tokens width"]:
         """Process one or two new frames that see the shared context and the candidate's own past.
 
-        Of two new frames the first does not see the second. The latent tokens of the last are returned.
+        Of two new frames the first does not see the second, and each has a window of its own. The latent tokens of the
+        last are returned.
 
         Args:
             x: Blocks of the new frames of every candidate.

@@ -1,0 +1,165 @@
+"""Imagine 512 frames of scenes that rest, or that repeat themselves, and compare them with MuJoCo.
+
+    python scripts/bench_long_rollout.py CHECKPOINT [--task reach] [--scenes 8] [--horizon 512] [--window 10]
+
+From a few frames of a resting scene the model imagines what zero actions lead to (nothing), and what actions lead to
+whose period is 16 frames (each channel a sine of its own phase). Printed, by horizon: PSNR against MuJoCo over the 16
+frames that end there, beside the tokenizer's own on the true frames; the squared error of latents; the spread of
+imagined latents over the spread of true ones, and the part of them outside the range that true ones span, widened by a
+tenth; the memory of the candidates' cache. Then, per motion, the PSNR at 256 less the PSNR at 32, over scenes.
+
+Scenes have their contexts apart, one candidate each. A blow-up shows in the spread, a drift in the PSNR. `--window`
+makes attention reach back over fewer frames than the model was configured for.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.predictor import sampler
+from embodied_wm.predictor.cache import CandidateCache
+from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.world_model import WorldModel
+from sim.branch import Brancher
+from sim.tasks import get_task
+
+CONTEXT, PERIOD, AMPLITUDE = 4, 16, 0.6
+SHOWN = (16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Hold N scenes by MuJoCo.
+
+    Attributes:
+        context: Frames that the model is given, uint8 [N, C, h, w, 3].
+        ends: The horizons that are looked at, each by the PERIOD frames that end there.
+        future: Those frames, [N, ends * PERIOD, h, w, 3].
+        actions: [N, C + H - 1, A].
+    """
+
+    context: Tensor
+    ends: tuple[int, ...]
+    future: Tensor
+    actions: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """Return which imagined frames, counted from 0, `future` holds."""
+        return torch.cat([torch.arange(end - PERIOD, end) for end in self.ends])
+
+
+def periodic(num_scenes: int, num_steps: int, action_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return actions [N, T, A] whose sum over each period is zero; nothing moves while the context is seen."""
+    phase = rng.uniform(0, 2 * np.pi, (num_scenes, 1, action_size))
+    angle = 2 * np.pi * np.arange(num_steps - CONTEXT + 1)[None, :, None] / PERIOD + phase
+    moving = AMPLITUDE * np.sin(angle)
+    return np.concatenate([np.zeros((num_scenes, CONTEXT - 1, action_size)), moving], axis=1)
+
+
+def scenes(task_name: str, model: WorldModel, motion: str, options: argparse.Namespace) -> Scenes:
+    """Draw resting scenes and let MuJoCo act."""
+    task, rng = get_task(task_name), np.random.default_rng(options.seed)
+    starts = np.stack([task.reset(task.model, rng) for _ in range(options.scenes)])
+    num_steps = CONTEXT - 1 + options.horizon
+    actions = np.zeros((options.scenes, num_steps, task.action_size))
+    if motion == "periodic":
+        actions = periodic(options.scenes, num_steps, task.action_size, rng)
+    actions = actions.astype(np.float32)
+    brancher = Brancher(task, num_threads=1)
+    states = np.concatenate([starts[:, None], brancher(starts, actions).states], axis=1)
+    brancher.close()
+    ends = tuple(end for end in SHOWN if end <= options.horizon)
+    rows = [*range(CONTEXT), *(CONTEXT + row for end in ends for row in range(end - PERIOD, end))]
+    renderer = task.renderer(*model.config.tokenizer.image_size, model.embodiment.camera.rpartition(".")[2])
+    frames = torch.from_numpy(np.stack([renderer.render_states(each[rows]) for each in states]))
+    renderer.close()
+    return Scenes(frames[:, :CONTEXT], ends, frames[:, CONTEXT:], torch.from_numpy(actions))
+
+
+@torch.no_grad()
+def imagined(
+    model: WorldModel, latents: Tensor, actions: Tensor, options: argparse.Namespace
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield each imagined frame's latents [N, K, D] and the bytes of the candidates' cache."""
+    predictor, horizon = model.predictor, options.horizon
+    contexts = [model.prefill_latents(past, acted[: CONTEXT - 1]) for past, acted in zip(latents, actions, strict=True)]
+    cache = CandidateCache.apart(
+        contexts,
+        max_tokens=(horizon + 1) * predictor.block,
+        window_tokens=(predictor.config.window + 1) * predictor.block,
+    )
+    generator = torch.Generator().manual_seed(options.seed)
+    noise = sampler.draw_noise(predictor, len(latents), horizon, generator, shared=False)
+    led_by = predictor.embed_actions(model.action_inputs(actions[:, CONTEXT - 1 :]))
+    frames = sampler.imagine_frames(predictor, cache, lambda h, _: led_by[:, h], noise, num_steps=options.num_steps)
+    for frame in frames:
+        yield frame, cache.num_bytes
+
+
+def measure(model: WorldModel, found: Scenes, options: argparse.Namespace, console: Console) -> dict[int, Tensor]:
+    """Print a line by horizon; return every scene's PSNR [N] at each."""
+    rows = list(imagined(model, model.encode(found.context), found.actions, options))
+    future, true = torch.stack([row[0] for row in rows], dim=1)[:, found.seen], model.encode(found.future)
+    low, high = true.flatten(0, 1).amin(0), true.flatten(0, 1).amax(0)
+    margin = 0.1 * (high - low)
+    curves = {
+        "psnr": _quality(model, future, found),
+        "ceiling": _quality(model, true, found),
+        "latent mse": (future - true).square().mean((2, 3)),
+        "outside": ((future < low - margin) | (future > high + margin)).float().mean((2, 3)),
+    }
+    for place, end in enumerate(found.ends):
+        span = slice(place * PERIOD, (place + 1) * PERIOD)
+        words = "  ".join(f"{name} {values[:, span].mean():8.4f}" for name, values in curves.items())
+        spread = float(future[:, span].std() / true[:, span].std())
+        console.print(f"  h={end:4d}  {words}  spread {spread:5.2f}  cache {rows[end - 1][1] / 1024:6.0f} KiB")
+    by_scene = curves["psnr"].unflatten(1, (-1, PERIOD)).mean(2)
+    return dict(zip(found.ends, by_scene.unbind(1), strict=True))
+
+
+def _quality(model: WorldModel, latents: Tensor, found: Scenes) -> Tensor:
+    """Return the PSNR [N, T] of decoded latents, the last context frame being seen."""
+    each = zip(latents, found.context[:, -1], found.future, strict=True)
+    return torch.stack([psnr(model.decode(z, seen), frames) for z, seen, frames in each])
+
+
+def main() -> None:
+    """Measure both motions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--task", default=None, help="the model's own task where it is left out")
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--horizon", type=int, default=512)
+    parser.add_argument(
+        "--window", type=int, default=0, help="frames that attention reaches back over; 0 is the model's"
+    )
+    parser.add_argument("--num-steps", type=int, default=1, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, console = WorldModel.from_pretrained(options.checkpoint), Console(width=140, highlight=False)
+    if options.window:
+        model.predictor.config = dataclasses.replace(model.predictor.config, window=options.window)
+    task = options.task or model.embodiment.robot
+    mixer, window = model.config.predictor.transformer.mixer, model.predictor.config.window
+    console.print(f"{task}, {mixer}, window {window}, {options.num_steps} denoising steps, {options.scenes} scenes")
+    for motion in ("resting", "periodic"):
+        console.print(f"{motion}:")
+        quality = measure(model, scenes(task, model, motion, options), options, console)
+        if {32, 256} <= set(quality):
+            figure = bootstrap_mean((quality[256] - quality[32]).tolist(), seed=0)
+            low, high = figure["ci95"]
+            console.print(f"  psnr at 256 less at 32: {figure['value']:+.2f} dB [{low:+.2f}, {high:+.2f}]")
+
+
+if __name__ == "__main__":
+    main()
