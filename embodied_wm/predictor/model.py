@@ -475,8 +475,8 @@ class LatentPredictor(nn.Module):
             raise ValueError("the context's latents hold NaN or infinity; check the frames and the checkpoint")
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
-        has_window = not isinstance(self.transformer, GatedDeltaTransformer)
-        keep = len(latents) if not has_window else min(len(latents), self.config.window - 1)
+        is_recurrent = isinstance(self.transformer, GatedDeltaTransformer)
+        keep = len(latents) if is_recurrent else min(len(latents), self.config.window - 1)
         if keep < len(latents) and not self._has_told_window:
             self._has_told_window = True
             _LOG.warning(

@@ -56,11 +56,9 @@ def check_rollouts(model: LatentPredictor, rollouts: Rollouts) -> None:
     """Raise ValueError unless a predictor can imagine such rollouts."""
     if model.config.kind not in KINDS:
         raise ValueError(f"self-forcing trains predictors of kind {', '.join(KINDS)}; got {model.config.kind!r}")
-    if model.config.transformer.mixer != "attention":
-        raise ValueError(
-            f"self-forcing goes on from keys and values; got transformer.mixer={model.config.transformer.mixer!r}, expected "
-            "'attention'"
-        )
+    mixer = model.config.transformer.mixer
+    if mixer != "attention":
+        raise ValueError(f"self-forcing goes on from keys and values; got mixer={mixer!r}, expected 'attention'")
     if rollouts.denoising_steps not in model.step_counts:
         raise ValueError(
             f"got denoising_steps={rollouts.denoising_steps}; this predictor was trained for {model.step_counts}"
