@@ -194,6 +194,21 @@ def test_half_precision_leaves_the_memory_in_single() -> None:
     assert (rough - exact).norm() < 0.1 * exact.norm()
 
 
+def test_recomputed_activations_change_no_gradient() -> None:
+    gradients: list[list[Tensor]] = []
+    for recompute in (False, True):
+        model = make()
+        model.transformer.recompute = recompute
+        latents, actions = torch.randn(3, 6, 2, 8, generator=torch.Generator().manual_seed(3)), real_actions(3, 6, 3)
+        loss, _ = model.loss(latents, actions, torch.Generator().manual_seed(4))
+        loss.backward()
+        gates = model.transformer.stack[0].get_submodule("gates").get_parameter("weight")
+        assert gates.grad is not None
+        assert gates.grad.abs().max() > 0
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
 def test_sinks_and_unknown_mixers_are_refused() -> None:
     with pytest.raises(ValueError, match="sinks=2 are a part of attention; with mixer=gated_delta set sinks to 0"):
         make(sinks=2)
