@@ -122,7 +122,7 @@ def judged(model: WorldModel, each: Branching, num_steps: int, seed: int) -> tup
 
 def known(model: WorldModel, points: Sequence[Branching]) -> dict[str, dict[str, float]]:
     """Return the same measures of what needs no predictor: the truth as this tokenizer shows it, and its mean."""
-    apart = np.mean([100 * np.linalg.norm(each.places[0] - each.places[1]) for each in points])
+    apart = float(np.mean([100 * np.linalg.norm(each.places[0] - each.places[1]) for each in points]))
     with torch.no_grad():
         read = [model.readout("sim.quantities")(model.encode(each.outcomes)).numpy() for each in points]
     error = np.mean([np.linalg.norm(places - each.places, axis=1) for places, each in zip(read, points, strict=True)])

@@ -5,6 +5,9 @@ frame's tokens is hidden, and the network says how likely each code is for each 
 before and the action (cross-entropy). Imagination starts from a frame of which nothing is decided. Every round samples
 a code for each undecided token and keeps those it is most confident of, as many as the cosine schedule says; the last
 round keeps all. So one round draws all tokens independently of each other, several let later ones agree with earlier.
+(Four tokens that one coin decides, 120 training steps: they agree in 12% of frames drawn in one round, which is chance,
+in 47% of those drawn in two and in 97% of those drawn in four. Training must hide as many tokens as sampling has yet to
+decide at a level that is told: rounded up instead of down, four rounds agreed in 57%.)
 
 An undecided token is NaN in the latents of its frame; the network is told by a mark in its place. Codes are read from a
 guess of the latents, a change of the frame before as in flow, by their distance to it, plus a free score of each code:

@@ -291,7 +291,7 @@ class LatentPredictor(nn.Module):
         tau: Float[Tensor, "batch time"],
         step: Float[Tensor, "batch time"],
         led_by: Float[Tensor, "batch time model"],
-    ) -> Float[Tensor, "batch time tokens model"]:
+    ) -> Float[Tensor, "batch time outputs model"]:
         """Return the output tokens that `forward` reads latents from."""
         time = x_tau.shape[1]
         positions = torch.arange(time, device=x_tau.device)

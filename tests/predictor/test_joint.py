@@ -48,8 +48,8 @@ def test_one_network_is_forward_model_inverse_model_and_policy() -> None:
     model, generator = make(), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     model.fit_change(episodes(256, generator)[0])
-    for step in range(250):
-        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 250)
+    for step in range(300):
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 300)
         states, actions = episodes(64, generator)
         loss, metrics = model.loss(states, inputs(actions), generator)
         optimiser.zero_grad()
