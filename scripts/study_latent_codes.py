@@ -2,10 +2,13 @@
 
     python scripts/study_latent_codes.py sizes   --model RUN --store push.zarr --out DIR
     python scripts/study_latent_codes.py recipes --model RUN --store push.zarr --out DIR
+    python scripts/study_latent_codes.py ceiling --model RUN --store push.zarr --out DIR
 
 Codes are trained anew on the latents of a trained model's tokenizer. `sizes`: a code that leaks the next frame explains
 the change ever better while the true action is read from it no better, and fails with another transition's code.
-`recipes`: what might raise R2, three seeds each. Both go on where they were stopped.
+`recipes`: what might raise R2, three seeds each. `ceiling`: the R2 of a network that is told the actions, from the same
+latents, and of a linear probe that is told how the true state changed: a command against a wall changes nothing, so no
+code can say it. All go on where they were stopped.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from embodied_wm.checkpoint import model_folder
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.latent_actions import entropy_bits
-from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.evaluation.statistics import bootstrap_mean, estimate
 from embodied_wm.tokenizer.actions import LatentActionConfig, LatentActionTokenizer, mlp
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
@@ -189,6 +192,77 @@ def opened(options: argparse.Namespace) -> tuple[WorldModel, EpisodeStore, Laten
     return model, store, LatentEpisodes(store, model.tokenizer, camera=camera, episodes=train, features=["action"])
 
 
+def r2_by_episode(predicted: list[Tensor], true: list[Tensor], mean: Tensor, *, seed: int) -> dict[str, Any]:
+    """Return R2, averaged over action channels, with an interval over episodes."""
+    residual = torch.stack([(a - b).square().sum(0) for a, b in zip(predicted, true, strict=True)]).double().numpy()
+    total = torch.stack([(each - mean).square().sum(0) for each in true]).double().numpy()
+
+    def r2(chosen: np.ndarray) -> float:
+        return float((1 - residual[chosen].sum(0) / np.maximum(total[chosen].sum(0), 1e-9)).mean())
+
+    draws = np.random.default_rng(seed).integers(len(true), size=(1000, len(true)))
+    return estimate(r2(np.arange(len(true))), np.quantile([r2(draw) for draw in draws], [0.025, 0.975]), len(true))
+
+
+def told_r2(
+    model: WorldModel, store: EpisodeStore, data: LatentEpisodes, folder: Path, *, steps: int
+) -> dict[str, Any]:
+    """Train the inverse model's network on the action labels, and return its R2 on held-out episodes."""
+    torch.manual_seed(0)
+    width, history = model.config.latent_actions.width, model.config.latent_actions.history
+    tokenizer, actions = model.config.tokenizer, model.embodiment.action_size
+    size = tokenizer.num_tokens * tokenizer.token_width
+    network = mlp(((history + 1) * size, width, width, actions))
+    windows = data.sampler(length=history + 1, batch_size=128, seed=0)
+
+    def loss(batch: Batch, _: torch.Generator) -> tuple[Tensor, Metrics]:
+        target = model.actions.normalize(batch["action"][:, -2])
+        return (network(batch["latents"].flatten(1)) - target).square().mean(), {}
+
+    stage = StageConfig(num_steps=steps, num_threads=1)
+    fit("told", nn.ModuleDict({"told": network}), windows.batch, loss, stage, run_dir=folder, seed=0)
+    predicted, true = [], []
+    for episode in split_episodes(store.num_episodes)[1].tolist():
+        rows = store.episode(episode).features
+        latents = model.encode(torch.from_numpy(rows[model.embodiment.camera])).flatten(1)
+        seen = torch.cat([latents[index : len(latents) - history + index] for index in range(history + 1)], dim=1)
+        with torch.no_grad():
+            predicted.append(model.actions.denormalize(network(seen)))
+        true.append(torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[history - 1 : -1])
+    return r2_by_episode(predicted, true, model.actions.mean, seed=0)
+
+
+def state_r2(store: EpisodeStore) -> dict[str, Any]:
+    """Return the R2 of true actions from how the true state changed and the state, by linear regression."""
+    rows = [store.episode(episode).features for episode in range(store.num_episodes)]
+    states = [torch.from_numpy(each["sim.quantities"]).double() for each in rows]
+    true = [torch.from_numpy(np.asarray(each["action"])).double()[:-1] for each in rows]
+
+    def inputs(state: Tensor) -> Tensor:
+        now, change = state[:-1], state.diff(dim=0)
+        products = (now[:, None] * change[:, :, None]).flatten(1)
+        return torch.cat([now, change, products, torch.ones_like(now[:, :1])], dim=1)
+
+    train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
+    told = torch.linalg.lstsq(torch.cat([inputs(states[e]) for e in train]), torch.cat([true[e] for e in train]))
+    mean = torch.cat([true[e] for e in train]).mean(0)
+    return r2_by_episode(
+        [inputs(states[e]) @ told.solution for e in held_out], [true[e] for e in held_out], mean, seed=0
+    )
+
+
+def ceiling(options: argparse.Namespace) -> None:
+    """Print what can be read of the true actions at all."""
+    model, store, data = opened(options)
+    rows = []
+    if "sim.quantities" in store.features:
+        found = kept(options.out / "state.json", partial(state_r2, store))
+        rows.append(["change of the true state, linear probe", shown(found)])
+    make = partial(told_r2, model, store, data, options.out, steps=options.steps)
+    rows.append(["latents, network that is told the actions", shown(kept(options.out / "told.json", make))])
+    print_table(f"R2 of true actions that codes cannot pass, {model.embodiment.robot}", ["from", "R2"], rows)
+
+
 SHOWN = {
     "r2": "R2, linear probe",
     "adapter": "R2, adapter",
@@ -236,7 +310,7 @@ def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parts = parser.add_subparsers(required=True)
-    for name, run in {"sizes": sizes, "recipes": recipes}.items():
+    for name, run in {"sizes": sizes, "recipes": recipes, "ceiling": ceiling}.items():
         part = parts.add_parser(name, help=run.__doc__)
         part.set_defaults(run=run)
         part.add_argument("--out", type=Path, required=True, help="folder of what this part makes")
