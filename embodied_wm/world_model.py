@@ -21,7 +21,8 @@ from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.loader import WindowLoader
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.predictor.model import REAL, ActionInputs
+from embodied_wm.predictor.inputs import REAL, ActionInputs
 from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.training.loop import StageConfig, fit, step_generator
 from embodied_wm.types import Episode, FeatureSpec

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from embodied_wm.evaluation.growth import measure_growth, measure_memory, with_window
 from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.model import ABSENT, LatentPredictor
+from embodied_wm.predictor.inputs import ABSENT
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
 

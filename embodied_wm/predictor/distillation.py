@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embodied_wm.predictor import flow
-from embodied_wm.predictor.model import ActionInputs, LatentPredictor
+from embodied_wm.predictor.inputs import ActionInputs
+from embodied_wm.predictor.model import LatentPredictor
 
 
 def check_distillable(model: LatentPredictor, num_steps: int) -> None:

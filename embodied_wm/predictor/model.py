@@ -34,17 +34,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.flow_loss import flow_loss
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
 from embodied_wm.predictor.transformer import TransformerConfig
 
-ABSENT, REAL, LATENT = 0, 1, 2
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,21 +80,6 @@ class PredictorConfig:
     absent_fraction: float = 0.1
     action_token: bool = True
     joint_actions: bool = False
-
-
-@dataclass(frozen=True)
-class ActionInputs:
-    """Hold the actions of a batch of windows in row convention: row t leads from frame t to frame t+1.
-
-    Attributes:
-        kind: [B, T], each ABSENT, REAL or LATENT.
-        real: [B, T, A], normalised; read where kind is REAL. None where the model has no real actions.
-        codes: [B, T, code]; read where kind is LATENT. None where there are none.
-    """
-
-    kind: Int[Tensor, "batch time"]
-    real: Float[Tensor, "batch time action"] | None = None
-    codes: Float[Tensor, "batch time code"] | None = None
 
 
 def block_causal_mask(num_frames: int, window: int, device: torch.device) -> Tensor:
@@ -378,84 +364,7 @@ class LatentPredictor(nn.Module):
         if self.masked is not None:
             led_by = self.shift(self.embed_actions(actions))
             return masked_loss(self, latents, past, past_tau, tau, led_by, generator)
-        return self.loss_given(past, past_tau, latents, tau, noise, actions, generator)
-
-    def loss_given(
-        self,
-        past: Float[Tensor, "batch time tokens width"],
-        past_tau: Float[Tensor, "batch time"],
-        latents: Float[Tensor, "batch time tokens width"],
-        tau: Float[Tensor, "batch time"],
-        noise: Float[Tensor, "batch time tokens width"],
-        actions: ActionInputs,
-        generator: torch.Generator,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return what `loss` does where the context is given: real frames with noise, or frames imagined before.
-
-        Args:
-            past: What stands for each frame as context.
-            past_tau: The noise level that is told of it.
-            latents: Standardised latents of the true frames.
-            tau: Noise levels of the targets; rounded down to a multiple of the step where large steps are trained.
-            noise: Noise of the targets.
-            actions: Actions in row convention.
-            generator: CPU source of which sequences train large steps.
-        """
-        batch, time = latents.shape[:2]
-        tau, led_by = tau.clone(), self.shift(self.embed_actions(actions))
-        if not self.is_stochastic:
-            nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
-            missed = self.predict_targets(past, past_tau, *nothing, led_by) - latents
-            error = missed[:, 1:].square().mean((2, 3))
-            loss = (error * _trusted(past_tau)).mean()
-            return loss, {"one_step": float(error.detach().mean())}
-        jumps = torch.rand(batch, generator=generator) < self.config.shortcut_fraction
-        jumps = jumps.to(latents.device)[:, None] & (self.config.max_steps > 1)
-        noised, target_led_by = None, None
-        if self.joint is not None:
-            noised = self.joint.draw(actions.kind == REAL, actions.real, tau, generator)
-            led_by, target_led_by = self.joint.led_by(noised, led_by, self.kinds[ABSENT])
-            tau, jumps = noised.tau, jumps & ~noised.chosen[:, None]
-        step = torch.full_like(tau, 1 / self.config.max_steps)
-        # Without asking whether any sequence jumps: processes that share the layers' weights must make the same passes.
-        has_jumps = self.config.max_steps > 1 and self.config.shortcut_fraction > 0
-        some = jumps[:, 0]
-        if has_jumps:
-            exponents = torch.randint(
-                0, self.config.max_steps.bit_length() - 1, (int(some.sum()), time), generator=generator
-            )
-            step[some] = 0.5 ** exponents.to(tau)
-            tau[some] = (tau[some] / step[some]).floor() * step[some]
-        x_tau = flow.interpolate(noise, latents, tau[..., None, None])
-        target = latents
-        if has_jumps:
-            target = latents.clone()
-            target[some] = self._shortcut_target(
-                past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
-            )
-        out, before, tau_before = self.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by)
-        error = (self.read(out, before, tau_before) - target).square().mean((2, 3))
-        weight = (1 - 0.9 * tau) * _trusted(past_tau)
-        loss = (error * weight)[:, 1:].mean()
-        with torch.no_grad():
-            clean = (past_tau.mean(1, keepdim=True) >= 0.8).expand_as(tau)
-            pick = {"one_step": (tau == 0) & jumps, "from_noise": (tau == 0) & ~jumps}
-            metrics = {name: float(error[:, 1:][(chosen & clean)[:, 1:]].mean()) for name, chosen in pick.items()}
-        if self.joint is not None and noised is not None:
-            of_actions, more = self.joint.error(self.norm(out[:, :, 0]), noised)
-            loss, metrics = loss + of_actions, metrics | more
-        return loss, {name: value for name, value in metrics.items() if value == value}
-
-    @torch.no_grad()
-    def _shortcut_target(
-        self, past: Tensor, past_tau: Tensor, x_tau: Tensor, tau: Tensor, step: Tensor, led_by: Tensor
-    ) -> Tensor:
-        """Return what one step must predict to equal two of half its size."""
-        tau4, step4 = tau[..., None, None], step[..., None, None]
-        first = self.predict_targets(past, past_tau, x_tau, tau, step / 2, led_by)
-        x_middle = x_tau + flow.velocity(first, x_tau, tau4) * step4 / 2
-        second = self.predict_targets(past, past_tau, x_middle, tau + step / 2, step / 2, led_by)
-        return flow.two_half_steps_target(first, second, x_tau, x_middle, tau4, step4)
+        return flow_loss(self, past, past_tau, latents, tau, noise, actions, generator)
 
     @torch.no_grad()
     def prefill(self, latents: Float[Tensor, "frames tokens width"], actions: ActionInputs) -> Context:
@@ -505,11 +414,6 @@ class LatentPredictor(nn.Module):
         clean = torch.ones(latents.shape[1], device=latents.device)
         positions = torch.arange(latents.shape[1], device=latents.device)
         return tokens, self.modulation(clean, clean / self.config.max_steps), positions
-
-
-def _trusted(past_tau_BT: Tensor) -> Tensor:
-    """Return the weight [B, 1] of sequences: little where the context is noise, or its large errors would drown all."""
-    return torch.where(past_tau_BT.mean(1, keepdim=True) < 0.8, 0.1, 1.0)
 
 
 def _previous(values_BT: Tensor) -> Tensor:

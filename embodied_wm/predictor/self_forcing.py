@@ -4,10 +4,10 @@ In training every context frame is a real one with a little noise; in imaginatio
 imagines the last H frames of a window from the real ones before them and the recorded actions, with its own sampler
 and cache, so contexts look and are told exactly as in imagination (`context_tau`). Then it learns in one of two ways:
 
-- `cut_every=0`: what it imagined is data. Every true frame is a target of the ordinary loss (`LatentPredictor.
-  loss_given`: all noise levels, large steps too) behind the imagined frames before it, as in DAgger (arXiv 1011.0686)
-  and the pushforward trick (arXiv 2202.03376). The flow objective stays alive and knows which state its own mistakes
-  must be brought back to. No gradient flows through the sampler.
+- `cut_every=0`: what it imagined is data. Every true frame is a target of the ordinary loss (`flow_loss`: all noise
+  levels, large steps too) behind the imagined frames before it, as in DAgger (arXiv 1011.0686) and the pushforward
+  trick (arXiv 2202.03376). The flow objective stays alive and knows which state its own mistakes must be brought back
+  to. No gradient flows through the sampler.
 - `cut_every=k`: the squared error of the imagined frames themselves, whose gradient flows through the last up to k
   frames of the rollout (k = 1: each frame on its own, as in Self Forcing, arXiv 2506.08009, which restricts the
   gradient to the frame at hand; k = H: backpropagation through all of it). Squared error wants the mean of what
@@ -22,7 +22,9 @@ from torch import Tensor
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.model import ActionInputs, LatentPredictor
+from embodied_wm.predictor.flow_loss import flow_loss
+from embodied_wm.predictor.inputs import ActionInputs
+from embodied_wm.predictor.model import LatentPredictor
 
 KINDS = ("flow", "regression")
 
@@ -149,5 +151,5 @@ def self_forced_loss(
     past_tau[:, rollouts.context :] = model.config.context_tau
     _, tau = model.sample_levels(batch, time, generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    loss, _ = model.loss_given(past, past_tau, latents, tau.to(latents), noise, actions, generator)
+    loss, _ = flow_loss(model, past, past_tau, latents, tau.to(latents), noise, actions, generator)
     return loss, metrics

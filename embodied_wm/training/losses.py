@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
 from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
 from embodied_wm.training.loop import Batch, Loss, Metrics
 from embodied_wm.world_model import WorldModel

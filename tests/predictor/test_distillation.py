@@ -7,7 +7,8 @@ import torch
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.distillation import check_distillable, denoise, distillation_loss
-from embodied_wm.predictor.model import REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.inputs import REAL, ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

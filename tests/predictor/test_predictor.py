@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.model import ABSENT, LATENT, REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

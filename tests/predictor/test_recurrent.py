@@ -6,7 +6,8 @@ from torch import Tensor
 
 from embodied_wm.predictor import recurrent, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.model import REAL, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.inputs import REAL, ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import Context
-from embodied_wm.predictor.model import ActionInputs, LatentPredictor, block_causal_mask
+from embodied_wm.predictor.inputs import ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, block_causal_mask
 from embodied_wm.predictor.rolling import roll
 
 FRAMES = 12

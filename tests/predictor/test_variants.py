@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.model import ABSENT, ActionInputs, LatentPredictor, PredictorConfig
+from embodied_wm.predictor.inputs import ABSENT, ActionInputs
+from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 
 Kind = Literal["flow", "regression"]
