@@ -93,7 +93,7 @@ def imagine_in_parts(
     model: LatentPredictor,
     context: Context,
     led_by: Callable[[slice], LedBy],
-    noise: Float[Tensor, "candidates horizon tokens width"],
+    noise: Float[Tensor, "candidates horizon tokens noise"],
     *,
     num_steps: int = 1,
 ) -> Float[Tensor, "candidates horizon tokens width"]:
