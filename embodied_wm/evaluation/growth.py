@@ -2,6 +2,11 @@
 
 A slope is the exponent of the time in what is doubled, by least squares over the logarithms: 1 is proportional, 0 is
 free. Where what is asked is a ratio, both ends are timed alternately in one run.
+
+Nano, processor time of one thread of a busy machine, three repeats: slopes 0.68 in candidates, 1.04 in the horizon,
+0.70 in tokens, 0.09 in context; from 4 to 64 context frames a decision grows 1.14 times prefilled, 1.07 times rolled;
+keys and values of 512 candidates behind 64 frames take 1.014 times the candidates' own, but with what is computed in
+between the process grew by 1.9 times that at its peak.
 """
 
 import copy

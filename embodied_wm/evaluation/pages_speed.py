@@ -105,7 +105,7 @@ def _growth(growth: Mapping[str, Any]) -> Section:
     return Section(
         title="How imagination grows",
         text="One thing is doubled, all else stays; one denoising step. The slope is the exponent of the time: 1 is "
-        "proportional, 0 is free. Small networks cost less than that, as every operation has a price of its own.",
+        "proportional, 0 is free. Small networks cost less than proportional, as each operation has a price.",
         pictures=[
             learning_curve(
                 series,

@@ -28,8 +28,8 @@ Left out, since not faster:
 - Rotation as a matrix product: 118 microseconds where two products of numbers take 100.
 - int8 weights: see `scripts/bench_savings.py`.
 
-Legend of shape suffixes: S candidates, F new frames, n tokens per frame, N = F * n, W width, M tokens of the own
-suffix, h heads, d head width, m those of queries, keys and values that are made.
+Legend of shape suffixes: S candidates, F new frames, n tokens per frame, N = F * n, W width, M tokens of own suffixes,
+h heads, d head width, m those of queries, keys and values that are made.
 """
 
 from typing import NamedTuple

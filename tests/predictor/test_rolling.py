@@ -35,7 +35,8 @@ def whole(model: LatentPredictor, latents: Tensor, led_by: Tensor, max_frames: i
     clean = torch.ones(len(latents))
     mask = block_causal_mask(len(latents), max_frames + 1, latents.device)
     modulation = model.modulation(clean, clean / model.config.max_steps)
-    return model.transformer.keys_values(tokens, modulation, torch.arange(len(latents)), mask)[0]
+    keys, _ = model.transformer.keys_values(tokens, modulation, torch.arange(len(latents)), mask)
+    return tuple(layer[0] for layer in keys)
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
