@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Data:
             store, episodes=train, length=3, batch_size=BATCH, features=[self.camera, "action"], seed=0
         )
         self.probed = train[:PROBE_EPISODES]
-        rows = np.concatenate([np.arange(*self.rows_of(episode), FRAMES_APART) for episode in self.held_out])
+        rows = np.concatenate([self.rows_of(episode)[::FRAMES_APART] for episode in self.held_out])
         self.frames = torch.from_numpy(np.concatenate([store.read(self.camera, row, row + 1) for row in rows]))
         physics = np.concatenate([store.read("sim.physics", row, row + 1) for row in rows])
         shown = body_masks(self.task, physics, *self.frames.shape[1:3], self.camera.removeprefix("observation.images."))
@@ -120,10 +121,10 @@ class Data:
         self.areas = {"frame": torch.ones_like(either), "objects": either, "pusher": grown["pusher"]}
         self.embodiment = describe_embodiment(store, self.camera)
 
-    def rows_of(self, episode: int) -> tuple[int, int]:
-        """Return the first row of an episode and the one after its last."""
+    def rows_of(self, episode: int) -> np.ndarray:
+        """Return the rows of an episode."""
         stop = int(self.store.episode_ends[episode])
-        return stop - int(self.store.episode_lengths[episode]), stop
+        return np.arange(stop - int(self.store.episode_lengths[episode]), stop)
 
     def latents(self, tokenizer: FrameTokenizer, episodes: Sequence[int]) -> LatentEpisodes:
         """Encode some episodes."""
@@ -151,11 +152,10 @@ def train_tokenizer(variant: Variant, data: Data, seconds: float, seed: int) -> 
     def loss_of(step: int) -> Tensor:
         batch = {name: torch.from_numpy(values) for name, values in data.loader.batch(step).items()}
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        if terms is None:
-            return tokenizer.loss(batch[data.camera], generator)[0]
         scaled = batch["action"] / 0.5  # actions lie in [-1, 1]
         known = LabelledActions(scaled, torch.ones(len(scaled), dtype=torch.bool))
-        return tokenizer.loss(batch[data.camera], generator, lambda path: terms(path, known))[0]
+        further = None if terms is None else partial(terms, actions=known)
+        return tokenizer.loss(batch[data.camera], generator, further)[0]
 
     steps = train_for(seconds, [tokenizer] if terms is None else [tokenizer, terms], loss_of, rate=2e-3)
     tokenizer.fit_statistics(start)

@@ -8,7 +8,8 @@ switchable by configuration:
   are not averaged away.
 - The decoder adds to a learned background image, which starts as the mean frame: a still camera's scene costs no
   capacity.
-- SIGReg keeps latents near N(0, I), which is what a flow model starts from.
+- SIGReg keeps latents near N(0, I), which is what a flow model starts from; a KL term (`bottleneck.kind=kl`) does it
+  frame by frame, and `plannable` adds predictability and inverse dynamics. `scripts/study_tokenizer.py` compares them.
 - Straightening penalises the curvature of latent trajectories, so that Euclidean distance in the latent space follows
   time, which is what a planner that minimises a latent distance needs. It uses no action labels: unlabelled video
   trains this tokenizer too.

@@ -43,7 +43,8 @@ def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = 
     if action is None or len(action.shape) != 1:
         raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
     readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for name in dict.fromkeys([*READOUT_FEATURES, *([proprioception] if proprioception else [])]):
+    read = READOUT_FEATURES if proprioception in ("", *READOUT_FEATURES) else (*READOUT_FEATURES, proprioception)
+    for name in read:
         spec = store.features.get(name)
         if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
             size = spec.shape[0]
