@@ -34,7 +34,8 @@ def test_grids_show_truth_above_what_the_model_makes_of_it(tmp_path: Path, tiny_
     config = tiny.training(4, watch=WatchConfig(picture_every=2))  # type: ignore[arg-type]
     model = train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, config, tmp_path, seed=0)
     names = sorted(path.name for path in (tmp_path / "grids").iterdir())
-    assert names == [f"{stage}-{step:07d}.png" for stage in ("predictor", "tokenizer") for step in (2, 4)]
+    stages = ("distillation", "predictor", "self_forcing", "tokenizer")
+    assert names == [f"{stage}-{step:07d}.png" for stage in stages for step in (2, 4)]
     picture = np.asarray(Image.open(tmp_path / "grids/tokenizer-0000004.png"))[::2, ::2]
     store = EpisodeStore.open(tiny_store)
     frame = store.read(tiny.CAMERA, int(store.episode_ends[-2]), int(store.episode_ends[-2]) + 1)[0]
