@@ -10,7 +10,8 @@ model's readout finds in them: over all windows, and over those in which the thi
 the last real place, and the readout on true frames, below which nothing can come. One denoising step against the
 most, in dB of decoded frames. Each variant is trained from the checkpoint on the episodes that it was trained on;
 "predictor" goes on with the ordinary loss, for comparison at equal cost. Intervals: bootstrap over episodes; where a
-variant was trained with several seeds, they are pooled.
+variant was trained with several seeds, they are pooled. A gain counts only against "predictor" with as many steps and
+windows as long: what is trained longer, on longer windows and at a lower rate, drifts less in any case.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig, distilling_loss, self_forcing_loss
 from embodied_wm.training.latents import LatentEpisodes
@@ -182,10 +184,12 @@ def parse(variant: str) -> tuple[str, Any]:
     stage, _, settings = variant.partition(":")
     if stage not in STAGES:
         raise SystemExit(f"unknown stage {stage!r} in --variant {variant}; choose from: {', '.join(STAGES)}")
-    default = OmegaConf.structured(STAGES[stage](num_threads=1))
-    OmegaConf.set_readonly(default, False)
-    settings = OmegaConf.from_dotlist([each for each in settings.split(",") if each])
-    return stage, OmegaConf.to_object(OmegaConf.merge(default, settings))
+    settings = OmegaConf.to_container(OmegaConf.from_dotlist([each for each in settings.split(",") if each]))
+    assert isinstance(settings, dict)
+    chosen = {"num_threads": 1, **{str(key): value for key, value in settings.items()}}
+    if "rollouts" in chosen:
+        chosen["rollouts"] = Rollouts(**chosen["rollouts"])
+    return stage, STAGES[stage](**chosen)
 
 
 def train(base: WorldModel, data: LatentEpisodes, stage: str, config: Any, seed: int) -> WorldModel:

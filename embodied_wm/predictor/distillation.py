@@ -6,6 +6,11 @@ from the same noise and the same nearly clean context the student's single step 
 (as in knowledge distillation of samplers, arXiv 2101.02388, and the last stage of progressive distillation,
 arXiv 2202.00512). A noise that the teacher takes to one of two futures is taken there by the student too, so unlike
 squared error against what happened this does not blur.
+
+Not yet trained at scale. On `push` there is nothing to win: shortcut-trained, one step already beats four (imagined
+frames at h = 8 are 0.38 dB better [0.31, 0.45], latents 0.25 dB [0.14, 0.35]; `scripts/bench_drift.py`), so a student
+of the four steps would be worse at best. It is for worlds in which four steps are better than one, hidden coins above
+all; off by default.
 """
 
 import torch
