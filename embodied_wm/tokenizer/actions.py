@@ -11,9 +11,9 @@ What codes carried after 1,500 steps, one seed, on held-out episodes (`scripts/s
 - `reach` (model=nano): R2 of true actions 0.79 [0.77, 0.82] by the linear probe, 0.85 [0.83, 0.87] by the model's own
   adapter; one imagined frame 5.6 dB [5.0, 6.3] better than with a random code; 8.1 of 9.5 bits in use.
 - `push` (model=nano_keypoints): 0.43 [0.39, 0.48] and 0.61 [0.58, 0.65]; 3.6 dB [3.2, 3.9]; 7.8 bits.
-- No leak shows: with another transition's code the imagined frame is about as wrong as a copy of the last one (push 0.012
-  against 0.015 in latent units, reach 0.058 against 0.041; with the right code 0.003 and 0.0025), and the same code moves
-  different scenes alike (its picture).
+- With the code of another transition of the same episode the imagined frame is about as wrong as a copy of the last one
+  (in latent units 0.012 against 0.015 on `push`, 0.058 against 0.041 on `reach`; with the right code 0.003 and 0.0025): a
+  wrong move, and no sign of another frame in the code. Whether larger codes leak is not measured yet (`sizes`, below).
 
 An R2 of 0.9 is about what physics allows here: a command against a wall, a joint's stop or the box moves nothing, so no
 code can say it. A linear probe that is told how the true state changed reaches 0.91 [0.88, 0.93] on `reach` and 0.89
