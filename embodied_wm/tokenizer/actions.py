@@ -13,8 +13,8 @@ What codes carried after 1,500 steps, one seed, on held-out episodes (`scripts/s
 - `push` (model=nano_keypoints): 0.43 [0.39, 0.48] and 0.61 [0.58, 0.65]; 3.6 dB [3.2, 3.9]; 7.8 bits.
 - With the code of another transition of the same episode the imagined frame is about as wrong as a copy of the last one
   (in latent units 0.012 against 0.015 on `push`, 0.058 against 0.041 on `reach`; with the right code 0.003 and 0.0025).
-- A warning, by eye: in the picture of `reach` two of six codes, applied four times, bring five of six arms to nearly the
-  same pose. Two joints are little: 9.5 bits can name a pose, so these codes may say "go there" and not "turn by". On
+- A warning, by eye: in the picture of `reach` two of six codes, applied four times, bring five of six arms to nearly
+  one pose. Two joints are little: 9.5 bits can name a pose, so these codes may say "go there" and not "turn by". On
   `push` the codes move the pusher alike from where it is. Whether larger codes leak more is not measured yet.
 
 An R2 of 0.9 is about what physics allows here: a command against a wall, a joint's stop or the box moves nothing, so no
