@@ -280,12 +280,15 @@ def sizes(options: argparse.Namespace) -> None:
     model, store, data = opened(options)
     rows = []
     for levels in LEVELS:
+        name = f"{len(levels)} x {levels[0]}"
+        if options.only and name not in options.only:
+            continue
         folder = options.out / f"levels_{len(levels)}x{levels[0]}"
         recipe = Recipe(config=LatentActionConfig(levels=levels))
         make = partial(measured, model, store, data, recipe, folder, steps=options.steps, seed=options.seed)
         found = kept(folder / f"seed{options.seed}.json", make)
         bits = f"{found['bits']:.1f} / {found['bits_used']:.1f}"
-        rows.append([f"{len(levels)} x {levels[0]}", bits, *(shown(found[key]) for key in SHOWN)])
+        rows.append([name, bits, *(shown(found[key]) for key in SHOWN)])
     print_table(f"codes of increasing size, {model.embodiment.robot}", ["levels", "bits / used", *SHOWN.values()], rows)
 
 
@@ -319,9 +322,9 @@ def main() -> None:
         part.add_argument("--steps", type=int, default=1500, help="steps of the codes")
         part.add_argument("--episodes", type=int, default=None, help="most training episodes; all by default")
         part.add_argument("--seed", type=int, default=0)
+        part.add_argument("--only", nargs="*", default=[], help="some of the rows, by name, such as '6 x 9'")
         if name == "recipes":
             part.add_argument("--seeds", type=int, default=3)
-            part.add_argument("--only", nargs="*", default=[], help="some of the recipes")
     options = parser.parse_args()
     options.run(options)
 

@@ -5,6 +5,24 @@ predict the latents after it from those before it and the code (Genie 2402.15391
 few bits (three channels of 9 levels: 9.5 bits), far less than a frame's latents, so it can carry what changed and not
 the next frame itself. No action label is used. `ActionAdapter` then maps an embodiment's real actions to and from
 codes, given the present latents, from a small labelled part.
+
+What codes carried after 1,500 steps, one seed, on held-out episodes (`scripts/study_latent_actions.py figures`):
+
+- `reach` (model=nano): R2 of true actions 0.79 [0.77, 0.82] by the linear probe, 0.85 [0.83, 0.87] by the model's own
+  adapter; one imagined frame 5.6 dB [5.0, 6.3] better than with a random code; 8.1 of 9.5 bits in use.
+- `push` (model=nano_keypoints): 0.43 [0.39, 0.48] and 0.61 [0.58, 0.65]; 3.6 dB [3.2, 3.9]; 7.8 bits.
+- With the code of another transition of the same episode the imagined frame is about as wrong as a copy of the last one
+  (in latent units 0.012 against 0.015 on `push`, 0.058 against 0.041 on `reach`; with the right code 0.003 and 0.0025).
+- A warning, by eye: in the picture of `reach` two of six codes, applied four times, bring five of six arms to nearly
+  one pose. Two joints are little: 9.5 bits can name a pose, so these codes may say "go there" and not "turn by". On
+  `push` the codes move the pusher alike from where it is. Whether larger codes leak more is not measured yet.
+
+An R2 of 0.9 is about what physics allows here: a command against a wall, a joint's stop or the box moves nothing, so no
+code can say it. A linear probe that is told how the true state changed reaches 0.91 [0.88, 0.93] on `reach` and 0.89
+[0.86, 0.91] on `push`; the inverse model's network, told the actions, reads 0.87 [0.85, 0.88] from the latents of
+`push` (`scripts/study_latent_codes.py ceiling`, 100 training episodes, 800 steps). So the latents hold the actions, and
+what is missing on `push` is lost in the code. Perhaps its 9.5 bits also go to how the box and the key points moved; not
+shown yet: `scripts/study_latent_codes.py` has the trials (`sizes`, `recipes`).
 """
 
 from dataclasses import dataclass
