@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from embodied_wm import checkpoint, model_card
 from embodied_wm.data.normalize import Normalizer
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
@@ -42,27 +43,6 @@ class WorldModelConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
     proprioception: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embodiment:
-    """Say what robot and data a model belongs to.
-
-    Attributes:
-        camera: Feature name of the frames the model was trained on; of several cameras "first+second", left to right.
-        action_size: A.
-        action_names: One name per action channel, where known.
-        fps: Frames per second of the data.
-        readouts: Feature name to (names, units) of what is read from latents.
-        robot: The robot's or task's name.
-    """
-
-    camera: str
-    action_size: int
-    action_names: tuple[str, ...] = ()
-    fps: float = 10.0
-    readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
-    robot: str = "unknown"
 
 
 class WorldModel(nn.Module, HubModel):
@@ -454,88 +434,8 @@ class WorldModel(nn.Module, HubModel):
         return model.to(device).eval()
 
 
-class ImaginedDynamics:
-    """Offer a world model to a planner: real actions in, imagined latents out.
-
-    With kind "latent" actions are latent codes instead, each channel in [-1, 1] and rounded to its levels.
-
-    Attributes:
-        action_size: A.
-        action_low: [A], smallest action of the training data's range.
-        action_high: [A], largest.
-    """
-
-    def __init__(
-        self,
-        world_model: WorldModel,
-        *,
-        kind: ActionKind = "real",
-        num_steps: int = 1,
-        seed: int = 0,
-        shared_noise: bool = True,
-    ) -> None:
-        self.world_model, self.num_steps, self.shared_noise = world_model, num_steps, shared_noise
-        self.kind: ActionKind = kind
-        self.generator = torch.Generator().manual_seed(seed)
-        self.action_size = world_model.embodiment.action_size
-        self.action_low: Tensor = world_model.action_low
-        self.action_high: Tensor = world_model.action_high
-        if kind == "latent":
-            self.action_size = world_model.config.latent_actions.code_size
-            self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
-            self.action_low = -self.action_high
-
-    @property
-    def action_set(self) -> Float[Tensor, "M A"] | None:
-        """Return every latent code, for planners.tree; None where actions are real ones."""
-        if self.kind != "latent":
-            return None
-        levels = [torch.linspace(-1, 1, count) for count in self.world_model.config.latent_actions.levels]
-        return self.world_model.latent_actions.quantise(torch.cartesian_prod(*levels).to(self.action_low))
-
-    def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
-        """Imagine all candidates from one shared context."""
-        if self.kind == "latent":
-            actions = self.world_model.latent_actions.quantise(actions)
-        return self.world_model.imagine(
-            context,
-            actions,
-            kind=self.kind,
-            num_steps=self.num_steps,
-            generator=self.generator,
-            shared_noise=self.shared_noise,
-        )
-
-    def propose(
-        self, context: Context, num: int, horizon: int, generator: torch.Generator, /
-    ) -> Float[Tensor, "num horizon A"]:
-        """Propose action sequences, as planners.proposing.Proposals; the model must denoise actions."""
-        if self.kind == "latent":
-            raise ValueError("a model proposes real actions, and these dynamics take codes; use kind='real'")
-        return self.world_model.propose_actions(context, num, horizon=horizon, generator=generator)
-
-    def imagine_batch(
-        self, contexts: Sequence[Context], actions: Float[Tensor, "B S H A"]
-    ) -> Float[Tensor, "B S H K D"]:
-        """Imagine the candidates of B environments in one pass, each from its own environment's shared context."""
-        joined = Context.join(contexts, num_candidates=actions.shape[1])
-        return self.imagine(joined, actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
-
-    def imagine_samples(
-        self, context: Context, actions: Float[Tensor, "H A"], num_samples: int
-    ) -> Float[Tensor, "N H K D"]:
-        """Imagine one sequence several times, each with noise of its own: where they differ, the model is not sure."""
-        return self.world_model.imagine(
-            context,
-            actions.expand(num_samples, -1, -1),
-            kind=self.kind,
-            num_steps=self.num_steps,
-            generator=self.generator,
-        )
-
-
 def _module_key(feature: str) -> str:
     return feature.replace(".", "_")
 
 
-__all__ = ["ActionKind", "Embodiment", "ImaginedDynamics", "WorldModel", "WorldModelConfig"]
+__all__ = ["ActionKind", "WorldModel", "WorldModelConfig"]

@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 from embodied_wm.cli import compose_config, instantiate_config
-from embodied_wm.world_model import Embodiment, ImaginedDynamics, WorldModel
+from embodied_wm.dynamics import ImaginedDynamics
+from embodied_wm.embodiment import Embodiment
+from embodied_wm.world_model import WorldModel
 from planners import CEM, MPPI
 from planners.objectives import GoalDistance
 from scripts.bench_planners import double_integrator

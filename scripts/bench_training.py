@@ -31,11 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.loader import WindowLoader
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.predictor.inputs import REAL, ActionInputs
 from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.training.loop import StageConfig, fit, step_generator
 from embodied_wm.types import Episode, FeatureSpec
-from embodied_wm.world_model import Embodiment, WorldModel
+from embodied_wm.world_model import WorldModel
 
 ACTION_SIZE, BATCH, TIME = 4, 32, 10
 SEQUENCE, FED = 16, 256

@@ -6,6 +6,16 @@ A shape is width x depth; a minus leaves the action's token out (`predictor.acti
 same batches, steps and learning rate. Printed: parameters, CPU time of training, errors on held-out episodes that
 were imagined from three frames and recorded actions (`scripts/bench_drift.py`), and the CPU time of the imagination of
 one decision (candidates x iterations x horizon) on one thread. Models are kept in --runs and measured again from there.
+
+What came out on `push` (key points, 2,000 steps, one seed, a busy machine; means over 60 held-out episodes):
+
+    | shape  | decision | latents at h = 8, 16 | box that moves, at h = 4, 8, 16 (cm) | pusher, at h = 8, 16 (cm) |
+    |--------|----------|----------------------|--------------------------------------|---------------------------|
+    | 192x2  | 247 ms   | 0.064, 0.21          | 0.72, 1.45, 3.3                      | 1.5, 3.0                  |
+    | 192x2- | 177 ms   | 0.061, 0.20          | 0.75, 1.32, 3.0                      | 1.5, 2.5                  |
+
+Without a token for the action nothing is lost (intervals overlap), at 0.7 of the price. Narrower shapes were not
+trained to the end.
 """
 
 import argparse

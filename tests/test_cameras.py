@@ -17,7 +17,8 @@ from embodied_wm.evaluation.judged import JudgedWorldModel, check_fits
 from embodied_wm.tokenizer.cameras import CameraTokenizer, make_tokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.tokenizer.plannable import PlannableConfig
-from embodied_wm.training.train import check_compatible, train_world_model
+from embodied_wm.training.embodiment import check_compatible
+from embodied_wm.training.train import train_world_model
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
 from planners.cem import CEM

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from embodied_wm.data.normalize import FeatureStatistics
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.dataset import judge_dataset
 from embodied_wm.evaluation.imagined_env import ImaginedEnvConfig, ImaginedVectorEnv, StoreStarts
 from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
+from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.frames import felt_rows
 from embodied_wm.training.latents import LatentEpisodes, felt_by
-from embodied_wm.training.train import check_compatible, train_world_model
+from embodied_wm.training.train import train_world_model
 from embodied_wm.types import Episode, FeatureSpec
-from embodied_wm.world_model import Embodiment, WorldModel
+from embodied_wm.world_model import WorldModel
 
 FEATURE = "observation.state"
 CONFIG = replace(tiny.MODEL, proprioception=FEATURE)

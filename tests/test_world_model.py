@@ -5,9 +5,10 @@ import tiny
 import torch
 from torch import Tensor
 
+from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.speed import imagination_pair
 from embodied_wm.predictor.cache import Context
-from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Dynamics
 from planners.cem import CEM
 from planners.gradient import Gradient

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.predictor.model import PredictorConfig
 from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.predictor.transformer import TransformerConfig
@@ -19,7 +20,7 @@ from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import TrainConfig
 from embodied_wm.types import Episode, FeatureSpec
-from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SIZE = 16
 ROWS = 12

@@ -28,8 +28,8 @@ from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.report import Headline, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed, speed_lines
+from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.latents import LatentEpisodes, felt_by
-from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 from planners.control import Control
 from planners.mpc import Decision

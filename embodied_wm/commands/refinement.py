@@ -26,9 +26,9 @@ from embodied_wm.evaluation.report import load_report, run_record, write_report
 from embodied_wm.evaluation.statistics import agresti_caffo
 from embodied_wm.model_card import add_figures
 from embodied_wm.progress import Track
+from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.latents import LatentEpisodes, felt_by
 from embodied_wm.training.refine import refine_model
-from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 from sim.tasks import get_task
 

@@ -16,8 +16,8 @@ from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.progress import Track
 from embodied_wm.tokenizer.frames import psnr
+from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.frames import felt_rows
-from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 
 NUM_FILMS = 4

@@ -14,8 +14,8 @@ from embodied_wm.evaluation.figures import film_strip, looping
 from embodied_wm.evaluation.pages_imagination import last_step, quality_charts, step_labels
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.statistics import by_horizon
+from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.frames import felt_rows
-from embodied_wm.training.train import check_compatible
 from embodied_wm.world_model import WorldModel
 
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from embodied_wm.data.cameras import camera_names
+from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.oracle import task_cost
-from embodied_wm.world_model import ActionKind, ImaginedDynamics, WorldModel
+from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Objective
 from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, TemporalDistance, WeightedSum
 from sim.tasks.base import Task

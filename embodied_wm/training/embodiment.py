@@ -1,8 +1,9 @@
-"""What a store says of the robot that a model of it belongs to."""
+"""What a store says of the robot that a model of it belongs to, and whether a store and a model fit."""
 
 from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.world_model import Embodiment
+from embodied_wm.embodiment import Embodiment
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
 
@@ -59,3 +60,40 @@ def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = 
         readouts=readouts,
         robot=robot,
     )
+
+
+def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
+    """Raise ValueError unless a store has the features that a model was trained on, in the same sizes."""
+    camera, size = model.embodiment.camera, model.config.tokenizer.frame_size
+    if frame_shape(store.features, camera) != (*size, 3):
+        raise ValueError(
+            f"{store.path}: the model wants {camera!r} of {size[0]}x{size[1]}x3; the store has "
+            f"{ {name: each.shape for name, each in store.features.items()} }. "
+            "Import or collect with these cameras and this image_size."
+        )
+    felt = store.features.get(model.config.proprioception)
+    if model.proprioception is not None and (felt is None or felt.shape != (model.proprioception.size,)):
+        raise ValueError(
+            f"{store.path}: the model wants {model.config.proprioception!r} of {model.proprioception.size} numbers "
+            f"with each frame; the store has {felt.shape if felt else 'none'}. Use a store of the same robot "
+            f"({model.embodiment.robot})."
+        )
+    action = store.features.get("action")
+    if action is None or action.shape != (model.embodiment.action_size,):
+        raise ValueError(
+            f"{store.path}: the model wants actions of size {model.embodiment.action_size}; the store has "
+            f"{action.shape if action else 'none'}. Use a store of the same robot ({model.embodiment.robot})."
+        )
+
+
+def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfig) -> str:
+    """Return the feature name of the wanted camera, or of the only one; raise ValueError unless its frames fit."""
+    camera = choose_camera(store, wanted)
+    tokenizer, shape = model_config.tokenizer, frame_shape(store.features, camera)
+    if shape != (*tokenizer.frame_size, 3) or len(camera_names(camera)) != tokenizer.cameras:
+        raise ValueError(
+            f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for {tokenizer.cameras} "
+            f"camera(s), together {(*tokenizer.frame_size, 3)}. Set model.tokenizer.image_size and "
+            "model.tokenizer.cameras, or import at that image_size."
+        )
+    return camera

@@ -26,13 +26,13 @@ from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.family import Family, copy_shared
-from embodied_wm.training.embodiment import describe_embodiment
+from embodied_wm.training.embodiment import check_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
 from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit
 from embodied_wm.training.observer import Draw, RunObserver
 from embodied_wm.training.processes import Processes, prepare, start_processes
-from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer, check_camera, fit_scales
+from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer, fit_scales
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")

@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.baselines import GoalPolicyConfig
 from embodied_wm.evaluation.branches import BranchConfig
@@ -20,7 +21,7 @@ from embodied_wm.training.latents import LatentEpisodes, felt_by
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import train_world_model
 from embodied_wm.types import Episode, FeatureSpec
-from embodied_wm.world_model import Embodiment, WorldModel
+from embodied_wm.world_model import WorldModel
 from planners.cem import CEM
 from planners.objectives import StepWeights
 from sim.collect import collect, features

@@ -8,9 +8,10 @@ import tiny
 import torch
 from torch import Tensor
 
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.judged import QUANTITIES, JudgedWorldModel, Mixture
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective, task_cost
-from embodied_wm.world_model import Embodiment, WorldModel
+from embodied_wm.world_model import WorldModel
 from planners import CEM, Gradient, Polished, StepWeights, plan_batch
 from planners.base import PlannerError
 from sim.manifest import evaluation_pairs

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.branches import BranchConfig
 from embodied_wm.evaluation.dataset import DatasetJudged, judge_dataset
@@ -27,7 +28,7 @@ from embodied_wm.predictor.model import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
 from embodied_wm.types import Episode, FeatureSpec
-from embodied_wm.world_model import Embodiment, WorldModel, WorldModelConfig
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 from planners.cem import CEM
 from planners.control import Control
 from planners.objectives import StepWeights

@@ -1,0 +1,90 @@
+"""A world model as what planners plan with: `planners.base.Dynamics` by imagination, one environment or many."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from embodied_wm.predictor.cache import Context
+from embodied_wm.world_model import ActionKind, WorldModel
+
+
+class ImaginedDynamics:
+    """Offer a world model to a planner: real actions in, imagined latents out.
+
+    With kind "latent" actions are latent codes instead, each channel in [-1, 1] and rounded to its levels.
+
+    Attributes:
+        action_size: A.
+        action_low: [A], smallest action of the training data's range.
+        action_high: [A], largest.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        *,
+        kind: ActionKind = "real",
+        num_steps: int = 1,
+        seed: int = 0,
+        shared_noise: bool = True,
+    ) -> None:
+        self.world_model, self.num_steps, self.shared_noise = world_model, num_steps, shared_noise
+        self.kind: ActionKind = kind
+        self.generator = torch.Generator().manual_seed(seed)
+        self.action_size = world_model.embodiment.action_size
+        self.action_low: Tensor = world_model.action_low
+        self.action_high: Tensor = world_model.action_high
+        if kind == "latent":
+            self.action_size = world_model.config.latent_actions.code_size
+            self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
+            self.action_low = -self.action_high
+
+    @property
+    def action_set(self) -> Float[Tensor, "M A"] | None:
+        """Return every latent code, for planners.tree; None where actions are real ones."""
+        if self.kind != "latent":
+            return None
+        levels = [torch.linspace(-1, 1, count) for count in self.world_model.config.latent_actions.levels]
+        return self.world_model.latent_actions.quantise(torch.cartesian_prod(*levels).to(self.action_low))
+
+    def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
+        """Imagine all candidates from one shared context."""
+        if self.kind == "latent":
+            actions = self.world_model.latent_actions.quantise(actions)
+        return self.world_model.imagine(
+            context,
+            actions,
+            kind=self.kind,
+            num_steps=self.num_steps,
+            generator=self.generator,
+            shared_noise=self.shared_noise,
+        )
+
+    def propose(
+        self, context: Context, num: int, horizon: int, generator: torch.Generator, /
+    ) -> Float[Tensor, "num horizon A"]:
+        """Propose action sequences, as planners.proposing.Proposals; the model must denoise actions."""
+        if self.kind == "latent":
+            raise ValueError("a model proposes real actions, and these dynamics take codes; use kind='real'")
+        return self.world_model.propose_actions(context, num, horizon=horizon, generator=generator)
+
+    def imagine_batch(
+        self, contexts: Sequence[Context], actions: Float[Tensor, "B S H A"]
+    ) -> Float[Tensor, "B S H K D"]:
+        """Imagine the candidates of B environments in one pass, each from its own environment's shared context."""
+        joined = Context.join(contexts, num_candidates=actions.shape[1])
+        return self.imagine(joined, actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+
+    def imagine_samples(
+        self, context: Context, actions: Float[Tensor, "H A"], num_samples: int
+    ) -> Float[Tensor, "N H K D"]:
+        """Imagine one sequence several times, each with noise of its own: where they differ, the model is not sure."""
+        return self.world_model.imagine(
+            context,
+            actions.expand(num_samples, -1, -1),
+            kind=self.kind,
+            num_steps=self.num_steps,
+            generator=self.generator,
+        )

@@ -1,0 +1,24 @@
+"""What robot and data a model belongs to."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embodiment:
+    """Say what robot and data a model belongs to.
+
+    Attributes:
+        camera: Feature name of the frames the model was trained on; of several cameras "first+second", left to right.
+        action_size: A.
+        action_names: One name per action channel, where known.
+        fps: Frames per second of the data.
+        readouts: Feature name to (names, units) of what is read from latents.
+        robot: The robot's or task's name.
+    """
+
+    camera: str
+    action_size: int
+    action_names: tuple[str, ...] = ()
+    fps: float = 10.0
+    readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    robot: str = "unknown"
