@@ -144,7 +144,8 @@ def mppi(options: argparse.Namespace) -> tuple[Run, Run] | None:
 
 def compare(name: str, mine: Run, theirs: Run, repeats: int) -> None:
     """Run both alternately and print the median rates and the median ratio."""
-    mine(), theirs()
+    for run in (mine, theirs):  # warm-up
+        run()
     pairs = [(mine(), theirs()) for _ in range(repeats)]
     rates = [statistics.median(rate) for rate in zip(*pairs, strict=True)]
     ratios = sorted(first / second for first, second in pairs)

@@ -3,8 +3,8 @@
     python scripts/bench_savings.py runs/train/LATEST/model --task reach --pairs 20
 
 Each variant prints success and the processor time of a decision (one thread, so that a busy machine does not count).
-`prefilled` is what the benchmarks do; `rolling` rolls the context on with each frame; `two steps` denoises twice;
-`int8` quantises the weights of the transformer's products per channel and their inputs per product, as torch's dynamic
+`prefilled` is what benchmarks do; `rolling` rolls the context on with each frame; `two steps` denoises twice; `int8`
+quantises the weights of the transformer's products per channel and their inputs per product, as torch's dynamic
 quantisation does: the products alone are 1.2 to 1.8 times faster here (oneDNN, 512 and 1280 tokens, nano and small), at
 an error of 2% each. The last line is for pruning candidates half-way: of those that CEM kept as elites, how many were
 among the better half, or quarter, when only half of the horizon had been imagined.
