@@ -49,9 +49,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
 }
 """Task to what its training differs in from `embodied-wm train`'s defaults."""
 
-PLANNING: dict[str, tuple[str, ...]] = {task: ("planner.choose=mean",) for task in RECIPES if task != "reach"}
-"""Task to what its planning differs in from the defaults."""
-
 LARGE = 1024
 """Numbers from which on a tensor is halved."""
 
@@ -82,7 +79,7 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
         run("train", f"data.path={store}", f"run_dir={trained}", f"seed={seed}", *RECIPES[task], *resume)
     if not (out / "config.json").is_file():
         halve(trained / "model", out)
-    judged = [f"task={task}", f"checkpoint={out}", *PLANNING.get(task, ())]
+    judged = [f"task={task}", f"checkpoint={out}"]
     run("benchmark", "imagination", *judged, f"run_dir={_new(runs / f'imagination_{task}')}")
     run(
         "benchmark",

@@ -57,8 +57,8 @@ class Geodesics:
         fields = np.stack([self._field(float(x), float(y)) for x, y in goals])
         last = fields.shape[-1] - 1
         inside = np.clip(points, -self.half_size_m, self.half_size_m)
-        scaled = np.clip((inside + self.half_size_m) / self.spacing_m, 0.0, last - 1e-9)
-        low = scaled.astype(int)
+        scaled = np.clip((inside + self.half_size_m) / self.spacing_m, 0.0, last)
+        low = np.minimum(scaled.astype(int), last - 1)  # also where the border itself is read, in any precision
         part = scaled - low
         i, j, u, v = low[..., 0], low[..., 1], part[..., 0], part[..., 1]
         near = (1 - u) * ((1 - v) * fields[:, i, j] + v * fields[:, i, j + 1])

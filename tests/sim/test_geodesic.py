@@ -58,3 +58,10 @@ def test_a_goal_inside_a_wall_counts_as_the_place_beside_it(ways):
 def test_the_disc_does_not_fit_into_or_near_a_wall(ways):
     assert not ways.is_free(np.array([[0.0, 0.1], [0.025, 0.1], [0.0, -0.015]])).any()
     assert ways.is_free(np.array([[0.031, 0.1], [0.0, -0.021], [0.19, 0.19]])).all()
+
+
+def test_the_border_is_read_in_single_precision_too(ways):
+    """Places that a model imagines are float32, and may lie on the border or beyond it."""
+    points = np.array([[0.2, 0.2], [0.31, -0.4], [-0.2, 0.2], [0.2, 0.05]])
+    goal = np.array([0.1, 0.1])
+    np.testing.assert_allclose(ways.distance(points.astype(np.float32), goal), ways.distance(points, goal), rtol=1e-5)
