@@ -168,5 +168,5 @@ def test_stores_and_tasks_without_these_cameras_are_refused(
         check_compatible(EpisodeStore.open(tiny.write_store(tmp_path / "one.zarr")), model)
     with pytest.raises(ValueError, match=r"several with camera=NAME\+NAME"):
         train_world_model(store, tiny.MODEL, tiny.training(), tmp_path / "none", seed=0)
-    with pytest.raises(ValueError, match=r"configured for 1 camera\(s\)"):
+    with pytest.raises(ValueError, match=r"configured for \(16, 16, 3\) of 1 camera\(s\)"):
         train_world_model(store, tiny.MODEL, replace(tiny.training(), camera=PAIR), tmp_path / "run", seed=0)

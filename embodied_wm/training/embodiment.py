@@ -92,8 +92,8 @@ def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfi
     tokenizer, shape = model_config.tokenizer, frame_shape(store.features, camera)
     if shape != (*tokenizer.frame_size, 3) or len(camera_names(camera)) != tokenizer.cameras:
         raise ValueError(
-            f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for {tokenizer.cameras} "
-            f"camera(s), together {(*tokenizer.frame_size, 3)}. Set model.tokenizer.image_size and "
-            "model.tokenizer.cameras, or import at that image_size."
+            f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for "
+            f"{(*tokenizer.frame_size, 3)} of {tokenizer.cameras} camera(s). Set model.tokenizer.image_size and model.tokenizer.cameras, or "
+            "import at that image_size."
         )
     return camera

@@ -129,7 +129,7 @@ def test_a_truncated_chunk(refused: Refuse, tiny_store: Path, feature: str) -> N
 def test_episodes_shorter_than_the_window(refused: Refuse) -> None:
     store = tiny.write_store(Path("short.zarr"), [tiny.episode(seed, rows=4) for seed in range(4)])
     message = refused(*train(store))
-    assert "shorter than a window of 6 rows" in message
+    assert "shorter than a window of 11 rows" in message  # of self-forcing, the longest
     assert "0 (4 rows)" in message
     assert "at most 4 rows" in message
     assert not Path("run/model").exists()
