@@ -93,7 +93,7 @@ def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfi
     if shape != (*tokenizer.frame_size, 3) or len(camera_names(camera)) != tokenizer.cameras:
         raise ValueError(
             f"{store.path}: {camera!r} holds frames of {shape}; the model is configured for "
-            f"{(*tokenizer.frame_size, 3)} of {tokenizer.cameras} camera(s). Set model.tokenizer.image_size and model.tokenizer.cameras, or "
-            "import at that image_size."
+            f"{(*tokenizer.frame_size, 3)} of {tokenizer.cameras} camera(s). Set model.tokenizer.image_size and "
+            "model.tokenizer.cameras, or import at that image_size."
         )
     return camera
