@@ -106,7 +106,9 @@ def main() -> None:
     store, base = EpisodeStore.open(options.store), WorldModel.from_pretrained(options.model)
     train, held_out = split_episodes(store.num_episodes)
     data, unseen = (
-        LatentEpisodes(store, base.tokenizer, camera=base.embodiment.camera, episodes=part, features=["action"])
+        LatentEpisodes(
+            store, base.tokenizer, camera=base.embodiment.camera, episodes=part.tolist(), features=["action"]
+        )
         for part in (train[: options.episodes], held_out)
     )
     windows = unseen.sampler(length=LENGTH, batch_size=options.points, seed=7).batch(0)

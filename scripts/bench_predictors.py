@@ -46,7 +46,7 @@ def train_predictor(model: WorldModel, data: LatentEpisodes, seconds: float, see
     """Train a predictor for some CPU seconds: as many steps as fit, by the time of the first ones."""
     sampler, predictor = data.sampler(length=LENGTH, batch_size=16, seed=seed), model.predictor
     if predictor.masked is not None:
-        predictor.masked.codes.fit(model.tokenizer.latent_mean, model.tokenizer.latent_std)
+        predictor.masked.codes.fit_to(model.tokenizer)
     predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(16)]))
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -103,7 +103,9 @@ def main() -> None:
     kinds = ("regression", "flow", *(["masked"] if base.config.tokenizer.code_levels else []))
     train, held_out = split_episodes(store.num_episodes)
     parts = [
-        LatentEpisodes(store, base.tokenizer, camera=base.embodiment.camera, episodes=part, features=["action"])
+        LatentEpisodes(
+            store, base.tokenizer, camera=base.embodiment.camera, episodes=part.tolist(), features=["action"]
+        )
         for part in (train[: options.episodes], held_out)
     ]
     windows = parts[1].sampler(length=LENGTH, batch_size=options.points, seed=7).batch(0)

@@ -194,7 +194,9 @@ def main() -> None:
         store, fork_config(size), config, options.out, seed=0, stages=("tokenizer", "readouts"), console=console
     )
     train, _ = split_episodes(store.num_episodes)
-    data = LatentEpisodes(store, base.tokenizer, camera=base.embodiment.camera, episodes=train, features=["action"])
+    data = LatentEpisodes(
+        store, base.tokenizer, camera=base.embodiment.camera, episodes=train.tolist(), features=["action"]
+    )
     points = branchings(task, options.points, size, seed=1)
     rows = {name: {k: f"{v:.1f}" for k, v in row.items()} for name, row in known(base, points).items()}
     pictures: dict[str, list[Tensor]] = {}

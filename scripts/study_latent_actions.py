@@ -123,7 +123,7 @@ def remembered(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 def figures(options: argparse.Namespace) -> None:
     """Print PROTOCOL section 4 of a trained model, and draw the same codes in different scenes."""
     model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
-    model.encode = remembered(model.encode)
+    model.encode = remembered(model.encode)  # pyright: ignore[reportAttributeAccessIssue]
     train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
 
     def measure() -> dict[str, Any]:

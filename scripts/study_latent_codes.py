@@ -186,7 +186,7 @@ def measured(
 def opened(options: argparse.Namespace) -> tuple[WorldModel, EpisodeStore, LatentEpisodes]:
     """Return the model, its store, and the latents of the store's training episodes."""
     model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
-    model.encode = remembered(model.encode)
+    model.encode = remembered(model.encode)  # pyright: ignore[reportAttributeAccessIssue]
     train = split_episodes(store.num_episodes)[0].tolist()[: options.episodes]
     camera = model.embodiment.camera
     return model, store, LatentEpisodes(store, model.tokenizer, camera=camera, episodes=train, features=["action"])
@@ -201,7 +201,9 @@ def r2_by_episode(predicted: list[Tensor], true: list[Tensor], mean: Tensor, *, 
         return float((1 - residual[chosen].sum(0) / np.maximum(total[chosen].sum(0), 1e-9)).mean())
 
     draws = np.random.default_rng(seed).integers(len(true), size=(1000, len(true)))
-    return estimate(r2(np.arange(len(true))), np.quantile([r2(draw) for draw in draws], [0.025, 0.975]), len(true))
+    return estimate(
+        r2(np.arange(len(true))), np.quantile([r2(draw) for draw in draws], [0.025, 0.975]).tolist(), len(true)
+    )
 
 
 def told_r2(

@@ -115,7 +115,8 @@ class Data:
         rows = np.concatenate([self.rows_of(episode)[::FRAMES_APART] for episode in self.held_out])
         self.frames = torch.from_numpy(np.concatenate([store.read(self.camera, row, row + 1) for row in rows]))
         physics = np.concatenate([store.read("sim.physics", row, row + 1) for row in rows])
-        shown = body_masks(self.task, physics, *self.frames.shape[1:3], self.camera.removeprefix("observation.images."))
+        height, width = self.frames.shape[1:3]
+        shown = body_masks(self.task, physics, height, width, self.camera.removeprefix("observation.images."))
         grown = {body: _grown(torch.from_numpy(mask)) for body, mask in shown.items()}
         either = torch.stack(list(grown.values())).any(0)
         self.areas = {"frame": torch.ones_like(either), "objects": either, "pusher": grown["pusher"]}

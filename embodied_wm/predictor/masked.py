@@ -57,6 +57,17 @@ class Codes(nn.Module):
         self.register_buffer("basis", torch.tensor(steps), persistent=False)
 
     @torch.no_grad()
+    def fit_to(self, tokenizer: nn.Module) -> None:
+        """Take over the statistics of a tokenizer's latents.
+
+        Raises:
+            ValueError: If it is a tokenizer of several cameras.
+        """
+        mean, std = (getattr(tokenizer, name, None) for name in ("latent_mean", "latent_std"))
+        if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+            raise ValueError("predictor.kind='masked' predicts the codes of one camera; set model.tokenizer.cameras=1")
+        self.fit(mean, std)
+
     def fit(self, mean: Float[Tensor, "tokens width"], std: Float[Tensor, "width"]) -> None:
         """Take over the statistics by which the tokenizer standardises its latents."""
         self.mean.copy_(mean)

@@ -273,7 +273,7 @@ class Trainer:
         config, predictor = self.config.predictor, self.model.predictor
         sampler, *_ = self.samplers(self.config.sequence_length, config)
         if predictor.masked is not None:
-            predictor.masked.codes.fit(self.model.tokenizer.latent_mean, self.model.tokenizer.latent_std)
+            predictor.masked.codes.fit_to(self.model.tokenizer)
         predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
         self._fit_predictor(
             "predictor",

@@ -11,9 +11,11 @@ from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.extension import Extension
 
 
-def both_ways(context: Context, num_tokens: int, num_steps: int, **sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def both_ways(
+    context: Context, num_tokens: int, num_steps: int, *, window: int, sinks: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Imagine quickly, and as gradients need it."""
-    model = make_predictor(num_tokens, **sizes)
+    model = make_predictor(num_tokens, window, sinks)
     led_by, noise = model.embed_actions(real_actions(4, 6, 3)).detach(), torch.randn(4, 6, num_tokens, 8)
     quick, slow = (
         sampler.imagine(
