@@ -7,7 +7,8 @@ Each step is the verb a person would call, and is printed; what is finished is n
 result into embodied_wm/pretrained. Weights are halved to 16 bits before they are judged, so the figures in the card
 are those of the weights that ship; numbers that few share (means, scales, norms) stay in 32 bits. The models that ship
 were trained with one thread (OMP_NUM_THREADS=1) and judged with `--controllers model oracle random --pairs 50
---branches 32`.
+--branches 32`. `pick_place` has no recipe yet: with the one of `push` it was solved in 0.04 of 50 episodes, since key
+points read the cube to 0.4 to 0.8 cm and its imagined places are off by 4 cm after 8 steps.
 """
 
 import argparse
@@ -45,7 +46,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
         *READOUTS,
         "trainer.tokenizer.num_steps=1500",
     ),  # key points find no long thin arm: its tip was read to 3 cm, from 48 free numbers to 0.6 cm
-    "pick_place": FEW_THINGS,
 }
 """Task to what its training differs in from `embodied-wm train`'s defaults."""
 
