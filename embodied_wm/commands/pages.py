@@ -30,7 +30,11 @@ def welcome(console: Console) -> None:
     """Print the page of the whole program."""
     console.print(Text(PROGRAM, style="bold cyan"), Text(" VERB [name=value ...]\n"), sep="")
     console.print(Padding(WHAT_IT_IS, (0, 0, 1, 0)))
-    _pairs(console, "What to do next", NEXT_STEPS, "green")
+    _heading(console, "What to do next")
+    for command, meaning in NEXT_STEPS:  # a line each: a command that is cut cannot be copied
+        console.print(Text(f"  {command}", style="green"), soft_wrap=True)
+        console.print(Text(f"      {meaning}"), soft_wrap=True)
+    console.print()
     _pairs(console, "Verbs", ((verb, _title(verb)) for verb in options.VERBS), "cyan")
     _pairs(
         console,
