@@ -9,8 +9,8 @@
 - `pytorch_mppi`: the overhead of the search alone. The same point mass, candidates and horizon for its MPPI and for
   ours, one iteration each.
 
-Measured on a busy two-core machine, one thread, `--clock cpu --samples 128 --iterations 2 --repeats 2`: LeWM 11.5 times
-slower (10.8 to 12.2) than ours, below the 20 that were hoped for; pytorch_mppi's search 1.2 times faster than ours.
+Measured on a busy two-core machine, one thread, `--clock cpu --iterations 3 --repeats 2`: LeWM 12.6 times slower than
+ours (11.0 to 14.3), below the 20 that were hoped for; pytorch_mppi's search 1.2 times faster than ours.
 
 Left out: dreamer4. Its cached generation has no planner, and was not measured here.
 """
