@@ -11,6 +11,7 @@ held-out episodes, nano keypoints, one step) the squared error of latents at h =
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from einops import rearrange, repeat
@@ -20,7 +21,7 @@ from torch import Tensor
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.extension import Extension
 from embodied_wm.predictor.model import LatentPredictor
-from embodied_wm.predictor.parts import in_parts
+from embodied_wm.predictor.parts import SMALL, in_parts, one_thread
 from embodied_wm.predictor.transformer import BlockCausalTransformer
 
 LedBy = Callable[[int, Tensor], Tensor]
@@ -110,8 +111,12 @@ def imagine_in_parts(
     def run(rows: slice) -> Tensor:
         return imagine(model, context, led_by(rows), noise[rows], num_steps=num_steps)
 
-    on_cpu = noise.device.type == "cpu"
-    return in_parts(run, len(noise), 2 * model.block) if on_cpu else run(slice(None))
+    if noise.device.type != "cpu":
+        return run(slice(None))
+    num_new = 2 * model.block
+    is_small = len(noise) * num_new * model.config.transformer.width < SMALL
+    with one_thread() if is_small else nullcontext():
+        return in_parts(run, len(noise), num_new)
 
 
 @torch.no_grad()
