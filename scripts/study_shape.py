@@ -42,16 +42,16 @@ from embodied_wm.world_model import WorldModel
 
 def shaped(config: PredictorConfig, shape: str) -> PredictorConfig:
     """Return the configuration of a shape such as 128x3-; heads are 32 wide, SwiGLU 8/3 of the width."""
-    found = re.fullmatch(r"(\d+)x(\d+)(-?)", shape)
+    found = re.fullmatch(r"(\d+)x(\d+)(-?)(=?)", shape)
     if found is None:
         raise SystemExit(
-            f"--shapes {shape}: expected WIDTHxDEPTH, with a - where actions have no token, such as 128x2-"
+            f"--shapes {shape}: expected WIDTHxDEPTH, a - where actions have no token, a = without clean pass: 128x2-="
         )
     width, depth = int(found[1]), int(found[2])
     transformer = replace(
         config.transformer, width=width, depth=depth, num_heads=width // 32, hidden=round(width * 8 / 3 / 32) * 32
     )
-    return replace(config, transformer=transformer, action_token=not found[3])
+    return replace(config, transformer=transformer, action_token=not found[3], clean_pass=not found[4])
 
 
 def decision_ms(model: WorldModel, num_candidates: int, num_iterations: int, horizon: int) -> float:

@@ -1,7 +1,8 @@
-"""What a predictor is told of actions: for every step real ones, codes, or nothing."""
+"""What a predictor is told: of actions, for every step real ones, codes, or nothing; and of the frames before."""
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,3 +22,14 @@ class ActionInputs:
     kind: Int[Tensor, "batch time"]
     real: Float[Tensor, "batch time action"] | None = None
     codes: Float[Tensor, "batch time code"] | None = None
+
+
+def previous(values_BT: Tensor, first: float = 0.0) -> Tensor:
+    """Return what stood one frame earlier, and `first` before the first."""
+    return torch.cat([torch.full_like(values_BT[:, :1], first), values_BT[:, :-1]], dim=1)
+
+
+def previous_change(values_BT: Tensor) -> Tensor:
+    """Return how the frame before differed from the one before that; zeros where there are not two."""
+    change = torch.cat([torch.zeros_like(values_BT[:, :1]), values_BT.diff(dim=1)], dim=1)
+    return previous(change)

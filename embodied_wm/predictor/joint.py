@@ -167,7 +167,7 @@ def act_and_imagine(
     noise = torch.randn(shape, generator=generator).to(like)
     action_noise = torch.randn(*shape[:2], joint.action_size, generator=generator).to(like)
     levels = torch.tensor([model.config.context_tau, *(number / steps for number in range(steps))], device=like.device)
-    modulation = model.modulation(levels, torch.full_like(levels, 1 / steps))
+    modulation = model.modulation(levels, torch.full_like(levels, 1 / steps), torch.ones_like(levels))
     cache = CandidateCache(context, num_candidates=num_candidates, max_tokens=(horizon + 1) * block)
     latents = like.expand(num_candidates, -1, -1)
     before = earlier = context.before_last.expand(num_candidates, -1, -1)

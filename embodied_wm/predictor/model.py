@@ -40,11 +40,11 @@ from torch import Tensor, nn
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.flow_loss import flow_loss
-from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, previous, previous_change
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
-from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.predictor.transformer import TransformerConfig, block_causal_mask, two_streams_mask
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +66,9 @@ class PredictorConfig:
         absent_fraction: Part of the sequences trained without actions.
         action_token: Whether the action is a token of its own in each block; if not, it is added to the latent tokens
             that it led to, which halves the cost of a frame of one token.
+        clean_pass: Whether a frame, once known, goes through the network again to be context for later ones; if not,
+            the pass that predicted it is what they attend to, which halves the cost of training and of one-step
+            imagination.
         joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
     """
 
@@ -79,14 +82,8 @@ class PredictorConfig:
     shortcut_fraction: float = 0.25
     absent_fraction: float = 0.1
     action_token: bool = True
+    clean_pass: bool = True
     joint_actions: bool = False
-
-
-def block_causal_mask(num_frames: int, window: int, device: torch.device) -> Tensor:
-    """Return [F, F] booleans: a frame sees itself and the `window - 1` frames before it."""
-    frame = torch.arange(num_frames, device=device)
-    gap = frame[:, None] - frame[None, :]
-    return (gap >= 0) & (gap < window)
 
 
 class LatentPredictor(nn.Module):
@@ -143,7 +140,7 @@ class LatentPredictor(nn.Module):
         self.code_in = nn.Sequential(nn.Linear(code_size, width), nn.SiLU(), nn.Linear(width, width))
         last = nn.Linear(width, 6 * width)
         nn.init.zeros_(last.weight)
-        self.level_in = nn.Sequential(nn.Linear(2 * 16, width), nn.SiLU(), last)
+        self.level_in = nn.Sequential(nn.Linear((2 if config.clean_pass else 3) * 16, width), nn.SiLU(), last)
         self.norm = nn.RMSNorm(width)
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
@@ -156,6 +153,13 @@ class LatentPredictor(nn.Module):
                     f"{config.action_token}, expected 'flow' and a token for the action"
                 )
             self.joint = JointActions(action_size=action_size, width=width)
+        if not config.clean_pass and (
+            config.joint_actions or config.kind == "masked" or config.transformer.mixer != "attention"
+        ):
+            raise ValueError(
+                "clean_pass=false is for kind 'flow' or 'regression', mixer 'attention' and no joint_actions; got "
+                f"kind={config.kind!r}, mixer={config.transformer.mixer!r}, joint_actions={config.joint_actions}"
+            )
         self.masked: MaskedTokens | None = None
         if config.kind == "masked":
             self.masked = MaskedTokens(levels, num_tokens=num_tokens, width=width, max_rounds=config.max_steps)
@@ -164,6 +168,11 @@ class LatentPredictor(nn.Module):
     def block(self) -> int:
         """Return the tokens per frame: K latent tokens, and the action's where it has one of its own."""
         return self.num_tokens + self.config.action_token
+
+    @property
+    def new_tokens(self) -> int:
+        """Return the tokens that imagining one more frame puts through the network at once."""
+        return self.block * (1 + self.config.clean_pass)
 
     @property
     def is_stochastic(self) -> bool:
@@ -190,11 +199,15 @@ class LatentPredictor(nn.Module):
         return self.embed_actions(ActionInputs(torch.full(actions.shape[:2], REAL, device=actions.device), actions))
 
     def modulation(
-        self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"]
+        self, tau: Float[Tensor, "*batch"], step: Float[Tensor, "*batch"], tau_before: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch 6 width"]:
-        """Return the shared modulation for noise levels and step sizes."""
+        """Return the shared modulation for noise levels, step sizes and levels of the frames before.
+
+        The last are told where no clean pass has told them.
+        """
         frequencies = torch.pi * 2.0 ** torch.arange(-1, 3, device=tau.device)
-        phase = torch.stack([tau, step], dim=-1)[..., None] * frequencies
+        told = [tau, step] if self.config.clean_pass else [tau, step, tau_before]
+        phase = torch.stack(told, dim=-1)[..., None] * frequencies
         features = torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(-2)
         features = torch.cat([features, features.square()], dim=-1)
         return self.level_in(features).unflatten(-1, (6, -1))
@@ -269,7 +282,7 @@ class LatentPredictor(nn.Module):
             step: Step size each frame is predicted for.
             led_by: Embedded action that led to each frame, from `shift(embed_actions(...))`.
         """
-        return self.read(self.see(x_tau, tau, step, led_by), _previous(x_tau), _previous(tau)[..., None, None])
+        return self.read(self.see(x_tau, tau, step, led_by), previous(x_tau), previous(tau)[..., None, None])
 
     def see(
         self,
@@ -277,13 +290,20 @@ class LatentPredictor(nn.Module):
         tau: Float[Tensor, "batch time"],
         step: Float[Tensor, "batch time"],
         led_by: Float[Tensor, "batch time model"],
+        past: Float[Tensor, "batch time tokens width"] | None = None,
+        past_tau: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time outputs model"]:
-        """Return the output tokens that `forward` reads latents from."""
+        """Return the output tokens that `forward` reads latents from.
+
+        A frame may be told other latents of the frames before it than what stands there: `past`, of levels `past_tau`.
+        """
+        past, past_tau = x_tau if past is None else past, tau if past_tau is None else past_tau
         time = x_tau.shape[1]
         positions = torch.arange(time, device=x_tau.device)
         mask = block_causal_mask(time, self.config.window, x_tau.device)
-        tokens = self.blocks(led_by, x_tau, _previous(x_tau), _previous_change(x_tau))
-        return self.transformer(tokens, self.modulation(tau, step), positions, mask, time)
+        tokens = self.blocks(led_by, x_tau, previous(past), previous_change(past))
+        levels = self.modulation(tau, step, previous(past_tau, first=1.0))
+        return self.transformer(tokens, levels, positions, mask, time)
 
     def predict_targets(
         self,
@@ -297,7 +317,8 @@ class LatentPredictor(nn.Module):
         """Predict every frame of a window from its own noised copy and the nearly clean frames before it.
 
         What imagination does frame by frame happens here for all frames in one pass: a stream of context blocks and a
-        stream of target blocks, where target t sees the context before t and itself.
+        stream of target blocks, where target t sees the context before t and itself. Without a clean pass there is one
+        stream: target t sees the targets before it, and is told the nearly clean frames before it.
 
         Args:
             past: Latents as context, each frame noised to its own level.
@@ -324,19 +345,16 @@ class LatentPredictor(nn.Module):
         Targets may have embedded actions of their own, where these are noised (`target_led_by`).
         """
         time = x_tau.shape[1]
-        before, tau_before, change = _previous(past), _previous(past_tau), _previous_change(past)
+        before, tau_before, change = previous(past), previous(past_tau), previous_change(past)
+        if not self.config.clean_pass:
+            return self.see(x_tau, tau, step, led_by, past, past_tau), before, tau_before[..., None, None]
         of_targets = led_by if target_led_by is None else target_led_by
         streams = ((led_by, past), (of_targets, x_tau))
         tokens = torch.cat([self.blocks(tokens, latents, before, change) for tokens, latents in streams], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
-        levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1))
-        frame = torch.arange(time, device=tau.device)
-        gap = frame[:, None] - frame[None, :]
-        seen = (gap >= 0) & (gap < self.config.window)
-        mask = torch.cat(
-            [torch.cat([seen, torch.zeros_like(seen)], 1), torch.cat([seen & (gap > 0), gap == 0], 1)], dim=0
-        )
-        return self.transformer(tokens, levels, frame.repeat(2), mask, time), before, tau_before[..., None, None]
+        levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1), tau_before.repeat(1, 2))
+        positions, mask = torch.arange(time, device=tau.device), two_streams_mask(time, self.config.window, tau.device)
+        return self.transformer(tokens, levels, positions.repeat(2), mask, time), before, tau_before[..., None, None]
 
     def sample_levels(self, batch: int, time: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noise levels [B, T] of context frames and of target frames, each frame its own."""
@@ -395,7 +413,7 @@ class LatentPredictor(nn.Module):
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         end = (keep, keep, latents[-1], latents[-2:][0])
         if isinstance(self.transformer, GatedDeltaTransformer):
-            states = self.transformer.states(*self._clean_blocks(latents[None], led_by))
+            states = self.transformer.states(*self._context_blocks(latents[None], led_by))
             return Context((), (), *end, states)
         keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by))
         return Context(tuple(keys), tuple(values), *end)
@@ -404,24 +422,26 @@ class LatentPredictor(nn.Module):
         self, latents: Float[Tensor, "batch frames tokens width"], led_by: Float[Tensor, "batch frames model"]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return every layer's keys and values, [B, h, N, d] each, of clean context frames."""
-        tokens, modulation, positions = self._clean_blocks(latents, led_by)
+        tokens, modulation, positions = self._context_blocks(latents, led_by)
         mask = block_causal_mask(len(positions), self.config.window, latents.device)
         return self.transformer.keys_values(tokens, modulation, positions, mask)
 
-    def _clean_blocks(self, latents: Tensor, led_by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _context_blocks(self, latents: Tensor, led_by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks of clean context frames, the modulation of each frame, and their positions."""
-        tokens = self.blocks(led_by, latents, _previous(latents), _previous_change(latents))
-        clean = torch.ones(latents.shape[1], device=latents.device)
+        blocks = self.known_blocks(led_by, latents, previous(latents), previous_change(latents))
         positions = torch.arange(latents.shape[1], device=latents.device)
-        return tokens, self.modulation(clean, clean / self.config.max_steps), positions
+        return *blocks, positions
 
+    def known_blocks(
+        self, led_by_BTW: Tensor, latents_BTKD: Tensor, before_BTKD: Tensor, change_BTKD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the blocks of frames that are known, as later frames attend to them, and the modulation of each.
 
-def _previous(values_BT: Tensor) -> Tensor:
-    """Return what stood one frame earlier, zeros before the first."""
-    return torch.cat([torch.zeros_like(values_BT[:, :1]), values_BT[:, :-1]], dim=1)
-
-
-def _previous_change(values_BT: Tensor) -> Tensor:
-    """Return how the frame before differed from the one before that; zeros where there are not two."""
-    change = torch.cat([torch.zeros_like(values_BT[:, :1]), values_BT.diff(dim=1)], dim=1)
-    return _previous(change)
+        Without a clean pass they stand there as if they had just been imagined in one step, from noise that was zero.
+        """
+        clean = latents_BTKD.new_ones(latents_BTKD.shape[1])
+        if self.config.clean_pass:
+            tau, step = clean, clean / self.config.max_steps
+        else:
+            tau, step, latents_BTKD = torch.zeros_like(clean), clean, torch.zeros_like(latents_BTKD)
+        return self.blocks(led_by_BTW, latents_BTKD, before_BTKD, change_BTKD), self.modulation(tau, step, clean)

@@ -52,12 +52,13 @@ def roll(
         raise ValueError("the new frame's latents hold NaN or infinity; check the frame and the checkpoint")
     block, last = model.block, context.last_latents
     change = last - context.before_last
-    tokens = model.blocks(led_by[None, None], latents[None, None], last[None, None], change[None, None])
-    clean = torch.ones(1, device=latents.device)
+    tokens, modulation = model.known_blocks(
+        led_by[None, None], latents[None, None], last[None, None], change[None, None]
+    )
     cache = CandidateCache(context, num_candidates=1, max_tokens=block)
     model.transformer.extend(
         tokens,
-        model.modulation(clean, clean / model.config.max_steps),
+        modulation,
         model.transformer.rotary(torch.full((1,), context.next_position, device=latents.device), block),
         cache,
         window_tokens=(max_frames + 1) * block,

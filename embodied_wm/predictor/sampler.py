@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -113,7 +113,7 @@ def imagine_in_parts(
 
     if noise.device.type != "cpu":
         return run(slice(None))
-    num_new = 2 * model.block
+    num_new = model.new_tokens
     is_small = len(noise) * num_new * model.config.transformer.width < SMALL
     with one_thread() if is_small else nullcontext():
         return in_parts(run, len(noise), num_new)
@@ -169,11 +169,9 @@ def _frames(
 ) -> Iterator[Tensor]:
     _check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
-    block, step = model.block, 1 / num_steps
-    device, context = noise.device, cache.context
-    levels = torch.tensor([model.config.context_tau] + [index * step for index in range(num_steps)], device=device)
-    sizes = torch.tensor([1 / model.config.max_steps] + [step] * num_steps, device=device)
-    extend = _extension(model, cache, model.modulation(levels, sizes), horizon)
+    block, device, context = model.block, noise.device, cache.context
+    is_clean = model.config.clean_pass
+    extend = _extension(model, cache, _modulation(model, num_steps, device), horizon)
     latents = context.last_latents.expand(candidates, -1, -1)
     before = earlier = context.before_last.expand(candidates, -1, -1)
     tau_before = 1.0
@@ -183,19 +181,31 @@ def _frames(
             action_before, action = action, led_by(index, latents)
         x_tau = model.start(noise[:, index])
         for substep in range(num_steps):
-            if substep == 0 and index > 0:
+            if is_clean and substep == 0 and index > 0:
                 frames = torch.stack([earlier, before, latents, x_tau], dim=1)
                 out = extend(_new_blocks(model, torch.stack([action_before, action], dim=1), frames), slice(2), index)
                 cache.keep(block)
             else:
                 frames = torch.stack([before, latents, x_tau], dim=1)
-                out = extend(_new_blocks(model, action[:, None], frames), slice(1 + substep, 2 + substep), index)
+                row = substep + 1 if is_clean or index == 0 else substep + 1 + num_steps
+                out = extend(_new_blocks(model, action[:, None], frames), slice(row, row + 1), index)
             x_tau = model.improve(out, x_tau, noise[:, index], latents, tau_before, number=substep, num_steps=num_steps)
+        if not is_clean:
+            cache.keep(block)
         yield x_tau
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
         if cut_every and (index + 1) % cut_every == 0:
             earlier, before, latents = earlier.detach(), before.detach(), latents.detach()
             cache.detach()
+
+
+def _modulation(model: LatentPredictor, num_steps: int, device: torch.device) -> Tensor:
+    """Return the modulation of frames that become context, of each step behind real ones, and behind imagined ones."""
+    imagined, steps = model.config.context_tau, [index / num_steps for index in range(num_steps)]
+    levels = torch.tensor([imagined] + 2 * steps, device=device)
+    sizes = torch.tensor([1 / model.config.max_steps] + [1 / num_steps] * (2 * num_steps), device=device)
+    before = torch.tensor([imagined] + [1.0] * num_steps + [imagined] * num_steps, device=device)
+    return model.modulation(levels, sizes, before)
 
 
 def _new_blocks(model: LatentPredictor, led_by: Tensor, frames: Tensor) -> Tensor:
@@ -247,20 +257,22 @@ def imagine_uncached(
     candidates, horizon = led_by.shape[:2]
     past = repeat(context_latents, "t k d -> s t k d", s=candidates)
     tokens = torch.cat([repeat(context_led_by, "1 t w -> s t w", s=candidates), led_by], dim=1)
-    num_context, finest, step = past.shape[1], 1 / model.config.max_steps, 1 / num_steps
+    num_context, step, is_clean = past.shape[1], 1 / num_steps, model.config.clean_pass
+    past_tau = torch.ones(candidates, num_context, device=past.device)
+    seen, tau = (past, past_tau) if is_clean else (torch.zeros_like(past), torch.zeros_like(past_tau))
+    size = torch.full_like(tau, 1 / model.config.max_steps if is_clean else 1.0)
     for index in range(horizon):
         x_tau = model.start(noise[:, index])
-        time = num_context + index + 1
-        tau = torch.full((candidates, time), model.config.context_tau, device=past.device)
-        tau[:, :num_context] = 1.0
-        size = torch.full_like(tau, finest)
-        size[:, -1] = step
+        time, like = num_context + index + 1, past_tau[:, :1]
         for substep in range(num_steps):
-            tau[:, -1] = substep * step
-            window = torch.cat([past, x_tau[:, None]], dim=1)
-            out = model.see(window, tau, size, tokens[:, :time])[:, -1]
-            x_tau = model.improve(
-                out, x_tau, noise[:, index], window[:, -2], tau[:, -2, None, None], number=substep, num_steps=num_steps
-            )
+            windows = torch.cat([past, x_tau[:, None]], 1), torch.cat([past_tau, torch.zeros_like(like)], 1)
+            frames = torch.cat([seen, x_tau[:, None]], dim=1)
+            levels = torch.cat([tau, torch.full_like(like, substep * step)], dim=1)
+            sizes = torch.cat([size, torch.full_like(like, step)], dim=1)
+            out = model.see(frames, levels, sizes, tokens[:, :time], *windows)[:, -1]
+            before, number = (past[:, -1], past_tau[:, -1, None, None]), substep
+            x_tau = model.improve(out, x_tau, noise[:, index], *before, number=number, num_steps=num_steps)
         past = torch.cat([past, x_tau[:, None]], dim=1)
-    return rearrange(past[:, num_context:], "s h k d -> s h k d")
+        past_tau = torch.cat([past_tau, torch.full_like(like, model.config.context_tau)], dim=1)
+        seen, tau, size = (past, past_tau, torch.cat([size, size[:, :1]], 1)) if is_clean else (frames, levels, sizes)
+    return past[:, num_context:]

@@ -48,6 +48,24 @@ class TransformerConfig:
     mixer: Literal["attention", "gated_delta"] = "attention"
 
 
+def block_causal_mask(num_frames: int, window: int, device: torch.device) -> Bool[Tensor, "frames frames"]:
+    """Return what frames may attend to: themselves and the `window - 1` frames before."""
+    frame = torch.arange(num_frames, device=device)
+    gap = frame[:, None] - frame[None, :]
+    return (gap >= 0) & (gap < window)
+
+
+def two_streams_mask(num_frames: int, window: int, device: torch.device) -> Bool[Tensor, "twice twice"]:
+    """Return what a stream of frames as context, and behind it the same frames as targets, may attend to.
+
+    Context sees context as in `block_causal_mask`; a target sees the context before it, and itself.
+    """
+    seen = block_causal_mask(num_frames, window, device)
+    itself = torch.eye(num_frames, dtype=torch.bool, device=device)
+    of_context = torch.cat([seen, torch.zeros_like(seen)], dim=1)
+    return torch.cat([of_context, torch.cat([seen & ~itself, itself], dim=1)])
+
+
 def rotary_angles(positions_N: Int[Tensor, "tokens"], head_width: int, base: float) -> tuple[Tensor, Tensor]:
     """Return cos and sin tables [N, head_width / 2] of rotary embedding (arXiv 2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_width, 2, device=positions_N.device) / head_width)

@@ -12,10 +12,10 @@ from embodied_wm.predictor.extension import Extension
 
 
 def both_ways(
-    context: Context, num_tokens: int, num_steps: int, *, window: int, sinks: int = 0
+    context: Context, num_tokens: int, num_steps: int, *, window: int, sinks: int = 0, clean_pass: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Imagine quickly, and as gradients need it."""
-    model = make_predictor(num_tokens, window, sinks)
+    model = make_predictor(num_tokens, window, sinks, clean_pass=clean_pass)
     led_by, noise = model.embed_actions(real_actions(4, 6, 3)).detach(), torch.randn(4, 6, num_tokens, 8)
     quick, slow = (
         sampler.imagine(
@@ -29,10 +29,13 @@ def both_ways(
 @pytest.mark.parametrize("num_steps", [1, 4])
 @pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize(("window", "sinks"), [(16, 0), (16, 2), (4, 0), (4, 2), (2, 0)])
-def test_equals_the_way_for_gradients(num_steps: int, num_tokens: int, window: int, sinks: int) -> None:
-    model = make_predictor(num_tokens, window=window, sinks=sinks)
+@pytest.mark.parametrize("clean_pass", [True, False])
+def test_equals_the_way_for_gradients(
+    num_steps: int, num_tokens: int, window: int, sinks: int, clean_pass: bool
+) -> None:
+    model = make_predictor(num_tokens, window=window, sinks=sinks, clean_pass=clean_pass)
     context = model.prefill(torch.randn(min(3, window - 1), num_tokens, 8), real_actions(1, 3, 3))
-    quick, slow = both_ways(context, num_tokens, num_steps, window=window, sinks=sinks)
+    quick, slow = both_ways(context, num_tokens, num_steps, window=window, sinks=sinks, clean_pass=clean_pass)
     assert (quick - slow).abs().max() <= 1e-5 * slow.abs().max()
 
 
@@ -44,8 +47,9 @@ def test_joined_contexts_are_each_read_by_their_own_candidates() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_cached_equals_uncached_where_the_window_ends_in_imagination(num_steps: int) -> None:
-    model = make_predictor(window=5)
+@pytest.mark.parametrize("clean_pass", [True, False])
+def test_cached_equals_uncached_where_the_window_ends_in_imagination(num_steps: int, clean_pass: bool) -> None:
+    model = make_predictor(window=5, clean_pass=clean_pass)
     latents, past = torch.randn(4, 2, 8), real_actions(1, 4, 3)
     led_by, noise = model.embed_actions(real_actions(3, 9, 3)), torch.randn(3, 9, 2, 8)
     before = model.shift(model.embed_actions(past))

@@ -10,11 +10,11 @@ from embodied_wm.predictor.transformer import TransformerConfig
 
 
 def make_predictor(
-    num_tokens: int = 2, window: int = 16, sinks: int = 0, *, action_token: bool = True
+    num_tokens: int = 2, window: int = 16, sinks: int = 0, *, action_token: bool = True, clean_pass: bool = True
 ) -> LatentPredictor:
     torch.manual_seed(0)
     transformer = TransformerConfig(width=32, depth=3, num_heads=2, hidden=48, sinks=sinks)
-    config = PredictorConfig(transformer=transformer, window=window, action_token=action_token)
+    config = PredictorConfig(transformer=transformer, window=window, action_token=action_token, clean_pass=clean_pass)
     model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2)
     for parameter in model.parameters():  # no zero initialisation: every path must matter
         torch.nn.init.normal_(parameter, std=0.3)
@@ -31,8 +31,11 @@ def real_actions(*shape: int) -> ActionInputs:
 @pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("num_context", [1, 4])
 @pytest.mark.parametrize("action_token", [True, False])
-def test_cached_equals_uncached(num_steps: int, num_tokens: int, num_context: int, action_token: bool) -> None:
-    model = make_predictor(num_tokens, action_token=action_token)
+@pytest.mark.parametrize("clean_pass", [True, False])
+def test_cached_equals_uncached(
+    num_steps: int, num_tokens: int, num_context: int, action_token: bool, clean_pass: bool
+) -> None:
+    model = make_predictor(num_tokens, action_token=action_token, clean_pass=clean_pass)
     latents = torch.randn(num_context, num_tokens, 8)
     past = real_actions(1, num_context, 3)
     led_by = model.embed_actions(real_actions(5, 6, 3))
@@ -74,6 +77,29 @@ def test_future_frames_and_actions_leave_the_past_unchanged() -> None:
     after = model(changed_x, tau, torch.ones_like(tau), changed_led_by)
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_without_a_clean_pass_targets_are_told_the_past_and_see_no_future() -> None:
+    """What stands for a frame as context is the target before it: its noise is seen, later frames are not."""
+    model = make_predictor(clean_pass=False)
+    latents, noise, levels = torch.randn(1, 6, 2, 8), torch.randn(1, 6, 2, 8), torch.full((1, 6), 0.5)
+    led_by = model.shift(model.embed_actions(real_actions(1, 6, 3)))
+    first = model.predict_targets(latents, levels, noise, levels, levels, led_by)
+    changes = {}
+    for name, frames in {"past": (latents.clone(), noise), "noise": (latents, noise.clone())}.items():
+        frames[name == "noise"][:, 3] += 1.0
+        second = model.predict_targets(frames[0], levels, frames[1], levels, levels, led_by)
+        changes[name] = ((first - second).abs().amax(dim=(0, 2, 3)) > 0).tolist()
+    assert changes == {"past": [False] * 4 + [True] * 2, "noise": [False] * 3 + [True] * 3}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [({"joint_actions": True}, "joint_actions=True"), ({"kind": "masked"}, "masked")]
+)
+def test_what_needs_a_clean_pass_says_so(other: dict[str, object], message: str) -> None:
+    config = PredictorConfig(clean_pass=False, **other)  # pyright: ignore[reportArgumentType] (as configurations do)
+    with pytest.raises(ValueError, match=message):
+        LatentPredictor(config, num_tokens=1, token_width=2, action_size=1, code_size=1, levels=(3, 3))
 
 
 @pytest.mark.parametrize("action_token", [True, False])
@@ -121,10 +147,12 @@ def test_the_change_so_far_is_told_in_its_own_unit() -> None:
     assert not torch.allclose(before[:, 2], after[:, 2])
 
 
-def test_a_resting_scene_neither_grows_nor_fades_in_imagination() -> None:
+@pytest.mark.parametrize("clean_pass", [True, False])
+def test_a_resting_scene_neither_grows_nor_fades_in_imagination(clean_pass: bool) -> None:
     """What is told about imagined frames must be true of them: a scale that is wrong by 3% compounds to 40% here."""
     torch.manual_seed(0)
-    config = PredictorConfig(transformer=TransformerConfig(width=32, depth=1, num_heads=2, hidden=48))
+    transformer = TransformerConfig(width=32, depth=1, num_heads=2, hidden=48)
+    config = PredictorConfig(transformer=transformer, clean_pass=clean_pass)
     model = LatentPredictor(config, num_tokens=1, token_width=4, action_size=1, code_size=1)
     absent = ActionInputs(torch.full((32, 6), ABSENT))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)

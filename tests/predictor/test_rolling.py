@@ -8,8 +8,9 @@ from torch import Tensor
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.inputs import ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, block_causal_mask
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.rolling import roll
+from embodied_wm.predictor.transformer import block_causal_mask
 
 FRAMES = 12
 
@@ -31,19 +32,18 @@ def whole(model: LatentPredictor, latents: Tensor, led_by: Tensor, max_frames: i
     """Return the keys of a prefill of all frames, each of which sees `max_frames` before it."""
     before = torch.cat([torch.zeros_like(latents[:1]), latents[:-1]])
     change = torch.cat([torch.zeros_like(latents[:2]), latents.diff(dim=0)[:-1]])
-    tokens = model.blocks(led_by[None], latents[None], before[None], change[None])
-    clean = torch.ones(len(latents))
+    tokens, modulation = model.known_blocks(led_by[None], latents[None], before[None], change[None])
     mask = block_causal_mask(len(latents), max_frames + 1, latents.device)
-    modulation = model.modulation(clean, clean / model.config.max_steps)
     keys, _ = model.transformer.keys_values(tokens, modulation, torch.arange(len(latents)), mask)
     return tuple(layer[0] for layer in keys)
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
 @pytest.mark.parametrize("max_frames", [2, 4, None])
+@pytest.mark.parametrize("clean_pass", [True, False])
 @torch.no_grad()
-def test_equals_a_prefill_of_the_whole_history(max_frames: int | None, sinks: int) -> None:
-    model = make_predictor(window=6, sinks=sinks)
+def test_equals_a_prefill_of_the_whole_history(max_frames: int | None, sinks: int, clean_pass: bool) -> None:
+    model = make_predictor(window=6, sinks=sinks, clean_pass=clean_pass)
     latents, _, led_by = history(model)
     context = rolled(model, latents, led_by, max_frames)
     kept = max_frames or 5
@@ -64,10 +64,11 @@ def test_before_the_window_is_full_it_equals_the_ordinary_prefill() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("clean_pass", [True, False])
 @torch.no_grad()
-def test_imagination_from_it_equals_the_uncached_one_of_the_whole_history(num_steps: int) -> None:
+def test_imagination_from_it_equals_the_uncached_one_of_the_whole_history(num_steps: int, clean_pass: bool) -> None:
     """Beyond the window too, where frames drop out one by one while others are imagined."""
-    model = make_predictor(window=6)
+    model = make_predictor(window=6, clean_pass=clean_pass)
     latents, _, led_by = history(model)
     candidates, noise = model.embed_actions(real_actions(3, 8, 3)), torch.randn(3, 8, 2, 8)
     context = rolled(model, latents, led_by)
