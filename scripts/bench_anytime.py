@@ -72,7 +72,10 @@ def main() -> None:
         ms = 1e3 * np.array(agent.seconds)
         compared = np.mean([decision.plan.num_imagined for decision in agent.record])
         line = f"success {success['value']:.2f} ({low:.2f} to {high:.2f}), {compared:.0f} candidates a decision, "
-        line += f"median {np.median(ms):.1f} ms"
+        line += f"median {np.median(ms):.1f} ms ("
+        parts = ("encode_s", "imagine_s", "objective_s", "rest_s")
+        spent = [1e3 * np.median([getattr(decision.times, part) for decision in agent.record]) for part in parts]
+        line += ", ".join(f"{part[:-2]} {ms:.1f}" for part, ms in zip(parts, spent, strict=True)) + ")"
         if budget_ms is not None:
             late, p99 = float((ms > LATE * budget_ms).mean()), float(np.quantile(ms, 0.99)) / budget_ms
             empty = np.mean([decision.status == "warm_start" for decision in agent.record])

@@ -115,7 +115,7 @@ def main() -> None:
     latents, actions = windows["latents"], windows["action"]
     models = {}
     for name, is_joint in (("plain", False), ("joint", True)):
-        models[name] = with_predictor(base, 0, kind="flow", joint_actions=is_joint)
+        models[name] = with_predictor(base, 0, kind="flow", joint_actions=is_joint, action_token=True, clean_pass=True)
         train_predictor(models[name], data, options.seconds, 0, console)
         console.print(
             f"forward, {name}: error x 100 at h={HORIZON}", figure(forward_error(models[name], latents, actions))

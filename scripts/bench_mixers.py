@@ -36,7 +36,7 @@ def with_mixer(config: WorldModelConfig, mixer: str) -> WorldModelConfig:
     """Return a model's configuration with another mixer; `attention+W` is attention with a window of W frames."""
     name, _, window = mixer.partition("+")
     transformer = dataclasses.replace(config.predictor.transformer, mixer=name)
-    changes = {"transformer": transformer} | ({"window": int(window)} if window else {})
+    changes = {"transformer": transformer, "clean_pass": True} | ({"window": int(window)} if window else {})
     predictor: PredictorConfig = dataclasses.replace(config.predictor, **changes)
     return dataclasses.replace(config, predictor=predictor)
 

@@ -80,12 +80,19 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     if not (out / "config.json").is_file():
         halve(trained / "model", out)
     judged = [f"task={task}", f"checkpoint={out}"]
-    run("benchmark", "imagination", *judged, f"run_dir={_new(runs / f'imagination_{task}')}")
+    run(
+        "benchmark",
+        "imagination",
+        *judged,
+        f"imagination.num_branch_points={num_branches}",
+        f"run_dir={_new(runs / f'imagination_{task}')}",
+    )
     run(
         "benchmark",
         "planning",
         *judged,
         f"planning.num_pairs={num_pairs}",
+        f"planning.controllers=[{','.join(controllers)}]",
         f"run_dir={_new(runs / f'planning_{task}')}",
     )
     return out

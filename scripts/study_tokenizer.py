@@ -180,7 +180,9 @@ def judge_predictor(
     """Train a nano predictor on frozen latents; return how it imagines what a planner compares."""
     torch.manual_seed(0)
     kept = {"sim.quantities": data.embodiment.readouts["sim.quantities"]}
-    config = WorldModelConfig(tokenizer=tokenizer.config, predictor=PredictorConfig())
+    config = WorldModelConfig(
+        tokenizer=tokenizer.config, predictor=PredictorConfig(action_token=False, clean_pass=False)
+    )
     model = WorldModel(config, replace(data.embodiment, readouts=kept))
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     model.readout("sim.quantities").load_state_dict(readout.state_dict())
