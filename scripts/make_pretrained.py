@@ -24,17 +24,17 @@ from embodied_wm.evaluation.lineup import CONTROLLERS
 from embodied_wm.pretrained import FOLDER
 from embodied_wm.world_model import WorldModel
 
-FUSED = ("model.predictor.action_token=false", "trainer.predictor.num_steps=2000")
+LONGER = ("trainer.predictor.num_steps=4000",)
 READOUTS = ("trainer.readouts.num_steps=1500", "trainer.readouts.learning_rate=0.004")
 FEW_THINGS = (
     "model=nano_keypoints",
-    *FUSED,
+    *LONGER,
     *READOUTS,
     "trainer.tokenizer.num_steps=1800",
     "trainer.self_forcing.num_steps=1200",
     "trainer.self_forcing.learning_rate=0.001",
 )
-"""For a few things before a still camera: key points, actions without a token, contexts that the model imagined."""
+"""For a few things before a still camera: key points, and contexts that the model imagined itself."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "reach": (),
@@ -42,7 +42,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "push_t": FEW_THINGS,
     "drawer": (
         "model.tokenizer.bottleneck.width=48",
-        *FUSED,
+        *LONGER,
         *READOUTS,
         "trainer.tokenizer.num_steps=1500",
     ),  # key points find no long thin arm: its tip was read to 3 cm, from 48 free numbers to 0.6 cm
