@@ -5,9 +5,9 @@ frame t. Every frame has its own noise level in training (Diffusion Forcing, arX
 later frames, mostly nearly clean, and as a target of any level. (Tried first: each frame context or target by chance.
 Most targets then stand behind noise, their large errors drown the small ones that matter, and after 1,500 steps one
 imagined frame of `reach` was off by 0.029 in latent units where copying is off by 0.034 and an MLP that is told the
-state by 0.0006.) With `clean_pass` context and targets are two streams of tokens in one pass, as in imagination, where a
-frame goes through once more when it is known. Without, a target's token is context for later ones too: all it lacks is
-its own clean frame, which the next token is told anyway. That halves training and one-step imagination at the same
+state by 0.0006.) With `clean_pass` context and targets are two streams of tokens in one pass, as in imagination, where
+a frame goes through once more when it is known. Without, a target's token is context for later ones too: all it lacks
+is its own clean frame, which the next token is told anyway. That halves training and one-step imagination at the same
 error (`scripts/study_shape.py`). The network predicts clean latents as a change of the frame before; large steps are
 taught by the shortcut loss (see `flow`), so the same weights sample in 1, 2 or 4 steps.
 
