@@ -93,7 +93,7 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
         *judged,
         f"planning.num_pairs={num_pairs}",
         f"planning.controllers=[{','.join(controllers)}]",
-        f"data.path={store}",  # what behaviour cloning and inverse dynamics are trained on
+        f"planning.store={store}",  # what behaviour cloning and inverse dynamics are trained on
         f"run_dir={_new(runs / f'planning_{task}')}",
     )
     return out

@@ -122,7 +122,14 @@ def benchmark_planning(
     runs, measures, decisions = measure_planning(
         setup,
         planning_agents(
-            model, checkpoint, setup, config["planning"]["controllers"], run_dir, seed=seed, console=console
+            model,
+            checkpoint,
+            setup,
+            config["planning"]["controllers"],
+            run_dir,
+            seed=seed,
+            console=console,
+            store=config["planning"].get("store"),
         ),
         view=model.image_size if model else (config["task"]["image_size"],) * 2,
         camera=model.camera if model else config["task"]["camera"] or task.cameras[0],
@@ -157,8 +164,9 @@ def planning_agents(
     *,
     seed: int,
     console: Console,
+    store: str | None = None,
 ) -> dict[str, Any]:
-    """Return what makes each of the wanted agents; policies without search are trained first.
+    """Return what makes each of the wanted agents; policies without search are trained first, on `store`.
 
     Raises:
         ValueError: An unknown controller, or one that needs a model, or our own model, where there is none.
@@ -175,7 +183,7 @@ def planning_agents(
                 f"{' and '.join(POLICIES)} are trained on the latents and the data of a checkpoint of ours; leave them "
                 "out of planning.controllers, or leave out adapter="
             )
-        latents = training_latents(model.world_model, console)
+        latents = training_latents(model.world_model, console, store)
         makers |= train_baselines(checkpoint, latents, run_dir, seed=seed)
     return {name: makers[name] for name in wanted}
 
@@ -237,13 +245,14 @@ def measure_planning(
     return runs, measures, model.record if isinstance(model, ModelAgent) else []
 
 
-def training_latents(model: WorldModel, console: Console) -> LatentEpisodes:
-    """Encode the episodes that a model was trained on, from the store its card names.
+def training_latents(model: WorldModel, console: Console, path: str | None = None) -> LatentEpisodes:
+    """Encode the episodes that a model was trained on, from the store its card names, or from where that is now.
 
     Raises:
-        ValueError: If that store is gone or has changed its features.
+        StoreError: If that store is gone.
+        ValueError: If it has changed its features.
     """
-    store = EpisodeStore.open(model.card["store"])
+    store = EpisodeStore.open(path or model.card["store"])
     check_compatible(store, model)
     train, _ = split_episodes(store.num_episodes)
     return LatentEpisodes(
