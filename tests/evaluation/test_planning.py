@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from embodied_wm.commands.benchmarks import training_latents
+from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.baselines import GoalPolicyConfig
 from embodied_wm.evaluation.lineup import PlanningSetup, line_up, train_baselines
@@ -56,6 +59,15 @@ def test_model_agent_is_repeatable_and_within_bounds(tiny_checkpoint: Path) -> N
     seconds = time_decisions(get_task("reach"), agent, num_episodes=1, seed=0, image_size=size, camera="top")
     assert len(seconds) == get_task("reach").episode_steps
     assert (seconds > 0).all()
+
+
+def test_baselines_learn_from_where_the_store_is_now(tiny_checkpoint: Path, tiny_store: Path) -> None:
+    """A model that ships names its store without the folder, so somebody has to say where it is."""
+    model, console = WorldModel.load(tiny_checkpoint), Console(quiet=True)
+    model.card["store"] = "moved.zarr"
+    with pytest.raises(StoreError, match=r"moved\.zarr"):
+        training_latents(model, console)
+    assert training_latents(model, console, str(tiny_store)).num_episodes > 0
 
 
 @pytest.mark.render
