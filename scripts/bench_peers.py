@@ -13,8 +13,9 @@
   frame; it has no frame pass that can be shared between candidates, so it reads a copy of the context for each, it
   denoises in two steps at least, and writes its cache in a third pass.
 
-Measured on a busy two-core machine, one thread, `--clock cpu --iterations 3 --repeats 2`: LeWM 12.6 times slower than
-ours (11.0 to 14.3), below the 20 that were hoped for; pytorch_mppi's search 1.2 times faster than ours.
+Measured on a quiet two-core machine, one thread, `--peers swm --iterations 3 --repeats 2`: LeWM 32.5 times slower than
+ours (27.2 to 37.8; 12.6 times before `nano` did without action tokens and clean passes, on a busy machine);
+pytorch_mppi's search 1.0 times as fast as ours (0.8 to 1.1).
 
 `--peers dreamer4 --clock cpu`, one thread: at 96 candidates and 8 frames (`--samples 96 --repeats 5`) ours is 6.9 times
 as fast (6.6 to 7.4) with one denoising step, as we plan, and 5.0 times (4.3 to 5.0) with two like it; at 512 candidates
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from bench_planners import double_integrator  # beside this script
 from torch import Tensor
 
 from embodied_wm.cli import compose_config, instantiate_config
@@ -44,9 +46,13 @@ from embodied_wm.embodiment import Embodiment
 from embodied_wm.world_model import WorldModel
 from planners import CEM, MPPI
 from planners.objectives import GoalDistance
-from scripts.bench_planners import double_integrator
 
-PEERS = {"swm": ("stable-worldmodel==0.1.1", "transformers==5.24.0"), "dreamer4": ("dreamer4==0.20.2",)}
+IMPORTED = ("h5py", "hdf5plugin", "imageio", "opencv-python-headless", "pygame", "pymunk", "shapely")
+"""What stable-worldmodel imports and does not ask for."""
+PEERS = {
+    "swm": ("stable-worldmodel==0.1.1", "transformers==5.24.0", *IMPORTED),
+    "dreamer4": ("dreamer4==0.20.2",),
+}
 """Folder of an environment to what is installed in it."""
 HERE = Path(__file__).resolve().parent
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
