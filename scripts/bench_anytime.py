@@ -11,7 +11,6 @@ time instead of time that passes, so that what is measured is the planner and no
 
 import argparse
 import time
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
 from embodied_wm.evaluation.planning import LATE, Arena
 from embodied_wm.evaluation.statistics import wilson
-from embodied_wm.pretrained import PREFIX, pretrained_folder
+from embodied_wm.hub import fetch
 from planners import CEM, Control, StepWeights
 from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
@@ -42,7 +41,7 @@ def _planner(plan: str, horizon: int, choose: Literal["best", "mean"]) -> CEM:
 def main() -> None:
     """Print one line for each budget; the last has none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder of a model, or pretrained:NAME")
+    parser.add_argument("checkpoint", help="folder of a model or run, pretrained:TASK, or OWNER/NAME")
     parser.add_argument("--task", default="reach")
     parser.add_argument("--budgets", type=float, nargs="*", default=[], help="milliseconds; each with the first plan")
     parser.add_argument("--plans", nargs="+", default=["48x3"], help="candidates x iterations")
@@ -56,9 +55,7 @@ def main() -> None:
     planners = {plan: _planner(plan, options.horizon, options.choose) for plan in options.plans}
     first = options.plans[0]
     setup = PlanningSetup(task=options.task, planner=planners[first], objective="state", weights=StepWeights())
-    name = options.checkpoint.removeprefix(PREFIX)
-    folder = Path(name) if name == options.checkpoint else pretrained_folder(name)
-    task, model = get_task(options.task), load_judged(folder, setup)
+    task, model = get_task(options.task), load_judged(fetch(options.checkpoint), setup)
     arena = Arena(task, image_size=model.image_size, camera=model.camera)
     pairs = evaluation_pairs(task.name, options.pairs, 0)
     print(f"{task.name}, {len(pairs)} pairs, {options.clock} clock")

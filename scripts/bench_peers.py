@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from bench_planners import double_integrator  # beside this script
+from bench_loader import PEER_PACKAGES  # beside this script
+from bench_planners import double_integrator
 from torch import Tensor
 
 from embodied_wm.cli import compose_config, instantiate_config
@@ -47,12 +48,7 @@ from embodied_wm.world_model import WorldModel
 from planners import CEM, MPPI
 from planners.objectives import GoalDistance
 
-IMPORTED = ("h5py", "hdf5plugin", "imageio", "opencv-python-headless", "pygame", "pymunk", "shapely")
-"""What stable-worldmodel imports and does not ask for."""
-PEERS = {
-    "swm": ("stable-worldmodel==0.1.1", "transformers==5.24.0", *IMPORTED),
-    "dreamer4": ("dreamer4==0.20.2",),
-}
+PEERS = {"swm": (*PEER_PACKAGES, "transformers==5.24.0"), "dreamer4": ("dreamer4==0.20.2",)}
 """Folder of an environment to what is installed in it."""
 HERE = Path(__file__).resolve().parent
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -270,8 +270,8 @@ def imagine_uncached(
             levels = torch.cat([tau, torch.full_like(like, substep * step)], dim=1)
             sizes = torch.cat([size, torch.full_like(like, step)], dim=1)
             out = model.see(frames, levels, sizes, tokens[:, :time], *windows)[:, -1]
-            before, number = (past[:, -1], past_tau[:, -1, None, None]), substep
-            x_tau = model.improve(out, x_tau, noise[:, index], *before, number=number, num_steps=num_steps)
+            before = past[:, -1], past_tau[:, -1, None, None]
+            x_tau = model.improve(out, x_tau, noise[:, index], *before, number=substep, num_steps=num_steps)
         past = torch.cat([past, x_tau[:, None]], dim=1)
         past_tau = torch.cat([past_tau, torch.full_like(like, model.config.context_tau)], dim=1)
         seen, tau, size = (past, past_tau, torch.cat([size, size[:, :1]], 1)) if is_clean else (frames, levels, sizes)
