@@ -39,8 +39,10 @@ class CEM:
         num_kept: Elites of one iteration that are candidates of the next one too.
         include_mean: Make the Gaussian's mean (the warm start at first) a candidate of every iteration.
         include_zero: Make zero actions a candidate of the first iteration.
-        choose: "best" takes the cheapest candidate of all iterations; "mean" the last mean, which costs imagining one
-            more sequence and trusts single candidates less.
+        choose: "best" takes the cheapest candidate of all iterations; "mean" the last mean, which trusts single
+            candidates less.
+        imagine_mean: Imagine the mean that is chosen, to know its cost. One sequence takes a CPU nearly a fifth of the
+            time of 64 twice; without, the plan says its elites' mean cost instead.
         num_recorded: Most candidates that a Plan records.
     """
 
@@ -56,6 +58,7 @@ class CEM:
     include_mean: bool = True
     include_zero: bool = True
     choose: Literal["best", "mean"] = "best"
+    imagine_mean: bool = True
     num_recorded: int = 256
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class CEM:
     @property
     def num_sequences(self) -> int:
         """Return how many sequences a plan imagines."""
-        return self.num_candidates * self.num_iterations + (self.choose == "mean")
+        return self.num_candidates * self.num_iterations + (self.choose == "mean" and self.imagine_mean)
 
     def search(self, space: Space, generator: torch.Generator) -> Search:
         """Refit the Gaussian; see planners.search.Searcher."""
@@ -95,14 +98,17 @@ class CEM:
             noise = correlated_noise(space.room(self.num_candidates, known), factor, len(space.low), generator)
             candidates = torch.cat([known, space.clamp(mean + std * noise)])
             told = yield Ask(candidates)
-            elites = candidates[told.costs.topk(self.num_elites, largest=False).indices]
+            cheapest = told.costs.topk(self.num_elites, largest=False)
+            elites, cost = candidates[cheapest.indices], cheapest.values.mean()
             mean = torch.lerp(elites.mean(0), mean, self.momentum)
             std = torch.lerp(elites.std(0, correction=0), std, self.momentum)
             std = torch.maximum(std, self.min_std * space.scale)
         if self.choose == "best":
             return Choice()
-        told = yield Ask(mean[None], is_compared=False)
-        return Choice(mean, float(told.costs[0]))
+        if self.imagine_mean:
+            told = yield Ask(mean[None], is_compared=False)
+            cost = told.costs[0]
+        return Choice(mean, float(cost))
 
     def _known(self, space: Space, iteration: int, elites: Tensor, mean: Tensor) -> Tensor:
         """Return the candidates of an iteration that are not sampled."""

@@ -34,7 +34,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
-from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder
+from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder, turning_error
 
 type LatentTerms = Callable[[Float[Tensor, "batch time size"]], tuple[Tensor, dict[str, float]]]
 
@@ -60,6 +60,8 @@ class FrameTokenizerConfig:
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
         straightness_weight: Weight of the curvature penalty on latent trajectories.
+        turning_weight: Weight of key points that do not follow a picture that is turned and moved
+            (`keypoints.turning_error`); for square pictures from above, of things that turn.
     """
 
     image_size: tuple[int, int] = (64, 64)
@@ -71,6 +73,7 @@ class FrameTokenizerConfig:
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     rare_weight: float = 2.0
     straightness_weight: float = 0.1
+    turning_weight: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -171,6 +174,11 @@ class FrameTokenizer(nn.Module):
 
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
+        if config.turning_weight and not (config.keypoints and config.image_size[0] == config.image_size[1]):
+            raise ValueError(
+                f"turning_weight={config.turning_weight} with keypoints={config.keypoints} and "
+                f"image_size={config.image_size}; expected key points in square pictures, or turning_weight=0"
+            )
         if config.cameras != 1:
             raise ValueError(f"cameras={config.cameras}: a FrameTokenizer is of one; make it with `make_tokenizer`")
         self.config = config
@@ -252,6 +260,14 @@ class FrameTokenizer(nn.Module):
             straightness = step.diff(dim=1).square().mean() / spread
             loss = loss + self.config.straightness_weight * straightness
             metrics["straightness"] = float(straightness.detach())
+        if self.config.turning_weight:
+            assert isinstance(self.encoder, KeypointEncoder)
+            newest = slice(time - 1, None, time)  # one of each window: its frames differ little
+            turning = turning_error(
+                self.encoder, pixels[newest], raw[newest].flatten(1), self.background.detach(), generator
+            )
+            loss = loss + self.config.turning_weight * turning
+            metrics["turning"] = float(turning.detach())
         if further is not None:
             added, parts = further(rearrange(bottled.kept, "(b t) k d -> b t (k d)", b=batch, t=time))
             loss, metrics = loss + added, metrics | parts

@@ -249,6 +249,19 @@ def test_iterations_improve_the_candidates() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(means))
 
 
+def test_the_mean_is_chosen_without_imagining_it() -> None:
+    """The plan is the same, one sequence less is imagined, and the elites' mean cost stands for the mean's own."""
+    known = PLANNERS["cem-mean"]
+    assert isinstance(known, CEM)
+    with_cost = plan_with(known, DoubleIntegrator())
+    without = plan_with(replace(known, imagine_mean=False), DoubleIntegrator())
+    assert torch.equal(without.actions, with_cost.actions)
+    assert without.num_imagined == with_cost.num_imagined - 1 == 64
+    last = without.candidate_costs[without.candidate_iterations == 1]
+    assert without.cost == pytest.approx(float(last.topk(known.num_elites, largest=False).values.mean()))
+    assert with_cost.cost < without.cost  # a mean costs less than its elites do on average where costs are convex
+
+
 @pytest.mark.parametrize(
     "knobs", [{"num_elites": 200}, {"horizon": 0}, {"noise_correlation": 1.0}, {"min_std": 2.0}, {"choose": "worst"}]
 )

@@ -9,7 +9,7 @@ from torch import nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
-from embodied_wm.tokenizer.keypoints import SCALE, KeypointDecoder, KeypointEncoder
+from embodied_wm.tokenizer.keypoints import SCALE, KeypointDecoder, KeypointEncoder, turning_error
 
 CONFIG = FrameTokenizerConfig(
     image_size=(32, 32), channels=(8, 16), keypoints=2, bottleneck=BottleneckConfig(width=4, weight=0.0)
@@ -45,6 +45,30 @@ def frames_of_a_dot(places: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.repeat((255 * np.exp(-distance / 8))[..., None], 3, axis=-1).astype(np.uint8))
 
 
+class Centroid(KeypointEncoder):
+    """Stand in for a trained encoder of one key point: the middle of what is bright, in the coordinates of cells."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return x and y, [N, 2, 1, 1]."""
+        along = (torch.arange(32) - 15.5) / 14.0  # places run from the middles of the outer cells, 4 pixels each
+        bright = pixels.mean(1) / pixels.mean(1).sum((1, 2), keepdim=True)
+        return SCALE * torch.stack([bright.sum(1) @ along, bright.sum(2) @ along], dim=1)[..., None, None]
+
+
+def test_points_that_follow_a_turned_picture_have_no_turning_error() -> None:
+    encoder = Centroid((8, 16), 1)
+    pixels = frames_of_a_dot(np.random.default_rng(0).uniform(12, 20, size=(64, 2))).permute(0, 3, 1, 2) / 255.0
+    found = encoder(pixels).flatten(1)
+    background, generator = torch.zeros(3, 32, 32), torch.Generator()
+    followed = turning_error(encoder, pixels, found, background, generator.manual_seed(1))
+    assert float(followed) ** 0.5 < 0.01  # a sixth of a pixel
+    elsewhere = turning_error(encoder, pixels, found + 0.5 * SCALE, background, generator.manual_seed(1))
+    assert float(elsewhere) ** 0.5 > 0.5  # a point beside the dot does not turn about the picture's middle with it
+    seen = pixels[:1].expand(64, -1, -1, -1)
+    kept = turning_error(encoder, seen, found[:1].expand(64, -1), seen[0], generator.manual_seed(1))
+    assert float(kept) ** 0.5 > 0.2  # the background is not turned, and a point in it should not be there
+
+
 def test_a_dot_is_found_where_no_training_frame_had_it() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -75,6 +99,7 @@ def test_a_dot_is_found_where_no_training_frame_had_it() -> None:
     [
         ({"channels": (8, 16, 32)}, "channels"),
         ({"token_grid": (2, 2)}, "token_grid"),
+        ({"turning_weight": 1.0, "image_size": (32, 64)}, "expected key points in square pictures"),
         ({"keypoints": 3}, "expected 6, x and y of each"),
         ({"image_size": (30, 32)}, "multiples of 4"),
     ],
