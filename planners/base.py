@@ -68,7 +68,7 @@ class Plan:
 
     Attributes:
         actions: Chosen actions [H, A], within the dynamics' bounds.
-        cost: Imagined cost of `actions`; an estimate where a planner chooses what it has not imagined (`CEM.imagine_mean`).
+        cost: Imagined cost of `actions`, or an estimate where they were not imagined (`CEM.imagine_mean`).
         candidates: Candidates that were really compared [N, H, A]; an even sample over iterations when there were more.
         candidate_costs: Their imagined costs [N].
         candidate_iterations: The iteration in which each was compared [N], counted from 0.

@@ -92,7 +92,7 @@ class CEM:
         mean = space.centre
         std = (self.initial_std * space.scale).expand(self.horizon, -1)
         factor = correlation_factor(self.horizon, self.noise_correlation, like=space.low)
-        elites = space.starts[:0]
+        elites, cost = space.starts[:0], mean.new_tensor(float("nan"))
         for iteration in range(self.num_iterations):
             known = self._known(space, iteration, elites, mean)
             noise = correlated_noise(space.room(self.num_candidates, known), factor, len(space.low), generator)

@@ -23,8 +23,8 @@ CONTEXT = 3
 class ReadAhead:
     """Offer batches by their numbers, prepared in advance as long as the numbers follow each other."""
 
-    def __init__(self, read: Callable[[int], Batch]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[int], Batch], num_readers: int) -> None:
+        self._read, self._num_readers = read, num_readers
         self._ahead: Generator[Batch] | None = None
         self._next = 0
 
@@ -33,7 +33,7 @@ class ReadAhead:
         if self._ahead is None or number != self._next:
             if self._ahead is not None:
                 self._ahead.close()
-            self._ahead = read_ahead(self._read, number)
+            self._ahead = read_ahead(self._read, number, self._num_readers)
         self._next = number + 1
         return next(self._ahead)
 
@@ -100,7 +100,7 @@ class FrameBatches:
 
         is_resident = set(camera_names(self._camera)) <= set(loader.resident_features)
         is_at_hand = is_resident and self._processes.device.type == "cpu"
-        return read if is_at_hand else ReadAhead(read)
+        return read if is_at_hand else ReadAhead(read, self._processes.num_readers)
 
     def first_frames(self, episodes: Sequence[int], loader: WindowLoader, num_batches: int) -> Tensor:
         """Return the first frames of the first batches, the same on every process."""

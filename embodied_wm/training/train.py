@@ -203,7 +203,9 @@ class Trainer:
             members=self.labelled if labelled_only else None,
         )
         is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
-        read = ReadAhead(sampler.batch) if self.config.latents == "zarr" or is_for_gpu else sampler.batch
+        read = sampler.batch
+        if self.config.latents == "zarr" or is_for_gpu:
+            read = ReadAhead(read, self.processes.num_readers)
         if not self.config.keep.evaluate_every:
             return sampler, read, None
         held_out = self.latents("held_out").sampler(length=length, batch_size=config.batch_size, seed=self.seed)

@@ -20,8 +20,7 @@ from embodied_wm import cli
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.frames import FrameBatches, ReadAhead
-from embodied_wm.training.loop import Processes
-from embodied_wm.training.processes import ComputeConfig, choose_device, prepare, start_processes
+from embodied_wm.training.processes import ComputeConfig, Processes, choose_device, prepare, start_processes
 from embodied_wm.training.state import StageFiles, StageState
 from embodied_wm.training.train import STAGES, TrainConfig, train_world_model
 
@@ -213,7 +212,7 @@ def test_reading_ahead_gives_each_batch_by_its_number() -> None:
         read.append(number)
         return {"number": torch.tensor(number)}
 
-    ahead = ReadAhead(batch)
+    ahead = ReadAhead(batch, num_readers=2)
     assert [int(ahead(number)["number"]) for number in (3, 4, 5, 0, 1, 9)] == [3, 4, 5, 0, 1, 9]
     until = time.monotonic() + 60
     while 10 not in read and time.monotonic() < until:  # is prepared before anybody asks
@@ -229,6 +228,20 @@ def test_a_process_alone_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> N
     assert processes.share("x") == "x"
     assert processes.is_main
     assert not processes.is_sharding
+
+
+def test_readers_are_shared_between_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    each = Processes(config=ComputeConfig(readers=0))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert each.num_readers == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert each.num_readers == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert each.num_readers == 2
+    assert Processes(config=ComputeConfig(readers=3)).num_readers == 3
+    with pytest.raises(ValueError, match="readers=-1: expected a number of threads, or 0"):
+        ComputeConfig(readers=-1)
 
 
 @pytest.mark.parametrize(
