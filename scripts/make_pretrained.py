@@ -27,29 +27,23 @@ from embodied_wm.evaluation.lineup import CONTROLLERS
 from embodied_wm.pretrained import FOLDER
 from embodied_wm.world_model import WorldModel
 
-TWO_STREAMS = ("model.predictor.clean_pass=true", "trainer.predictor.num_steps=2000")
-"""What models were trained with before known frames needed no pass of their own: drawer and push_t still are."""
-READOUTS = ("trainer.readouts.num_steps=1500", "trainer.readouts.learning_rate=0.004")
 FEW_THINGS = (
     "model=nano_keypoints",
-    *READOUTS,
-    "trainer.tokenizer.num_steps=1800",
+    "trainer.tokenizer.num_steps=2000",
+    "trainer.predictor.num_steps=4000",
     "trainer.self_forcing.num_steps=1200",
     "trainer.self_forcing.learning_rate=0.001",
+    "trainer.readouts.num_steps=1500",
+    "trainer.readouts.learning_rate=0.004",
 )
 """For a few things before a still camera: key points, and contexts that the model imagined itself."""
 WIDER = tuple(f"model.predictor.transformer.{size}" for size in ("width=192", "num_heads=6", "hidden=512"))
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "reach": (),
-    "push": (*FEW_THINGS, "trainer.predictor.num_steps=4000"),
-    "push_t": (*FEW_THINGS, *TWO_STREAMS, *WIDER),
-    "drawer": (
-        "model.tokenizer.bottleneck.width=48",
-        *TWO_STREAMS,
-        *READOUTS,
-        "trainer.tokenizer.num_steps=1500",
-    ),  # key points find no long thin arm: its tip was read to 3 cm, from 48 free numbers to 0.6 cm
+    "push": FEW_THINGS,
+    "push_t": (*FEW_THINGS, *WIDER),
+    "drawer": FEW_THINGS,
 }
 """Task to what its training differs in from `embodied-wm train`'s defaults."""
 

@@ -1,15 +1,18 @@
-"""Which tokenizer? Bottlenecks x tokens x further terms on `push`, each trained for the same CPU time; one table.
+"""Which tokenizer? Bottlenecks x tokens x further terms, each trained for the same CPU time; one table.
 
     embodied-wm collect task=push out=push.zarr
     python scripts/study_tokenizer.py push.zarr --out study
+    python scripts/study_tokenizer.py push_t.zarr --task push_t --out study_t --variants keypoints-32 turning-32
 
-Every variant encodes a 64x64 frame into 64 numbers (1 token of 64, 4 of 16, 16 of 4; 16 key points are 32 numbers), by
-the convolutions of `model=nano`. "+" trains with the terms of `embodied_wm/tokenizer/plannable.py` (predictability 0.1,
-inverse dynamics 0.02). Variants that are done are kept in `--out` and not trained again. Columns:
+Every variant encodes a 64x64 frame into 64 numbers (1 token of 64, 4 of 16, 16 of 4; 32 key points; 16 key points are
+32 numbers), by the convolutions of `model=nano`; "turning" are key points with `turning_weight` 0.2. "+" trains with
+the terms of `embodied_wm/tokenizer/plannable.py` (predictability 0.1, inverse dynamics 0.02).
+Variants that are done are kept in `--out` and not trained again. Columns:
 
 - `frame`, `objects`, `pusher`: PSNR in dB of decoded held-out frames (without blending), over all pixels, over those
   where MuJoCo's segmentation shows pusher or box, and over the pusher's alone; each area grown by one pixel.
-- `pusher`, `box`, `yaw`: what a small network reads from latents of held-out episodes, mean distance to the truth.
+- `pusher`, `box` (or T), `yaw`: what a small network reads from latents of held-out episodes, mean distance to the
+  truth.
 - `foretold`: what a fresh small network, given the action, foretells of the latents' change in one step, 1 is all.
 - with `--predictor`: a nano predictor trained for the same CPU time on the frozen latents; `spearman` is the rank
   correlation of imagined with physical cost, `8 steps` the box's error after 8 imagined steps.
@@ -61,6 +64,8 @@ BOTTLENECKS = {
     "lfq": BottleneckConfig(kind="lfq", width=NUMBERS, codebooks=NUMBERS // 4),
 }
 GRIDS = {1: (1, 1), 4: (2, 2), 16: (4, 4)}
+TURNING = {"keypoints": 0.0, "turning": 0.2}
+"""Kinds of key points to their `turning_weight`."""
 TERMS = PlannableConfig(predictability_weight=0.1, inverse_weight=0.02)
 BATCH, STATISTICS_BATCHES = 8, 120
 PROBE_EPISODES, HELD_OUT_EPISODES, FRAMES_APART, PROBE_STEPS = 100, 40, 5, 600
@@ -83,9 +88,12 @@ class Variant:
     @property
     def config(self) -> FrameTokenizerConfig:
         """Return the tokenizer's configuration."""
-        if self.kind == "keypoints":
+        if self.kind in TURNING:
             places = BottleneckConfig(width=2 * self.tokens, weight=0.0)
-            return FrameTokenizerConfig(channels=(16, 32), keypoints=self.tokens, bottleneck=places)
+            weight = TURNING[self.kind]
+            return FrameTokenizerConfig(
+                channels=(16, 32), keypoints=self.tokens, bottleneck=places, turning_weight=weight
+            )
         whole = BOTTLENECKS[self.kind]
         bottleneck = replace(whole, width=whole.width // self.tokens, codebooks=max(1, whole.codebooks // self.tokens))
         return FrameTokenizerConfig(token_grid=GRIDS[self.tokens], bottleneck=bottleneck)
@@ -93,7 +101,7 @@ class Variant:
 
 VARIANTS = {
     variant.name: variant
-    for kind, counts in [*((kind, tuple(GRIDS)) for kind in BOTTLENECKS), ("keypoints", (16,))]
+    for kind, counts in [*((kind, tuple(GRIDS)) for kind in BOTTLENECKS), *((kind, (16, 32)) for kind in TURNING)]
     for tokens in counts
     for further in (False, True)
     for variant in [Variant(kind=kind, tokens=tokens, further=further)]
@@ -103,8 +111,8 @@ VARIANTS = {
 class Data:
     """Hold what all variants are trained and measured on."""
 
-    def __init__(self, store: EpisodeStore) -> None:
-        self.store, self.task = store, get_task("push")
+    def __init__(self, store: EpisodeStore, task: str) -> None:
+        self.store, self.task = store, get_task(task)
         self.camera = choose_camera(store, "")
         train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
         self.held_out = held_out[:HELD_OUT_EPISODES]
@@ -201,7 +209,7 @@ def judge_predictor(
     planner = CEM(horizon=8, num_candidates=64, num_iterations=3)
     found = judge_imagination(data.task, judged, planner, JUDGED, weights=weights, seed=0).measures
     ends = found["spearman"]["ci95"] or [math.nan, math.nan]
-    at = {name: found[f"state_error.{name}"]["by_horizon"]["8"]["value"] for name in ("box_x", "box_y")}
+    at = {name: found[f"state_error.{name}"]["by_horizon"]["8"]["value"] for name in data.task.quantity_names[2:4]}
     return {
         "predictor_cpu_s": seconds,
         "predictor_steps": steps,
@@ -264,7 +272,8 @@ def row_of(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Train, measure, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("store", type=Path, help="store of push")
+    parser.add_argument("store", type=Path, help="store of the task")
+    parser.add_argument("--task", default="push", choices=["push", "push_t"], help="a pusher and one thing")
     parser.add_argument("--out", type=Path, required=True, help="folder of what is done")
     parser.add_argument("--cpu-seconds", type=float, default=30.0, help="CPU time of each tokenizer's training")
     parser.add_argument("--predictor-seconds", type=float, default=90.0, help="CPU time of each predictor's training")
@@ -274,7 +283,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    data, console = Data(EpisodeStore.open(options.store)), Console(width=140, highlight=False)
+    data, console = Data(EpisodeStore.open(options.store), options.task), Console(width=140, highlight=False)
     rows = []
     for name in options.variants:
         rows.append(row_of(name, study(VARIANTS[name], data, options.out, options)))

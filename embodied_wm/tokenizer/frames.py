@@ -59,9 +59,10 @@ class FrameTokenizerConfig:
             still camera; 0 for cells of channels. `bottleneck.width` must be twice as many.
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
-        straightness_weight: Weight of the curvature penalty on latent trajectories.
+        straightness_weight: Weight of the curvature penalty on latent trajectories. This and the next count, for key
+            points, only as far as what differs from the background is painted already.
         turning_weight: Weight of key points that do not follow a picture that is turned and moved
-            (`keypoints.turning_error`); for square pictures from above, of things that turn.
+            (`keypoints.turning_error`); for square pictures.
     """
 
     image_size: tuple[int, int] = (64, 64)
@@ -252,13 +253,14 @@ class FrameTokenizer(nn.Module):
         reconstruction_loss = (error * weight).mean() / (1 + self.config.rare_weight)
         loss = reconstruction_loss + bottled.regulariser
         metrics = {"mse": float(error.detach().mean()), "regulariser": float(bottled.regulariser.detach())}
+        painted = self._painted(pixels, error.detach())
         if time >= 3 and self.config.straightness_weight:
             means = raw[..., : self.config.bottleneck.width]
             path = rearrange(means, "(b t) k d -> b t (k d)", b=batch, t=time)
             step = path.diff(dim=1)
             spread = path.detach().var(dim=(0, 1)).mean().clamp_min(1e-4)
             straightness = step.diff(dim=1).square().mean() / spread
-            loss = loss + self.config.straightness_weight * straightness
+            loss = loss + self.config.straightness_weight * painted * straightness
             metrics["straightness"] = float(straightness.detach())
         if self.config.turning_weight:
             assert isinstance(self.encoder, KeypointEncoder)
@@ -266,13 +268,20 @@ class FrameTokenizer(nn.Module):
             turning = turning_error(
                 self.encoder, pixels[newest], raw[newest].flatten(1), self.background.detach(), generator
             )
-            loss = loss + self.config.turning_weight * turning
+            loss = loss + self.config.turning_weight * painted * turning
             metrics["turning"] = float(turning.detach())
         if further is not None:
             added, parts = further(rearrange(bottled.kept, "(b t) k d -> b t (k d)", b=batch, t=time))
             loss, metrics = loss + added, metrics | parts
         metrics["psnr"] = float(-10 * torch.log10((error.detach() / 4).mean((1, 2, 3)).clamp_min(1e-6)).mean())
         return loss, metrics
+
+    def _painted(self, pixels_NCHW: Tensor, error_NCHW: Tensor) -> Tensor:
+        """Return by what part key points paint what differs from the background; other latents are not paced by it."""
+        if not self.config.keypoints:
+            return pixels_NCHW.new_ones(())
+        missing = (pixels_NCHW - self.background.detach()).square().mean()
+        return (1 - error_NCHW.mean() / missing.clamp_min(1e-6)).clamp(0, 1)
 
     @torch.no_grad()
     def encode(

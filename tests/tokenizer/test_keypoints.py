@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
-from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, to_pixels
 from embodied_wm.tokenizer.keypoints import SCALE, KeypointDecoder, KeypointEncoder, turning_error
 
 CONFIG = FrameTokenizerConfig(
@@ -45,6 +45,18 @@ def frames_of_a_dot(places: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.repeat((255 * np.exp(-distance / 8))[..., None], 3, axis=-1).astype(np.uint8))
 
 
+class Fixed(KeypointDecoder):
+    """Stand in for a decoder: paints these frames, off by an offset, wherever the points are."""
+
+    def __init__(self, frames: torch.Tensor, background: torch.Tensor, offset: float) -> None:
+        super().__init__((8, 16), 2, (32, 32))
+        self.pixels = to_pixels(frames) - background.detach() + offset
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return pixels, to be added to the background."""
+        return self.pixels
+
+
 class Centroid(KeypointEncoder):
     """Stand in for a trained encoder of one key point: the middle of what is bright, in the coordinates of cells."""
 
@@ -67,6 +79,26 @@ def test_points_that_follow_a_turned_picture_have_no_turning_error() -> None:
     seen = pixels[:1].expand(64, -1, -1, -1)
     kept = turning_error(encoder, seen, found[:1].expand(64, -1), seen[0], generator.manual_seed(1))
     assert float(kept) ** 0.5 > 0.2  # the background is not turned, and a point in it should not be there
+
+
+def test_nothing_else_counts_before_points_paint() -> None:
+    """A decoder that paints worse than the background leaves the loss to painting; one that paints, to all terms."""
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(replace(CONFIG, straightness_weight=3.0, turning_weight=2.0))
+    frames = frames_of_a_dot(np.random.default_rng(0).uniform(8, 24, size=(24, 2))).unflatten(0, (8, 3))
+    tokenizer.fit_background(frames.flatten(0, 1))
+
+    def parts(offset: float) -> tuple[float, dict[str, float]]:
+        tokenizer.decoder = Fixed(frames.flatten(0, 1), tokenizer.background, offset)
+        loss, metrics = tokenizer.loss(frames, torch.Generator().manual_seed(0))
+        return float(loss.detach()), metrics
+
+    loss, metrics = parts(1.0)
+    assert loss == pytest.approx(metrics["mse"], rel=1e-4)  # every pixel misses by as much, so weights change nothing
+    assert metrics["turning"] > 1e-4
+    loss, metrics = parts(0.0)
+    assert metrics["mse"] < 1e-9
+    assert loss == pytest.approx(3 * metrics["straightness"] + 2 * metrics["turning"], rel=1e-4)
 
 
 def test_a_dot_is_found_where_no_training_frame_had_it() -> None:
