@@ -34,7 +34,12 @@ def _planner(plan: str, horizon: int, choose: Literal["best", "mean"]) -> CEM:
     """Return the CEM of a size such as 96x3: candidates x iterations."""
     candidates, iterations = (int(number) for number in plan.split("x"))
     return CEM(
-        horizon=horizon, num_candidates=candidates, num_iterations=iterations, num_elites=NUM_ELITES, choose=choose
+        horizon=horizon,
+        num_candidates=candidates,
+        num_iterations=iterations,
+        num_elites=NUM_ELITES,
+        choose=choose,
+        imagine_mean=False,
     )
 
 
