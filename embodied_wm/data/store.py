@@ -155,6 +155,11 @@ class EpisodeStore:
         return store
 
     @property
+    def address(self) -> str:
+        """Return where this store is from any folder: an absolute path, or its URL."""
+        return str(Path(self.path).resolve()) if is_local(self.path) else self.path
+
+    @property
     def features(self) -> Mapping[str, FeatureSpec]:
         """Return name to description of every feature."""
         return self._header.features

@@ -365,7 +365,7 @@ def _card(member: _Member, names: list[str], config: TrainConfig, seed: int) -> 
     """Return what a member's card says."""
     store = member.store
     return {
-        "store": store.path,
+        "store": store.address,
         "fingerprint": store.fingerprint(),
         "source": store.metadata.get("source"),
         "seed": seed,

@@ -409,7 +409,7 @@ def train_world_model(
                 getattr(trainer, f"train_{name}")()
                 model.eval()
         model.card = {
-            "store": store.path,
+            "store": store.address,
             "fingerprint": store.fingerprint(),
             "source": store.metadata.get("source"),
             "seed": seed,

@@ -60,6 +60,14 @@ def test_round_trip_over_several_commits_and_a_reopening(tmp_path):
         assert_same(store.episode(number), numbered_episode(number))
 
 
+def test_a_store_says_where_it_is_from_any_folder(tmp_path, monkeypatch):
+    create(tmp_path / "s.zarr").close()
+    monkeypatch.chdir(tmp_path)
+    store = EpisodeStore.open("s.zarr")
+    monkeypatch.chdir("/")
+    assert EpisodeStore.open(store.address).features == store.features
+
+
 def test_a_feature_of_zeros_only_is_read_back_from_a_reopened_store(tmp_path):
     create(tmp_path / "s.zarr", 1).close()
     with EpisodeStore.open(tmp_path / "s.zarr", mode="a") as store:
