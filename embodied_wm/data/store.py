@@ -44,6 +44,7 @@ class EpisodeStore:
         cache: CacheConfig | None = None,
     ) -> None:
         self.path = path
+        self.address = str(Path(path).resolve()) if is_local(path) else path  # from any folder
         self._group = group
         self._header = header
         self._writable = writable
@@ -153,11 +154,6 @@ class EpisodeStore:
             for left_over in Path(where).rglob("*.partial"):
                 left_over.unlink(missing_ok=True)
         return store
-
-    @property
-    def address(self) -> str:
-        """Return where this store is from any folder: an absolute path, or its URL."""
-        return str(Path(self.path).resolve()) if is_local(self.path) else self.path
 
     @property
     def features(self) -> Mapping[str, FeatureSpec]:
