@@ -42,7 +42,7 @@ WIDER = tuple(f"model.predictor.transformer.{size}" for size in ("width=192", "n
 RECIPES: dict[str, tuple[str, ...]] = {
     "reach": (),
     "push": FEW_THINGS,
-    "push_t": (*FEW_THINGS, *WIDER),
+    "push_t": (*FEW_THINGS, *WIDER, "model.tokenizer.eager=false"),
     "drawer": FEW_THINGS,
 }
 """Task to what its training differs in from `embodied-wm train`'s defaults."""

@@ -34,7 +34,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig, make_bottleneck
-from embodied_wm.tokenizer.keypoints import STRIDE, KeypointDecoder, KeypointEncoder, turning_error
+from embodied_wm.tokenizer.keypoints import PEAKED, STRIDE, KeypointDecoder, KeypointEncoder, turning_error
 
 type LatentTerms = Callable[[Float[Tensor, "batch time size"]], tuple[Tensor, dict[str, float]]]
 
@@ -59,8 +59,9 @@ class FrameTokenizerConfig:
             still camera; 0 for cells of channels. `bottleneck.width` must be twice as many.
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
-        straightness_weight: Weight of the curvature penalty on latent trajectories. This and the next count, for key
-            points, only as far as what differs from the background is painted already.
+        straightness_weight: Weight of the curvature penalty on latent trajectories.
+        eager: Let key points leave the middle early: their first heat maps are peaked, and the penalties before and
+            after this count only as far as what differs from the background is painted already.
         turning_weight: Weight of key points that do not follow a picture that is turned and moved
             (`keypoints.turning_error`); for square pictures.
     """
@@ -74,6 +75,7 @@ class FrameTokenizerConfig:
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     rare_weight: float = 2.0
     straightness_weight: float = 0.1
+    eager: bool = True
     turning_weight: float = 0.0
 
     @property
@@ -162,7 +164,7 @@ def _make_keypoints(config: FrameTokenizerConfig) -> tuple[nn.Module, nn.Module]
         if not valid:
             raise ValueError(f"keypoints={config.keypoints} with {got}; expected {expected}.")
     return (
-        KeypointEncoder(config.channels, config.keypoints),
+        KeypointEncoder(config.channels, config.keypoints, peaked=PEAKED if config.eager else 1.0),
         KeypointDecoder(config.channels, config.keypoints, config.image_size),
     )
 
@@ -277,8 +279,8 @@ class FrameTokenizer(nn.Module):
         return loss, metrics
 
     def _painted(self, pixels_NCHW: Tensor, error_NCHW: Tensor) -> Tensor:
-        """Return by what part key points paint what differs from the background; other latents are not paced by it."""
-        if not self.config.keypoints:
+        """Return by what part key points that are eager paint what differs from the background; 1 for all others."""
+        if not (self.config.keypoints and self.config.eager):
             return pixels_NCHW.new_ones(())
         missing = (pixels_NCHW - self.background.detach()).square().mean()
         return (1 - error_NCHW.mean() / missing.clamp_min(1e-6)).clamp(0, 1)
