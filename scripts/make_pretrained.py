@@ -7,10 +7,9 @@ Each step is the verb a person would call, and is printed; what is finished is n
 result into embodied_wm/pretrained. Weights are halved to 16 bits before they are judged, so the figures in the card
 are those of the weights that ship; numbers that few share (means, scales, norms) stay in 32 bits. The models that ship
 were trained with one thread (OMP_NUM_THREADS=1) by the verb and the options below, and judged by this script with
-`--controllers model oracle behaviour_cloning inverse_dynamics random`. That of `push_t` was trained before the order
-changed in which first weights are drawn, so the same seed now starts elsewhere. `pick_place` has no recipe yet: with 16
-key points it was solved in 0.04 of 50 episodes, since they read the cube to 0.4 to 0.8 cm and its imagined places are
-off by 4 cm after 8 steps.
+`--controllers model oracle behaviour_cloning inverse_dynamics random`. `pick_place` has no
+recipe yet: with 16 key points it was solved in 0.04 of 50 episodes, since they read the cube to 0.4 to 0.8 cm and its
+imagined places are off by 4 cm after 8 steps.
 """
 
 import argparse
