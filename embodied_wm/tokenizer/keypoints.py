@@ -30,8 +30,9 @@ last model is the one of 16 points that shipped, after 1,800 steps; one seed eac
     16, 0, shipped            0.33 cm  0.17 cm  0.049
 
 With 2,400 episodes and 2,000 steps 0.15 cm, 0.08 cm and 0.012, and 0.90 and 0.96 of 100 goals were solved, from two
-draws of first weights. More episodes do help then: a plain network on MuJoCo's own state, rolled out, is off by 1.6 cm at the T's stem at 8 steps when it has seen
-720 of them, and by 1.0 cm after 2,160; on these latents it is 2.1 cm, where it was 2.7.
+draws of first weights. More episodes do help then: a plain network on MuJoCo's own state, rolled out, is off by 1.6 cm
+at the T's stem at 8 steps when it has seen 720 of them, and by 1.0 cm after 2,160; on these latents it is 2.1 and
+1.9 cm, where it was 2.7.
 
 Points start in the middle, where flat heat maps put them, and leave it late or never; `eager` ones are helped. Their
 first maps are peaked (`PEAKED`): after 300 steps of `push_t` the squared error is 0.041 with weights as they are drawn,
