@@ -60,8 +60,8 @@ class FrameTokenizerConfig:
         bottleneck: What stands between encoder and decoder.
         rare_weight: Extra weight of pixels that differ from the batch's mean image; 0 for a plain squared error.
         straightness_weight: Weight of the curvature penalty on latent trajectories.
-        eager: Let key points leave the middle early: their first heat maps are peaked, and the penalties before and
-            after this count only as far as what differs from the background is painted already.
+        eager: Let key points leave the middle early: their first heat maps are peaked, and straightness and turning
+            count only as far as what differs from the background is painted already.
         turning_weight: Weight of key points that do not follow a picture that is turned and moved
             (`keypoints.turning_error`); for square pictures.
     """

@@ -30,6 +30,9 @@ Loss = Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]
 WAIT = timedelta(hours=12)
 """How long processes wait for each other: the first one encodes all episodes while the others wait."""
 
+MOST_READERS = 16
+"""Readers that are chosen by themselves: each keeps two batches in memory."""
+
 CHOICES = {"precision": ("auto", "fp32", "bf16"), "sharding": ("ddp", "fsdp2")}
 
 
@@ -46,8 +49,9 @@ class ComputeConfig:
         recompute: Recompute the transformer's activations in the backward pass instead of keeping them.
         sharding: What several processes share: "ddp" gives each all weights, "fsdp2" a part of the predictor's.
         readers: Threads that read batches ahead, which changes nothing but the time; 0 takes one for each core of this
-            machine, shared between its processes, and at least 2. One reader feeds `small`'s tokenizer stage from a
-            store at up to 30 TFLOP/s, from memory at 490 (`scripts/bench_training.py feed --model small`).
+            machine, shared between its processes, at least 2 and at most MOST_READERS. One reader feeds `small`'s
+            tokenizer stage from a store at up to 30 TFLOP/s, from memory at 490
+            (`scripts/bench_training.py feed --model small`).
     """
 
     device: str = "cpu"
@@ -127,7 +131,7 @@ class Processes:
     def num_readers(self) -> int:
         """Return how many threads of this process read batches ahead."""
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self.config.readers or max(2, (os.cpu_count() or 2) // here)
+        return self.config.readers or min(MOST_READERS, max(2, (os.cpu_count() or 2) // here))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the forward pass: mixed precision by device."""

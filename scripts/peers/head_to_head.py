@@ -2,11 +2,12 @@
 
     bash scripts/peers/setup.sh                                    # an environment with the peer in it
     PEER=.venv-peers/bin/python
-    .venv/bin/python scripts/make_pretrained.py push --runs runs   # ours: runs/train_push, and its episodes
-    SMALL="--minutes 15 --size small --batch-size 64"              # minutes: the CPU time that ours took
-    $PEER scripts/peers/train_lewm.py runs/push.zarr lewm_a.pt $SMALL --learning-rate 1e-3
-    $PEER scripts/peers/train_lewm.py runs/push.zarr lewm_b.pt $SMALL --learning-rate 3e-4
-    $PEER scripts/peers/head_to_head.py --ours runs/train_push --lewm lewm_a.pt lewm_b.pt --out runs/peers
+    .venv/bin/embodied-wm collect task=push episodes=600 out=push.zarr
+    .venv/bin/embodied-wm train data.path=push.zarr run_dir=runs/push OPTIONS   # those of make_pretrained.RECIPES["push"]
+    SMALL="--minutes 22 --size small --batch-size 64"
+    $PEER scripts/peers/train_lewm.py push.zarr lewm_a.pt $SMALL --learning-rate 1e-3
+    $PEER scripts/peers/train_lewm.py push.zarr lewm_b.pt $SMALL --learning-rate 3e-4
+    $PEER scripts/peers/head_to_head.py --ours runs/push --lewm lewm_a.pt lewm_b.pt --out runs/peers
 
 Every entrant meets the same frozen states and the same frozen pairs of start and goal, through `embodied-wm benchmark`;
 what is finished in `--out` is not measured again. LeWM is entered three times:

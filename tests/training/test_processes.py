@@ -235,6 +235,9 @@ def test_readers_are_shared_between_the_processes_of_a_machine(monkeypatch: pyte
     each = Processes(config=ComputeConfig(readers=0))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert each.num_readers == 16
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    assert each.num_readers == 16  # each keeps batches in memory
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert each.num_readers == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
