@@ -3,7 +3,7 @@
     bash scripts/peers/setup.sh                                    # an environment with the peer in it
     PEER=.venv-peers/bin/python
     .venv/bin/embodied-wm collect task=push episodes=600 out=push.zarr
-    .venv/bin/embodied-wm train data.path=push.zarr run_dir=runs/push OPTIONS   # those of make_pretrained.RECIPES["push"]
+    .venv/bin/embodied-wm train data.path=push.zarr run_dir=runs/push OPTIONS   # of make_pretrained.RECIPES["push"]
     SMALL="--minutes 22 --size small --batch-size 64"
     $PEER scripts/peers/train_lewm.py push.zarr lewm_a.pt $SMALL --learning-rate 1e-3
     $PEER scripts/peers/train_lewm.py push.zarr lewm_b.pt $SMALL --learning-rate 3e-4
