@@ -111,8 +111,10 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
 
     from embodied_wm.commands import verbs
     from embodied_wm.commands.joining import open_run
+    from embodied_wm.commands.run import with_earlier
 
-    composed, choices = compose_config(name, read_overrides(verb, overrides))
+    chosen = with_earlier(read_overrides(verb, overrides))
+    composed, choices = compose_config(name, chosen)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         meanings = options.meanings(name, choices)
@@ -124,7 +126,9 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
         return 0
     with open_run(name, config) as run:
         run.start(
-            " ".join([pages.PROGRAM, *_command([verb, name.removeprefix("benchmark_")]), *overrides]), config_yaml
+            " ".join([pages.PROGRAM, *_command([verb, name.removeprefix("benchmark_")]), *overrides]),
+            config_yaml,
+            [f"{key}={value}" for key, value in chosen.items()],
         )
         run.console.print(f"run folder: [cyan]{run.folder}[/]", soft_wrap=True)
         code = verbs.RUN[name](config, run) or 0

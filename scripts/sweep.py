@@ -28,7 +28,8 @@ def main(composed: DictConfig) -> None:
     config = instantiate_config(composed)
     folder = config["run_dir"] or str(Path(HydraConfig.get().runtime.output_dir) / "run")
     with Run("train", run_dir=folder, resume=config["resume"]) as run:
-        run.start(f"sweep.py {' '.join(HydraConfig.get().overrides.task)}", OmegaConf.to_yaml(composed, resolve=True))
+        overrides = list(HydraConfig.get().overrides.task)
+        run.start(f"sweep.py {' '.join(overrides)}", OmegaConf.to_yaml(composed, resolve=True), overrides)
         verbs.train(config, run)
 
 

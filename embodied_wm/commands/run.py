@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,9 @@ from embodied_wm.commands.errors import UsageError
 
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
+
+OVERRIDES = "overrides.yaml"
+"""File of a run: the options that were given, one `name=value` each, as Hydra keeps them."""
 
 FREE = (
     "resume",
@@ -73,8 +76,8 @@ class Run:
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
 
-    def start(self, command: str, config_yaml: str) -> None:
-        """Write the resolved configuration and the head of the log.
+    def start(self, command: str, config_yaml: str, overrides: Sequence[str]) -> None:
+        """Write the resolved configuration, the overrides that led to it (`name=value`) and the head of the log.
 
         Raises:
             UsageError: The folder holds a run of another configuration.
@@ -84,6 +87,9 @@ class Run:
         if self.resumed:
             self._check_same(config_yaml)
         (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        unfinished = self.folder / f"{OVERRIDES}.part"
+        unfinished.write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
+        unfinished.replace(self.folder / OVERRIDES)  # at once: processes that join a resumed run read it too
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.console.log_only(Text(f"{now}  {command}"))  # as it stands: brackets in a command are no markup
         self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
@@ -124,6 +130,17 @@ class Run:
             # The disk is full: the run's own error, which is on its way, must not be hidden by this one.
             with suppress(OSError):
                 self._log.close()
+
+
+def with_earlier(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the overrides (option to text), for a run that is resumed before them those that it was begun with."""
+    if overrides.get("resume", "").lower() != "true" or "run_dir" not in overrides:
+        return dict(overrides)
+    earlier = Path(overrides["run_dir"]).expanduser() / OVERRIDES
+    if not earlier.is_file():  # no run, which opening it says, or one of a release that kept none
+        return dict(overrides)
+    chosen = yaml.safe_load(earlier.read_text(encoding="utf-8"))
+    return dict(override.split("=", 1) for override in chosen) | dict(overrides)
 
 
 def newest_run(parent: Path) -> Path | None:
