@@ -3,6 +3,7 @@
     python scripts/sizes.py                         one column per model
     python scripts/sizes.py --mfu 0.4 --gpus 8      expected time at another utilisation, on more GPUs
     python scripts/sizes.py --hours 10000           storage, loader bandwidth and days for that many hours of episodes
+    python scripts/sizes.py --models nano small --imagine 256    how fast untrained ones imagine so many candidates here
 
 Parameters are counted, FLOPs are counted by torch.utils.flop_counter over the operations of a forward and a backward
 pass on the meta device (shapes without numbers), the memory of activations is the sum of what autograd keeps for that
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from embodied_wm.cli import compose_config, instantiate_config
+from embodied_wm.embodiment import Embodiment
+from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.training.train import TrainConfig
-from embodied_wm.world_model import WorldModelConfig
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 MODELS = {
     "nano": "cpu",
@@ -234,6 +237,24 @@ def corpus_table(sizes: dict[str, Size], hours: float, mfu: float, gpus: int, pa
     return table
 
 
+def imagination_table(names: list[str], num_candidates: int) -> Table:
+    """Time imagination with first weights on this machine, one thread, one denoising step, 4 frames of context."""
+    torch.set_num_threads(1)
+    config = SpeedConfig(
+        num_candidates=[num_candidates], context_frames=[4], denoising_steps=[1], most_uncached=0, clock="cpu"
+    )
+    robot = Embodiment(camera="none", action_size=ACTION_SIZE)
+    table = Table(title=f"{num_candidates} candidates, {config.horizon} steps, on this machine, by processor time")
+    for column in ("model", "candidate-steps a second", "FLOP/s", "part of the matrix product's FLOP/s"):
+        table.add_column(column, justify="right")
+    for name in names:
+        composed, _ = compose_config("train", {"model": name, "data.path": "none"})
+        row = measure_speed(WorldModel(instantiate_config(composed)["model"], robot), config)["imagine"][0]
+        flops = row["flops"] / row["cached_seconds"]["value"]
+        table.add_row(name, f"{row['candidate_steps_per_second']:,.0f}", f"{flops:.3g}", f"{row['utilisation']:.2f}")
+    return table
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,6 +262,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--hours", type=float, default=0.0, help="hours of episodes, for the second table")
     parser.add_argument("--passes", type=float, default=4.0, help="times that every frame is seen, in the second table")
+    parser.add_argument("--imagine", type=int, default=0, help="candidates that are imagined; 0 times nothing")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
     sizes = {name: size_of(name, MODELS[name]) for name in arguments.models}
@@ -248,6 +270,8 @@ def main() -> None:
     console.print(sizes_table(sizes, arguments.mfu, arguments.gpus))
     if arguments.hours:
         console.print(corpus_table(sizes, arguments.hours, arguments.mfu, arguments.gpus, arguments.passes))
+    if arguments.imagine:
+        console.print(imagination_table(arguments.models, arguments.imagine))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,15 @@ def test_push_t_play_turns_the_t_and_drawer_play_uses_its_whole_range():
     assert np.histogram(openings, bins=4, range=(0.0, 0.12))[0].min() > 0.1 * len(openings)
 
 
+def test_drawer_play_turns_the_hand():
+    played = collect(**PLAY, task_name="drawer")
+    joints = np.concatenate([episode["features"]["observation.state"][:, :3] for episode in played])
+    turned = (joints.sum(axis=-1) - np.pi / 2 + np.pi) % (2 * np.pi) - np.pi
+    low, high = np.quantile(turned, [0.1, 0.9])
+    assert low < -0.5
+    assert high > 0.5
+
+
 def test_maze_play_visits_every_cell():
     places = np.concatenate([e["features"]["sim.quantities"] for e in collect(**PLAY, task_name="maze")])
     visits = np.histogram2d(*places.T, bins=5, range=[(-0.2, 0.2)] * 2)[0]

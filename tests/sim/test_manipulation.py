@@ -168,6 +168,22 @@ def test_drawer_opens_by_its_handle_alone(side, moves):
     assert (state[1] - 0.03 > 0.04) if moves else (abs(state[1] - 0.03) < 1e-6)
 
 
+def test_drawer_approach_cost_falls_along_the_way_round_the_front():
+    handle = np.array([0.0, drawer.HANDLE_Y_M - 0.1])
+    way = handle + np.array([[0.089, 0.10], [0.098, 0.06], [0.1, 0.03], [0.08, 0.03], [0.026, 0.025]])
+    quantities = np.column_stack([np.full(len(way), 0.1), way, np.zeros((len(way), 2))])
+    left = quantities * [1.0, -1.0, 1.0, 1.0, 1.0]
+    for goal_opening in (0.12, 0.02):
+        goal = np.array([goal_opening, 0.0, 0.0, 0.0, 0.0])
+        costs = drawer.approach_cost(quantities, goal)
+        assert (np.diff(costs) < 0).all()
+        assert np.allclose(drawer.approach_cost(left, goal), costs)
+    far, beside = drawer.approach_cost(quantities, goal)[[0, 2]]
+    assert far == pytest.approx(beside + 0.3 * np.hypot(0.011, 0.069), abs=0.001)  # not through the drawer
+    places = drawer.way_to_hook(way[0], np.asarray(0.1))[1]
+    assert np.allclose(places, [handle + drawer.FRONT_CORNER_M] * 2)
+
+
 def test_drawer_stays_where_it_is_left():
     task = get_task("drawer")
     start, goal = draw_pair("drawer", 0)
