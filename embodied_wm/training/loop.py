@@ -308,6 +308,7 @@ class _Job:
         state, count = self.state, self.config.accumulate
         losses: list[float] = []
         gathered: dict[str, list[float]] = {}
+        num_frames = 0
         for part in range(count):
             index = state.step * count + part
             batch = self.processes.to_device(self._read(self.batch_of, index))
@@ -316,11 +317,13 @@ class _Job:
                 with self.processes.autocast():
                     loss, metrics = self.worker(batch, generator)
                 (loss if count == 1 else loss / count).backward()
+            if math.isfinite(sum(losses)):
+                self.suspect = batch
             losses.append(float(loss.detach()))
             for key, value in metrics.items():
                 gathered.setdefault(key, []).append(value)
-            self.last_batch = batch
-        self.frames_per_step = _num_frames(self.last_batch) * count * self.processes.world_size
+            num_frames += _num_frames(batch)
+        self.frames_per_step = num_frames * self.processes.world_size
         return sum(losses) / count, {key: sum(values) / len(values) for key, values in gathered.items()}
 
     def _read(self, source: Callable[[int], Batch], index: int) -> Batch:
@@ -333,9 +336,10 @@ class _Job:
             ) from error
 
     def _keep_batch(self) -> Path:
+        """Write this process's first batch of the step whose loss was not finite, or its last where all were."""
         suffix = f".rank{self.processes.rank}" if self.processes.rank else ""
         path = self.files.folder / f"{self.name}.bad_batch{suffix}.safetensors"
-        write_tensors(path, self.last_batch)
+        write_tensors(path, self.suspect)
         return path
 
     def _is_spike(self, loss: float) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,21 +168,28 @@ def test_a_kill_leaves_the_log_without_doubles_and_without_half_a_line(tmp_path:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_keeps_the_batch_and_the_weights_before(tmp_path: Path, bad: float) -> None:
-    def batches(step: int) -> Batch:
-        batch = batch_of(step)
-        if step == 5:
+@pytest.mark.parametrize(("accumulate", "number"), [(1, 5), (3, 15), (3, 17)])
+def test_a_loss_that_is_not_finite_stops_keeps_the_batch_and_the_weights_before(
+    tmp_path: Path, bad: float, accumulate: int, number: int
+) -> None:
+    config = replace(CONFIG, accumulate=accumulate)
+
+    def batches(index: int) -> Batch:
+        batch = batch_of(index)
+        if index == number:
             batch["x"][3, 1] = bad
         return batch
 
     with pytest.raises(TrainingError, match=r"(?s)loss became \S+ .* at step 5.*bad_batch.*learning_rate \(now 0.05\)"):
-        run(tmp_path, batches=batches)
+        run(tmp_path, config=config, batches=batches)
     kept = load_file(tmp_path / "stages/stage.bad_batch.safetensors")
     assert not torch.isfinite(kept["x"][3, 1])
+    assert torch.equal(kept["y"], batch_of(number)["y"])
     saved = load_file(tmp_path / "stages/stage.safetensors")
     assert int(saved["step"]) == 5
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
-    assert same(run(tmp_path).state_dict(), run(tmp_path / "whole").state_dict())  # mended data: it goes on
+    whole = run(tmp_path / "whole", config=config)
+    assert same(run(tmp_path, config=config).state_dict(), whole.state_dict())  # mended data: it goes on
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
