@@ -317,6 +317,9 @@ class WorldModel(nn.Module, HubModel):
             num_steps: Denoising steps per frame.
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
+
+        Raises:
+            ValueError: If actions do not fit the model, or what is imagined is not finite.
         """
         if 0 in actions.shape[:2]:
             raise ValueError(
@@ -325,14 +328,16 @@ class WorldModel(nn.Module, HubModel):
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
         if not wants_gradient and not context.is_joined:
-            return sampler.imagine_in_parts(
+            imagined = sampler.imagine_in_parts(
                 self.predictor, context, lambda rows: self._led_by(actions[rows], kind), noise, num_steps=num_steps
             )
-        with torch.set_grad_enabled(wants_gradient):
-            led_by = self._led_by(actions, kind)
-        return sampler.imagine(
-            self.predictor, context, led_by, noise, num_steps=num_steps, is_differentiable=wants_gradient
-        )
+        else:
+            with torch.set_grad_enabled(wants_gradient):
+                led_by = self._led_by(actions, kind)
+            imagined = sampler.imagine(
+                self.predictor, context, led_by, noise, num_steps=num_steps, is_differentiable=wants_gradient
+            )
+        return sampler.finite(imagined)
 
     def imagine_frames(
         self,

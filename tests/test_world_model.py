@@ -203,6 +203,28 @@ def test_no_gradient_is_recorded_where_gradients_are_off(model: WorldModel) -> N
         assert not imagine(model, "real", followed).requires_grad
 
 
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_imagination_that_is_not_finite_says_from_which_step_in_how_many_candidates(wants_gradient: bool) -> None:
+    model = tiny.make_model()
+    with torch.no_grad():
+        next(model.predictor.real_in.parameters()).fill_(1e20)
+    context, chosen = model.prefill(frames(), None), torch.zeros(4, 5, 2)
+    chosen[1, 2] = chosen[3, 4] = 1e20  # finite, but not what the network makes of it
+    chosen.requires_grad_(wants_gradient)
+    with pytest.raises(ValueError, match="NaN or infinity from step 3 of 5 on, in 2 of 4 candidates"):
+        model.imagine(context, chosen, generator=torch.Generator())
+    assert model.imagine(context, chosen[:1], generator=torch.Generator()).isfinite().all()
+
+
+def test_weights_that_are_not_finite_stop_a_plan_before_its_costs_are_compared() -> None:
+    model = tiny.make_model()
+    with torch.no_grad():
+        model.predictor.latent_out.bias.fill_(torch.nan)
+    context, goal = model.prefill(frames(), None), GoalDistance(goal=torch.zeros(1, 8))
+    with pytest.raises(ValueError, match="from step 1 of 4 on, in 16 of 16 candidates"):
+        CEM(horizon=4, num_candidates=16).plan(ImaginedDynamics(model), context, goal, generator=torch.Generator())
+
+
 class Same(ImaginedDynamics):
     """Imagine with the same noise at every call."""
 

@@ -10,6 +10,7 @@ held-out episodes, nano keypoints, one step) the squared error of latents at h =
 0.050 at 1.1, 0.052 at 1.25 and at 0.8, 0.058 at 1.5; and guidance costs a second pass.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -117,6 +118,22 @@ def imagine_in_parts(
     is_small = len(noise) * num_new * model.config.transformer.width < SMALL
     with one_thread() if is_small else nullcontext():
         return in_parts(run, len(noise), num_new)
+
+
+def finite(
+    imagined: Float[Tensor, "candidates horizon tokens width"],
+) -> Float[Tensor, "candidates horizon tokens width"]:
+    """Return imagined latents as they are; raise ValueError if some are not finite."""
+    if not math.isfinite(imagined.detach().sum()):  # one number to look at; a sum of finite ones can overflow, too
+        is_bad = ~imagined.isfinite().flatten(2).all(-1)
+        if is_bad.any():
+            (candidates, horizon), first = is_bad.shape, int(is_bad.any(0).nonzero()[0]) + 1
+            raise ValueError(
+                f"imagined latents hold NaN or infinity from step {first} of {horizon} on, in "
+                f"{int(is_bad.any(1).sum())} of {candidates} candidates. Check the checkpoint's weights, and that "
+                "actions are in the range that the model was trained on (action_low to action_high)."
+            )
+    return imagined
 
 
 @torch.no_grad()
