@@ -105,6 +105,9 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
         ("benchmark plan", ["no measure 'plan'", "did you mean planning"]),
         ("benchmark planning task=reach", ["give checkpoint=..."]),
         ("benchmark planning dynamics=oracle checkpoint=x", ["no option 'checkpoint'"]),
+        ("benchmark imagination checkpoint=x imagination.context=0", ["imagination: ", "context=0", "at least 1"]),
+        ("benchmark imagination checkpoint=x imagination.num_candidates=4", ["num_candidates=4", "a multiple of 3"]),
+        ("benchmark speed checkpoint=x speed.context_frames=[4,0]", ["context_frames=[4, 0]", "at least 1"]),
         ("imagine checkpoint=x data.path=y device=3 horizon=a", ["horizon=a", "whole number"]),
         ("train data.path=x resume=true", ["needs run_dir"]),
     ],
@@ -127,6 +130,7 @@ def test_a_wrong_command_line_says_what_is_valid(
     [
         ("train data.path=nowhere.zarr", ["No such episode store", "nowhere.zarr", "embodied-wm collect"]),
         ("import nowhere out=x.zarr", ["nowhere", "meta/info.json"]),
+        ("demo demo=lerobot source=nowhere context_frames=0", ["context=0", "at least 1"]),
         ("report nowhere", ["nowhere", "report.json"]),
         ("plan checkpoint=nowhere", ["nowhere"]),
     ],

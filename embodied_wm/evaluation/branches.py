@@ -43,9 +43,14 @@ class BranchConfig:
     context: int = 3
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the candidates divide into thirds."""
+        """Raise ValueError unless the candidates divide into thirds and there is something to see and to judge."""
         if self.num_candidates < 3 or self.num_candidates % 3:
             raise ValueError(f"num_candidates={self.num_candidates} must be a multiple of 3: recorded, random, planner")
+        if min(self.num_branch_points, self.horizon, self.context) < 1:
+            raise ValueError(
+                f"num_branch_points={self.num_branch_points}, horizon={self.horizon}, context={self.context}: expected "
+                "at least 1 each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

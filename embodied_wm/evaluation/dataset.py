@@ -133,7 +133,7 @@ def judge_dataset(
         ValueError: If the store does not fit the model, or every episode is too short.
     """
     check_compatible(store, world_model)
-    _check_counts(context, horizon, starts_per_episode)
+    check_counts(context, horizon, starts_per_episode)
     length = context + horizon
     lengths = store.episode_lengths
     usable = [episode for episode in episodes if lengths[episode] >= length]
@@ -184,7 +184,8 @@ def judge_dataset(
     )
 
 
-def _check_counts(context: int, horizon: int, starts_per_episode: int) -> None:
+def check_counts(context: int, horizon: int, starts_per_episode: int) -> None:
+    """Raise ValueError unless there is something to see, to imagine and to begin with."""
     if min(context, horizon, starts_per_episode) < 1:
         raise ValueError(
             f"context={context}, horizon={horizon}, starts_per_episode={starts_per_episode}: expected at least 1 each"

@@ -49,6 +49,14 @@ class SpeedConfig:
     grows: bool = False
     clock: Literal["wall", "cpu"] = "wall"
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where there is nothing to time."""
+        for name in ("num_candidates", "context_frames", "denoising_steps", "horizon", "repeats"):
+            value = getattr(self, name)
+            values = [value] if isinstance(value, int) else list(value)
+            if not values or min(values) < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+
 
 def median_seconds(
     runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter

@@ -289,6 +289,17 @@ def test_imagine_episode_writes_a_report(world_model: WorldModel, store: Episode
         )
 
 
+@pytest.mark.parametrize("changes", [{"start": -1}, {"context_frames": 0}, {"horizon": 0}])
+def test_nothing_to_see_or_to_imagine_is_refused(
+    world_model: WorldModel, store: EpisodeStore, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    settings = {"start": 0, "context_frames": 2, "horizon": 2, "seed": 0} | changes
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"{name}={value}.*at least 1 frame each"):
+        imagine_episode(world_model, store, 0, tmp_path, **settings, console=quiet())
+    assert not list(tmp_path.iterdir())
+
+
 def test_stores_of_another_camera_are_refused(store: EpisodeStore, world_model: WorldModel, tmp_path: Path) -> None:
     other = WorldModel(world_model.config, replace(world_model.embodiment, camera="observation.images.wrist"))
     with pytest.raises(ValueError, match=r"the model wants 'observation\.images\.wrist'"):
