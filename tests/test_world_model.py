@@ -312,3 +312,16 @@ def test_unknown_actions_extend_a_context_too_and_its_length_is_bounded(model: W
     for frame in frames(5):
         context = model.extend(context, frame, None, max_frames=3)
     assert (context.num_frames, context.next_position) == (3, 7)
+
+
+@pytest.mark.parametrize("kind", ["real", "adapted"])
+def test_a_context_is_not_extended_by_actions_of_another_size_or_not_finite(
+    model: WorldModel, kind: ActionKind
+) -> None:
+    context = model.prefill(frames(2), None)
+    for action, message in (
+        (torch.zeros(3), "got actions of size 3; .* wants 2: a, b"),
+        (torch.tensor([0, torch.inf]), "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.extend(context, frames(1)[0], action, kind=kind)

@@ -107,6 +107,35 @@ def test_an_inferred_action_sees_its_own_frames_and_no_later_ones() -> None:
     assert (first != second).flatten().tolist() == [False, False, False, True, True]
 
 
+@torch.no_grad()
+def test_frames_and_actions_are_predicted_without_later_ones() -> None:
+    """As context frames and actions are seen by later ones alone; noised ones by what is predicted beside them."""
+    model = at_work()
+    tau, step = torch.full((2, 6), 0.5), torch.full((2, 6), 0.25)
+    led_by = model.shift(model.embed_real(torch.randn(2, 6, 1)))
+    seen = {
+        "past": torch.randn(2, 6, 1, 2),
+        "led_by": led_by,
+        "target": torch.randn(2, 6, 1, 2),
+        "noised": torch.randn(2, 6, 1),
+    }
+
+    def predicted(past: Tensor, led_by: Tensor, target: Tensor, noised: Tensor) -> Tensor:
+        assert model.joint is not None
+        embedded = model.joint.embed(noised, tau)
+        out, before, tau_before = model.see_targets(past, torch.ones_like(tau), target, tau, step, led_by, embedded)
+        actions = model.joint.out(model.norm(out[:, :, 0]))
+        return torch.stack([model.read(out, before, tau_before).flatten(2).sum(-1), actions.sum(-1)])
+
+    first, differs = predicted(**seen), {}
+    for name, values in seen.items():
+        changed = values.clone()
+        changed[:, 3] += 1.0
+        differs[name] = ((first - predicted(**seen | {name: changed})).abs().amax(1) > 0).tolist()
+    later, itself = [False] * 4 + [True] * 2, [False] * 3 + [True] + [False] * 2
+    assert differs == {name: [each] * 2 for name, each in zip(seen, (later, later, itself, itself), strict=True)}
+
+
 def test_without_the_option_nothing_is_there() -> None:
     plain = make(is_joint=False)
     assert not [name for name in plain.state_dict() if "joint" in name]

@@ -99,6 +99,28 @@ def test_cached_equals_uncached(num_steps: int, num_context: int) -> None:
     assert not torch.equal(cached, sampler.imagine(model, context, lambda h, _: led_by[:, h], other))
 
 
+@torch.no_grad()
+def test_codes_are_scored_without_later_frames_or_actions_and_without_the_frame_itself() -> None:
+    """As context a frame is seen by later ones alone; of itself only what is decided of it is seen."""
+    model = at_work(make())
+    latents, tau, step = some_latents(model, 2, 6), torch.full((2, 6), 0.5), torch.full((2, 6), 0.25)
+    led_by = model.shift(model.embed_actions(real_actions(2, 6, 2)))
+    seen = {"past": latents, "target": hide(latents, tau, torch.Generator().manual_seed(0)), "action": led_by}
+
+    def logits(past: Tensor, target: Tensor, action: Tensor) -> Tensor:
+        assert model.masked is not None
+        out, before, tau_before = model.see_targets(past, torch.ones_like(tau), target, tau, step, action)
+        return model.masked.logits(model.norm(out), model.read(out, before, tau_before))
+
+    first, differs = logits(**seen), {}
+    for name, values in seen.items():
+        changed = values.clone()
+        changed[:, 3] += 1.0
+        differs[name] = ((first - logits(**seen | {name: changed})).abs().amax((0, 2, 3)) > 0).tolist()
+    itself = [False] * 3 + [True] + [False] * 2
+    assert differs == {"past": [False] * 4 + [True] * 2, "target": itself, "action": [False] * 3 + [True] * 3}
+
+
 def test_common_noise_leaves_differences_to_actions() -> None:
     model = at_work(make())
     context = model.prefill(some_latents(model, 2), real_actions(1, 2, 2))

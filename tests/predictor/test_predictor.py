@@ -1,5 +1,7 @@
 """Cache, causality, seeds and step counts of the predictor and its sampler."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,12 +12,13 @@ from embodied_wm.predictor.transformer import TransformerConfig
 
 
 def make_predictor(
-    num_tokens: int = 2, window: int = 16, sinks: int = 0, *, action_token: bool = True, clean_pass: bool = True
+    num_tokens: int = 2, window: int = 16, sinks: int = 0, *, mixer: str = "attention", **changes: Any
 ) -> LatentPredictor:
+    """Return a predictor with every weight at work; `changes` are other options of its configuration."""
     torch.manual_seed(0)
-    transformer = TransformerConfig(width=32, depth=3, num_heads=2, hidden=48, sinks=sinks)
-    config = PredictorConfig(transformer=transformer, window=window, action_token=action_token, clean_pass=clean_pass)
-    model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2)
+    transformer = TransformerConfig(width=32, depth=3, num_heads=2, hidden=48, sinks=sinks, mixer=mixer)  # type: ignore[arg-type]
+    config = PredictorConfig(transformer=transformer, window=window, **changes)
+    model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2, levels=(3,) * 8)
     for parameter in model.parameters():  # no zero initialisation: every path must matter
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -27,19 +30,19 @@ def real_actions(*shape: int) -> ActionInputs:
     )
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "num_steps"), [("flow", 1), ("flow", 2), ("flow", 4), ("regression", 1)])
 @pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("num_context", [1, 4])
 @pytest.mark.parametrize("action_token", [True, False])
 @pytest.mark.parametrize("clean_pass", [True, False])
 def test_cached_equals_uncached(
-    num_steps: int, num_tokens: int, num_context: int, action_token: bool, clean_pass: bool
+    kind: str, num_steps: int, num_tokens: int, num_context: int, action_token: bool, clean_pass: bool
 ) -> None:
-    model = make_predictor(num_tokens, action_token=action_token, clean_pass=clean_pass)
+    model = make_predictor(num_tokens, kind=kind, action_token=action_token, clean_pass=clean_pass)
     latents = torch.randn(num_context, num_tokens, 8)
     past = real_actions(1, num_context, 3)
     led_by = model.embed_actions(real_actions(5, 6, 3))
-    noise = torch.randn(5, 6, num_tokens, 8)
+    noise = sampler.draw_noise(model, 5, 6, torch.Generator().manual_seed(0), shared=False)
     context_led_by = model.shift(model.embed_actions(past))
     cached = sampler.imagine(model, model.prefill(latents, past), lambda h, _: led_by[:, h], noise, num_steps=num_steps)
     uncached = sampler.imagine_uncached(model, latents, context_led_by, led_by, noise, num_steps=num_steps)
@@ -175,13 +178,32 @@ def test_a_resting_scene_neither_grows_nor_fades_in_imagination(clean_pass: bool
     assert float(start @ end / (start @ start)) == pytest.approx(1.0, abs=0.1)
 
 
-def test_candidates_do_not_influence_each_other() -> None:
-    model = make_predictor()
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"clean_pass": False},
+        {"kind": "regression"},
+        {"kind": "regression", "clean_pass": False},
+        {"joint_actions": True},
+    ],
+    ids=str,
+)
+def test_candidates_do_not_influence_each_other(variant: dict[str, Any]) -> None:
+    """Alone, beside a few, or beside many: the same is imagined."""
+    model = make_predictor(**variant)
     context = model.prefill(torch.randn(3, 2, 8), real_actions(1, 3, 3))
-    led_by, noise = model.embed_actions(real_actions(4, 5, 3)), torch.randn(4, 5, 2, 8)
-    together = sampler.imagine(model, context, lambda h, _: led_by[:, h], noise)
-    alone = sampler.imagine(model, context, lambda h, _: led_by[2:3, h], noise[2:3])
-    assert torch.allclose(together[2:3], alone, atol=1e-5)
+    led_by = model.embed_actions(real_actions(40, 5, 3))
+    noise = sampler.draw_noise(model, 40, 5, torch.Generator().manual_seed(0), shared=False)
+
+    def imagine(rows: list[int]) -> torch.Tensor:
+        return sampler.imagine(model, context, lambda h, _: led_by[rows, h], noise[rows])
+
+    alone = imagine([2])
+    for rows in ([30, 2, 33], list(range(40))):
+        together = imagine(rows)
+        assert torch.allclose(together[rows.index(2)], alone[0], atol=1e-5)
+        assert not torch.allclose(together[0], alone[0], atol=0.1)
 
 
 def test_context_memory_does_not_grow_with_candidates() -> None:
