@@ -22,7 +22,7 @@ from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, check_finite
 from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
@@ -184,6 +184,7 @@ class WorldModel(nn.Module, HubModel):
                 f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
                 "channels], from its own `encode`"
             )
+        check_finite(latents)  # codes that are inferred from them would be blamed
 
     @torch.no_grad()
     def prefill(

@@ -115,8 +115,6 @@ def test_bad_frames_steps_and_readouts_are_refused(model: WorldModel) -> None:
 def test_contexts_and_candidates_of_another_size_are_refused(model: WorldModel) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 2, 8\); this model wants \[frames, 1 tokens, 8 channels"):
         model.prefill_latents(torch.zeros(3, 2, 8), None)
-    with pytest.raises(ValueError, match="latents hold NaN or infinity"):
-        model.prefill_latents(torch.full((3, 1, 8), torch.nan), None)
     with pytest.raises(ValueError, match="3 context frames and 1 actions; expected the 2 actions between them"):
         model.prefill_latents(model.encode(frames()), torch.zeros(1, 2))
     later = model.prefill_latents(model.encode(frames()), torch.zeros(5, 2))
@@ -312,6 +310,20 @@ def test_unknown_actions_extend_a_context_too_and_its_length_is_bounded(model: W
     for frame in frames(5):
         context = model.extend(context, frame, None, max_frames=3)
     assert (context.num_frames, context.next_position) == (3, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_latents_that_are_not_finite_are_refused_whatever_the_actions(
+    model: WorldModel, kind: ActionKind, bad: float
+) -> None:
+    latents, between = torch.zeros(3, 1, 8), torch.zeros(2, 2)
+    context = model.prefill_latents(latents, between, kind=kind)
+    latents[1, 0, 2] = bad
+    with pytest.raises(ValueError, match="seen frames' latents hold NaN or infinity"):
+        model.prefill_latents(latents, between, kind=kind)
+    with pytest.raises(ValueError, match="seen frames' latents hold NaN or infinity"):
+        model.extend_latents(context, latents[1], between[0], kind=kind)
 
 
 @pytest.mark.parametrize("kind", ["real", "adapted"])

@@ -24,6 +24,12 @@ class ActionInputs:
     codes: Float[Tensor, "batch time code"] | None = None
 
 
+def check_finite(latents: Tensor) -> None:
+    """Raise ValueError if latents of seen frames are not finite."""
+    if not torch.isfinite(latents).all():
+        raise ValueError("the seen frames' latents hold NaN or infinity; check the frames and the checkpoint")
+
+
 def previous(values_BT: Tensor, first: float = 0.0) -> Tensor:
     """Return what stood one frame earlier, and `first` before the first."""
     return torch.cat([torch.full_like(values_BT[:, :1], first), values_BT[:, :-1]], dim=1)

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.flow_loss import flow_loss
-from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, previous, previous_change
+from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, check_finite, previous, previous_change
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
 from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
@@ -400,8 +400,7 @@ class LatentPredictor(nn.Module):
         """
         if len(latents) == 0:
             raise ValueError("got a context of 0 frames; imagination needs at least 1")
-        if not torch.isfinite(latents).all():
-            raise ValueError("the context's latents hold NaN or infinity; check the frames and the checkpoint")
+        check_finite(latents)
         embedded = self.embed_actions(actions)[:, : len(latents) - 1]
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         is_recurrent = isinstance(self.transformer, GatedDeltaTransformer)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.inputs import check_finite
 from embodied_wm.predictor.model import LatentPredictor
 
 
@@ -48,8 +49,7 @@ def roll(
     max_frames = most if max_frames is None else max_frames
     if not 1 <= max_frames <= most:
         raise ValueError(f"got max_frames={max_frames}; this model's window of {most + 1} frames keeps 1 to {most}")
-    if not torch.isfinite(latents).all():
-        raise ValueError("the new frame's latents hold NaN or infinity; check the frame and the checkpoint")
+    check_finite(latents)
     block, last = model.block, context.last_latents
     change = last - context.before_last
     tokens, modulation = model.known_blocks(

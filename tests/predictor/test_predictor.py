@@ -234,12 +234,28 @@ def test_untrained_step_counts_are_refused_with_the_valid_ones(num_steps: int) -
         sampler.imagine(model, context, lambda h, _: torch.zeros(1, 32), torch.randn(1, 1, 2, 8), num_steps=num_steps)
 
 
-def test_empty_and_broken_contexts_are_refused() -> None:
-    model = make_predictor()
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"clean_pass": False},
+        {"kind": "regression"},
+        {"kind": "masked"},
+        {"joint_actions": True},
+        {"mixer": "gated_delta"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_empty_and_broken_contexts_are_refused(variant: dict[str, Any], bad: float) -> None:
+    model, latents = make_predictor(**variant), torch.randn(3, 2, 8)
     with pytest.raises(ValueError, match="0 frames"):
-        model.prefill(torch.randn(0, 2, 8), real_actions(1, 1, 3))
-    with pytest.raises(ValueError, match="NaN"):
-        model.prefill(torch.full((2, 2, 8), float("nan")), real_actions(1, 2, 3))
+        model.prefill(latents[:0], real_actions(1, 1, 3))
+    for place in ((0, 0, 0), (2, 1, 7)):
+        broken = latents.clone()
+        broken[place] = bad
+        with pytest.raises(ValueError, match="seen frames' latents hold NaN or infinity"):
+            model.prefill(broken, real_actions(1, 3, 3))
 
 
 def test_action_kinds_embed_differently() -> None:
