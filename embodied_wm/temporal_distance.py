@@ -5,6 +5,14 @@ triangle inequality hold by construction, and d(x, y) need not equal d(y, x): fa
 trained as in quasimetric reinforcement learning (Wang et al., arXiv 2304.01203, equation 10): push every pair of states
 apart, under the constraint that one step costs at most one. What remains of the distance between two states is then the
 length of the shortest way through the transitions of the data, whoever made them; no goal, reward or expert is needed.
+
+The least steps between two poses of `reach` follow from how fast its joints turn. Of held-out frames, 100 goals and 64
+starts for each, the readout's rank correlation (Spearman) with them is 0.958 [0.952, 0.963], that of the Euclidean
+distance of latents 0.569 [0.540, 0.597]; with two other seeds 0.962 and 0.964 against 0.559 and 0.576. It ranks states,
+on one simple task; whether a planner reaches more goals by it is not said by that.
+
+    embodied-wm collect task=reach out=reach.zarr episodes=400 seed=0
+    python scripts/bench_temporal_distance.py pretrained:reach
 """
 
 from dataclasses import dataclass
