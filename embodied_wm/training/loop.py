@@ -259,7 +259,7 @@ class _Job:
         decayed = [p for p in modules.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in modules.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.state = StageState(modules, optimiser, config.ema_decay > 0)
         self.files = StageFiles(stages, name, self.processes)
 
