@@ -49,7 +49,8 @@ def train(store: Path, *more: str) -> list[str]:
 def written(folder: str | Path) -> list[str]:
     """Return what a run left, but for its configuration and log."""
     files = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-    return [name for name in files if name not in ("config.yaml", "log.txt", "data.json", ".lock", "speed.jsonl")]
+    own = ("config.yaml", "overrides.yaml", "log.txt", "data.json", ".lock", "speed.jsonl")
+    return [name for name in files if name not in own]
 
 
 # Paths and stores
