@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,9 @@ RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
 OVERRIDES = "overrides.yaml"
 """File of a run: the options that were given, one `name=value` each, as Hydra keeps them."""
+
+RESUMABLE = ("train", "refine")
+"""Verbs that go on in a used folder, which therefore belongs to one of their runs at a time."""
 
 FREE = (
     "resume",
@@ -61,6 +64,12 @@ class LoggingConsole(Console):
 class Run:
     """Owns the folder of one run; use it as a context manager.
 
+    The folder of a verb that can be resumed is locked before anything in it changes.
+
+    Raises:
+        UsageError: The folder cannot be used.
+        TrainingError: Another run is going on in it.
+
     Attributes:
         folder: Where everything of this run goes.
         console: Where to print; a copy goes to log.txt.
@@ -71,7 +80,14 @@ class Run:
     def __init__(self, name: str, *, run_dir: str | None, resume: bool = False, joins: Path | None = None) -> None:
         self.leads = joins is None
         self.folder, self.resumed = _make_folder(name, run_dir, resume) if joins is None else (joins, resume)
-        self._log = (self.folder / "log.txt" if self.leads else Path(os.devnull)).open("a", encoding="utf-8")
+        with ExitStack() as held:
+            log = self.folder / "log.txt" if self.leads else Path(os.devnull)
+            self._log = held.enter_context(log.open("a", encoding="utf-8"))
+            if self.leads and name in RESUMABLE:
+                from embodied_wm.training.folder import owned
+
+                held.enter_context(owned(self.folder))
+            self._held = held.pop_all()
         self.console = LoggingConsole(self._log, quiet=not self.leads)
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
@@ -119,17 +135,15 @@ class Run:
         """Write how the run ended, and close the log."""
         logging.getLogger().removeHandler(self._handler)
         try:
-            if kind is not None:
-                self._log.write(f"ended by {kind.__name__}: {error}\n")
-                _write_traceback(self._log, error)
-            self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
-            self._log.close()
+            with self._held:
+                if kind is not None:
+                    self._log.write(f"ended by {kind.__name__}: {error}\n")
+                    _write_traceback(self._log, error)
+                self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
         except OSError:
             if kind is None:
                 raise
             # The disk is full: the run's own error, which is on its way, must not be hidden by this one.
-            with suppress(OSError):
-                self._log.close()
 
 
 def with_earlier(overrides: Mapping[str, str]) -> dict[str, str]:
@@ -172,7 +186,7 @@ def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bo
         if used and not resume:
             raise UsageError(
                 f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
-                + (", or continue it with resume=true" if name in ("train", "refine") else "")
+                + (", or continue it with resume=true" if name in RESUMABLE else "")
             )
         if resume and not used:
             raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,11 +227,23 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path, tiny_store: Path) -
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
-    words = rf"belongs to a training that is running \(process {os.getpid()} on "
-    with owned(tmp_path), pytest.raises(TrainingError, match=words), owned(tmp_path):
-        pass
+    words = rf"belongs to a run that is going on \(process {os.getpid()} on "
+    with ThreadPoolExecutor(1) as others:
+        another = owned(tmp_path)
+        others.submit(another.__enter__).result()
+        with pytest.raises(TrainingError, match=words), owned(tmp_path):
+            pass
+        others.submit(another.__exit__, None, None, None).result()
     with owned(tmp_path):  # the lock went with its holder
         pass
+
+
+def test_a_training_in_a_run_of_its_own_shares_the_lock(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as others, owned(tmp_path):
+        with owned(tmp_path / "sub" / ".."):
+            pass
+        with pytest.raises(TrainingError, match="belongs to a run"):  # what came inside left the lock where it was
+            others.submit(owned(tmp_path).__enter__).result()
 
 
 def test_only_weights_that_are_measured_can_be_the_best() -> None:

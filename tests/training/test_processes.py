@@ -19,6 +19,7 @@ from torch import nn
 from embodied_wm import cli
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, ReadAhead
 from embodied_wm.training.processes import ComputeConfig, Processes, choose_device, prepare, start_processes
 from embodied_wm.training.state import StageFiles, StageState
@@ -180,6 +181,19 @@ def test_sigterm_stops_every_process_at_the_same_step_and_the_run_goes_on(tiny_s
     assert losses(Path("parts")) == losses(Path("whole"))
     whole, parts = (load_file(f"{run}/model/model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_every_process_ends_where_the_folder_belongs_to_another_run(tiny_store: Path) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("")
+    with owned(Path("run")):
+        command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", "run_dir=run", *tiny.command_line()]
+        done = launch(2, *command, "resume=true")
+    assert done.returncode != 0
+    assert "belongs to a run that is going on" in done.stderr
+    assert "the main process could not open the run's folder" in done.stderr
+    assert Path("run/config.yaml").read_text() == ""
 
 
 def test_only_training_shares_its_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
