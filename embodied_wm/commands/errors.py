@@ -1,10 +1,14 @@
 """What can be wrong with a command line, and near names for what was probably meant."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 MOST_LISTED = 30
 """Valid names that an error lists one by one."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system reports where a disk is full, or a limit on file sizes is reached."""
 
 
 class UsageError(ValueError):

@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.control import Control
 from rich.text import Text
 
-from embodied_wm.commands.errors import UsageError
+from embodied_wm.commands.errors import FULL_DISK, UsageError
 
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
@@ -82,7 +82,8 @@ class Run:
         self.folder, self.resumed = _make_folder(name, run_dir, resume) if joins is None else (joins, resume)
         with ExitStack() as held:
             log = self.folder / "log.txt" if self.leads else Path(os.devnull)
-            self._log = held.enter_context(log.open("a", encoding="utf-8"))
+            with _writing(self.folder):
+                self._log = held.enter_context(log.open("a", encoding="utf-8"))
             if self.leads and name in RESUMABLE:
                 from embodied_wm.training.folder import owned
 
@@ -96,16 +97,17 @@ class Run:
         """Write the resolved configuration, the overrides that led to it (`name=value`) and the head of the log.
 
         Raises:
-            UsageError: The folder holds a run of another configuration.
+            UsageError: The folder holds a run of another configuration, or cannot be written.
         """
         if not self.leads:
             return
         if self.resumed:
             self._check_same(config_yaml)
-        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        unfinished = self.folder / f"{OVERRIDES}.part"
-        unfinished.write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
-        unfinished.replace(self.folder / OVERRIDES)  # at once: processes that join a resumed run read it too
+        with _writing(self.folder):
+            (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            unfinished = self.folder / f"{OVERRIDES}.part"
+            unfinished.write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
+            unfinished.replace(self.folder / OVERRIDES)  # at once: processes that join a resumed run read it too
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.console.log_only(Text(f"{now}  {command}"))  # as it stands: brackets in a command are no markup
         self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
@@ -176,35 +178,47 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a folder that the body cannot write which one it is and what to do; a full disk is told elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UsageError(
+            f"{folder} cannot be written: {error}. Give run_dir=FOLDER that can be written, or make it so"
+        ) from error
+
+
 def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bool]:
     """Make the run's folder; two runs in one second get two folders."""
     if run_dir is not None:
         folder = Path(run_dir).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"run_dir={run_dir} is a file; give a folder that is new or empty")
-        used = folder.is_dir() and any(folder.iterdir())
-        if used and not resume:
-            raise UsageError(
-                f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
-                + (", or continue it with resume=true" if name in RESUMABLE else "")
-            )
-        if resume and not used:
-            raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
-        try:
+        with _writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"run_dir={run_dir} is a file; give a folder that is new or empty")
+            used = folder.is_dir() and any(folder.iterdir())
+            if used and not resume:
+                raise UsageError(
+                    f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
+                    + (", or continue it with resume=true" if name in RESUMABLE else "")
+                )
+            if resume and not used:
+                raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"run_dir={run_dir} cannot be made: {error}. Give another folder") from error
         return folder.resolve(), used
     if resume:
         raise UsageError("resume=true needs run_dir=FOLDER, the run to continue")
     parent = Path("runs", *name.split("_", 1)) if name.startswith("benchmark_") else Path("runs", name)
     stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = parent / f"{stem}{suffix}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder.resolve(), False
+    with _writing(parent.absolute()):
+        parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+            folder = parent / f"{stem}{suffix}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder.resolve(), False
     raise UsageError(f"{parent} holds 999 runs of this second; give run_dir=FOLDER")
