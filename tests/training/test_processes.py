@@ -22,8 +22,9 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, ReadAhead
 from embodied_wm.training.processes import ComputeConfig, Processes, choose_device, prepare, start_processes
-from embodied_wm.training.state import StageFiles, StageState
+from embodied_wm.training.state import StageFiles, StageState, TrainingError
 from embodied_wm.training.train import STAGES, TrainConfig, train_world_model
+from embodied_wm.world_model import WorldModel
 
 NUM_STEPS = 20
 TIMEOUT_S = 270
@@ -110,8 +111,8 @@ def test_every_process_ends_with_the_same_model_and_one_of_them_writes(two: Path
     assert len(list((stages / "predictor.sharded").iterdir())) == 2
 
 
-def predictor_state(use_ema: bool = True) -> StageState:
-    modules = nn.ModuleDict({"predictor": tiny.make_model().predictor})
+def predictor_state(model: WorldModel | None = None, use_ema: bool = True) -> StageState:
+    modules = nn.ModuleDict({"predictor": (model or tiny.make_model()).predictor})
     decayed = [p for p in modules.parameters() if p.ndim >= 2]
     others = [p for p in modules.parameters() if p.ndim < 2]
     optimiser = torch.optim.AdamW([{"params": decayed}, {"params": others}])
@@ -144,6 +145,23 @@ def test_damaged_shards_are_refused(two: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"predictor.sharded could not be read .* damaged or of another model"):
         StageFiles(tmp_path / "stages", "predictor", Processes()).load_last(predictor_state())
+    shard.unlink()
+    with pytest.raises((CheckpointError, TrainingError), match=r"damaged or of another|or lacks a file"):
+        StageFiles(tmp_path / "stages", "predictor", Processes()).load_last(predictor_state())
+
+
+def test_shards_of_another_model_are_refused_with_the_tensors_that_differ(two: Path) -> None:
+    transformer = dataclasses.replace(tiny.MODEL.predictor.transformer, hidden=40)
+    config = dataclasses.replace(
+        tiny.MODEL, predictor=dataclasses.replace(tiny.MODEL.predictor, transformer=transformer)
+    )
+    other = predictor_state(WorldModel(config, tiny.make_model().embodiment))
+    with pytest.raises(TrainingError) as caught:
+        StageFiles(two / "model/stages", "predictor", Processes()).load_last(other)
+    layer = "module.predictor.transformer.layers.0"
+    assert "predictor.sharded is of another model, or lacks a file: 2 tensors differ" in str(caught.value)
+    assert f"'{layer}.down.weight': it holds (32, 32), this model (32, 40); '{layer}.gate_up" in str(caught.value)
+    assert "config.yaml" in str(caught.value)
 
 
 @pytest.mark.slow
