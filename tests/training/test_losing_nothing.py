@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.training import loop
 from embodied_wm.training.folder import owned
 from embodied_wm.training.interrupts import Terminated
 from embodied_wm.training.loop import Batch, KeepConfig, Metrics, StageConfig, TrainingError, fit
+from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import train_world_model
 
 
@@ -218,6 +220,26 @@ def test_a_store_deleted_amid_training(tmp_path: Path, tiny_store: Path, monkeyp
     with pytest.raises(TrainingError, match=r"data of tokenizer could not be read at step \d+: .*s.zarr.*resume=true"):
         train_world_model(EpisodeStore.open(store), tiny.MODEL, config, tmp_path / "run", seed=0)
     assert int(load_file(tmp_path / "run/stages/tokenizer.safetensors")["step"]) > 0
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("latents", ["memory", "zarr", "online"])
+def test_a_store_deleted_between_two_stages(
+    tmp_path: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, latents: str, together: bool
+) -> None:
+    path = Path(shutil.copytree(tiny_store, tmp_path / "s.zarr"))
+    store, config = EpisodeStore.open(path), tiny.training(2, latents=latents)  # type: ignore[arg-type]
+    train, data = (train_together, {"dot": RobotStore(store=store)}) if together else (train_world_model, store)
+    original = FrameTokenizer.fit_statistics
+
+    def deletes(self: FrameTokenizer, frames: Tensor) -> None:
+        original(self, frames)
+        shutil.rmtree(path / tiny.CAMERA)
+
+    monkeypatch.setattr(FrameTokenizer, "fit_statistics", deletes)
+    with pytest.raises(TrainingError, match=r"data of latent_actions could not be read.*s.zarr.*resume=true"):
+        train(data, tiny.MODEL, config, tmp_path / "run", seed=0)  # type: ignore[arg-type]
+    assert int(load_file(tmp_path / "run/stages/tokenizer.safetensors")["step"]) == 2
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, tiny_store: Path) -> None:
