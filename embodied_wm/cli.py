@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 
 from embodied_wm.commands import options, pages
-from embodied_wm.commands.errors import FULL_DISK, UsageError, nearest
+from embodied_wm.commands.errors import FULL_DISK, UsageError
 from embodied_wm.commands.interrupts import EXIT_CODE, one_interrupt
+from embodied_wm.near_names import nearest
 
 HELP = ("-h", "--help", "help")
 KINDS: Mapping[type, str] = {

@@ -10,8 +10,9 @@ import torch
 from embodied_wm import cli, pretrained
 from embodied_wm.checkpoint import CheckpointError, read_description, read_tensors
 from embodied_wm.commands import showing
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import UsageError
 from embodied_wm.commands.verbs import checkpoint_folder
+from embodied_wm.near_names import nearest
 from embodied_wm.pretrained import FOLDER, pretrained_folder, pretrained_names
 from embodied_wm.world_model import WorldModel
 from sim.tasks import get_task

@@ -8,7 +8,8 @@ from importlib.resources import files
 
 import yaml
 
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.near_names import nearest
 
 VERBS = (
     "collect",
