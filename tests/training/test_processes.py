@@ -70,13 +70,28 @@ def twice_the_batch(config: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="module")
 def two(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of what two processes did: DDP for small stages, FSDP2 for the predictor."""
-    folder = tmp_path_factory.mktemp("two")
-    done = launch(2, str(TESTS / "training/together.py"), str(tiny_store), str(folder), str(NUM_STEPS), "fsdp2")
+    return in_two(tiny_store, tmp_path_factory.mktemp("two"), NUM_STEPS, "fsdp2")
+
+
+def in_two(store: Path, folder: Path, num_steps: int, sharding: str) -> Path:
+    """Train in two processes, and return the folder."""
+    done = launch(2, str(TESTS / "training/together.py"), str(store), str(folder), str(num_steps), sharding)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_two_processes_have_the_loss_of_one_with_twice_the_batch(two: Path, tiny_store: Path, tmp_path: Path) -> None:
+    check_against_one(two, tiny_store, tmp_path, NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_200_steps_of_two_processes_have_the_losses_of_one(tiny_store: Path, tmp_path: Path, sharding: str) -> None:
+    check_against_one(in_two(tiny_store, tmp_path / "two", 200, sharding), tiny_store, tmp_path, 200)
+
+
+def check_against_one(two: Path, tiny_store: Path, tmp_path: Path, num_steps: int) -> None:
+    """Train in this process with twice the batch, and compare losses and weights with those of two."""
     together.regress(tmp_path / "regression", Processes(), 2 * together.BATCH)
     one = losses(tmp_path / "regression")
     assert one[-1][:2] == ("net", 200)
@@ -84,7 +99,7 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(two: Path, tiny
     train_world_model(
         EpisodeStore.open(tiny_store),
         tiny.MODEL,
-        twice_the_batch(together.training(NUM_STEPS)),
+        twice_the_batch(together.training(num_steps)),
         tmp_path / "model",
         seed=3,
     )
