@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from embodied_wm.near_names import nearest
+
 FORMAT = "embodied_wm.world_model"
 VERSION = 1
 PARTS = ("config", "embodiment", "card")
@@ -175,7 +177,7 @@ def from_json[T](kind: type[T], content: Any) -> T:
         raise CheckpointError(f"{kind.__name__} is {content!r}; expected an object with the fields: {', '.join(hints)}")
     unknown = sorted(set(content) - set(hints))
     if unknown:
-        raise CheckpointError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are: {', '.join(hints)}")
+        raise CheckpointError(f"{kind.__name__} has no field {unknown[0]!r}{nearest(unknown[0], hints)}")
     values = {}
     for name, value in content.items():
         try:

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C (training: or SIGTERM).
 """
 
-import errno
 import json
 import os
 import re
@@ -15,8 +14,9 @@ from typing import Any
 from rich.console import Console
 
 from embodied_wm.commands import options, pages
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import FULL_DISK, UsageError
 from embodied_wm.commands.interrupts import EXIT_CODE, one_interrupt
+from embodied_wm.near_names import nearest
 
 HELP = ("-h", "--help", "help")
 KINDS: Mapping[type, str] = {
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     """Return what an error says, and what to do where the system reports a full disk."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return f"the disk is full, or a limit on file sizes is reached ({text}). What was finished is kept; free space"
     return text
 

@@ -36,8 +36,8 @@ MODELS = {
     "nano_keypoints": "cpu",
     "small": "gpu",
     "small_keypoints": "gpu",
-    "base": "gpu",
-    "large": "gpu",
+    "base": "gpu_large",
+    "large": "gpu_large",
 }
 """Model to the trainer whose steps and batches it is trained with."""
 

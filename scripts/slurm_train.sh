@@ -11,7 +11,7 @@
 # Train on a cluster: one torchrun per node, one process per GPU. Two minutes before the time is up (or when a job of
 # higher priority comes) SLURM sends SIGTERM; the run saves and ends, and the requeued job goes on from there.
 #
-#   sbatch scripts/slurm_train.sh model=base trainer=gpu data.path=/path/to/store.zarr run_dir=/shared/runs/base
+#   sbatch scripts/slurm_train.sh model=base trainer=gpu_large data.path=/path/to/store.zarr run_dir=/shared/runs/base
 #
 # `run_dir` must lie on a file system that all nodes share. GPUS_PER_NODE sets the processes of a node (default: what
 # SLURM gives), PORT the port of the first node, PYTHON the interpreter.

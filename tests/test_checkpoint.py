@@ -97,6 +97,7 @@ def test_folders_that_are_not_ours(tmp_path: Path, folder: Path) -> None:
         ("config", ..., ["'config' is 'missing'", "config, embodiment, card"]),
         ("card", [1], ["'card' is [1]"]),
         ("config.predictor.warp", 1, ["PredictorConfig has no field 'warp'", "window", "max_steps"]),
+        ("config.predictor.windw", 8, ["no field 'windw'; did you mean window or", "Valid: kind, transformer"]),
         ("config.critic", {}, ["WorldModelConfig has no field 'critic'", "tokenizer, latent_actions, predictor"]),
         ("config.predictor", 3, ["PredictorConfig is 3", "transformer"]),
         ("config.predictor.transformer.width", "wide", ["TransformerConfig.width is 'wide'", "int"]),

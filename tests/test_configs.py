@@ -11,6 +11,8 @@ import yaml
 
 from embodied_wm import cli
 from embodied_wm.commands import options
+from embodied_wm.training.train import STAGES, TrainConfig
+from scripts.sizes import GPU_MEMORY, MODELS, size_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -40,12 +42,14 @@ def required(name: str, chosen: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "chosen"), variants(), ids=lambda v: v if isinstance(v, str) else "-".join(v.values())
 )
-def test_composes_and_instantiates(name: str, chosen: dict[str, str]) -> None:
+def test_composes_instantiates_and_explains_its_options(name: str, chosen: dict[str, str]) -> None:
     composed, choices = cli.compose_config(name, chosen | required(name, chosen))
     config = cli.instantiate_config(composed)
     assert chosen.items() <= choices.items()
     assert all(not isinstance(value, str) or "${" not in value for value in cli.flat_values(composed).values())
     assert set(config) == set(composed)
+    meanings = options.meanings(name, choices)
+    assert not [key for key in cli.flat_values(composed) if len(meanings.get(key, "")) < 5]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -59,6 +63,31 @@ def test_every_key_says_what_it_means(name: str) -> None:
 
 def is_folder(key: str, keys: set[str]) -> bool:
     return any(other.startswith(f"{key}.") for other in keys)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_batches_of_every_model_fit_a_gpu(model: str) -> None:
+    size = size_of(model, MODELS[model])
+    assert size.trainer.predictor.batch_size <= size.fitting_windows(GPU_MEMORY)
+    assert size.trainer.distillation.batch_size == size.trainer.predictor.batch_size
+    assert size.trainer.self_forcing.batch_size == size.trainer.predictor.batch_size
+
+
+def test_large_models_see_as_many_windows_a_step_as_small_ones() -> None:
+    def trainer(name: str) -> TrainConfig:
+        return cli.instantiate_config(cli.compose_config("train", {"trainer": name, "data.path": "none"})[0])["trainer"]
+
+    def whole(config: TrainConfig) -> TrainConfig:
+        stages = {name: getattr(config, name) for name in STAGES}
+        return dataclasses.replace(
+            config,
+            **{
+                name: dataclasses.replace(stage, batch_size=stage.batch_size * stage.accumulate, accumulate=1)
+                for name, stage in stages.items()
+            },
+        )
+
+    assert whole(trainer("gpu_large")) == whole(trainer("gpu"))
 
 
 def targets(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:

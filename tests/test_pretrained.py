@@ -1,8 +1,10 @@
 """Models that ship: they are found by name, load, are small, keep their cards, and plan right after installation."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ import torch
 from embodied_wm import cli, pretrained
 from embodied_wm.checkpoint import CheckpointError, read_description, read_tensors
 from embodied_wm.commands import showing
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import UsageError
 from embodied_wm.commands.verbs import checkpoint_folder
+from embodied_wm.near_names import nearest
 from embodied_wm.pretrained import FOLDER, pretrained_folder, pretrained_names
 from embodied_wm.world_model import WorldModel
+from scripts.make_pretrained import RECIPES
 from sim.tasks import get_task
 
 MOST_BYTES = 20e6
@@ -62,6 +66,20 @@ def test_a_shipped_model_fits_its_task_and_says_what_it_reached(name: str) -> No
     assert all(entry["checkpoint"] == model.fingerprint() for entry in card["figures"]), "figures of other weights"
     assert "/" not in card["store"], "a path of the machine it was trained on"
     assert "## Figures" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_is_what_its_recipe_makes(name: str) -> None:
+    overrides = cli.read_overrides("train", RECIPES[name])
+    composed, _ = cli.compose_config("train", overrides | {"data.path": "none"})
+    made = json.loads(json.dumps(dataclasses.asdict(cli.instantiate_config(composed)["model"])))
+    saved = read_description(pretrained_folder(name))["config"]
+    assert saved == known(made, saved)
+
+
+def known(values: Any, saved: Any) -> Any:
+    """Return the values of the fields that the release which saved a model knew."""
+    return {key: known(values.get(key), saved[key]) for key in saved} if isinstance(saved, dict) else values
 
 
 @pytest.mark.render

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.near_names import nearest
 from embodied_wm.progress import track_reports
 
 if TYPE_CHECKING:

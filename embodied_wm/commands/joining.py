@@ -13,6 +13,7 @@ def open_run(name: str, config: Mapping[str, Any]) -> Run:
 
     Raises:
         UsageError: The folder cannot be used, or several processes were started for a verb that is no training.
+        TrainingError: Another run is going on in it.
     """
     run_dir, resume = config["run_dir"], config.get("resume", False)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -26,8 +27,8 @@ def open_run(name: str, config: Mapping[str, Any]) -> Run:
     if processes.is_main:
         try:
             run = Run(name, run_dir=run_dir, resume=resume)
-        except UsageError as error:
-            problem = error
+        except (ValueError, RuntimeError, OSError) as error:
+            problem = error  # the others wait for the folder, and must hear that there is none
     folder = processes.share(run.folder if run else None)
     if problem:
         raise problem

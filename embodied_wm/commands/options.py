@@ -8,7 +8,8 @@ from importlib.resources import files
 
 import yaml
 
-from embodied_wm.commands.errors import UsageError, nearest
+from embodied_wm.commands.errors import UsageError
+from embodied_wm.near_names import nearest
 
 VERBS = (
     "collect",
@@ -121,10 +122,21 @@ def meanings(name: str, choices: Mapping[str, str]) -> dict[str, str]:
     result = dict(comments(source_text(name)))
     for group, choice in choices.items():
         if choice in groups().get(group, ()):
-            text = source_text(f"{group}/{choice}")
-            prefix = "" if "# @package _global_" in text else f"{group}."
-            result.update({prefix + key: meaning for key, meaning in comments(text)})
+            place = f"{group}/{choice}"
+            prefix = "" if "# @package _global_" in source_text(place) else f"{group}."
+            result.update({prefix + key: meaning for key, meaning in _with_inherited(place)})
     return result
+
+
+def _with_inherited(place: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, comment) of the choices that a choice of a group is made of, and then its own."""
+    text = source_text(place)
+    for entry in yaml.safe_load(text).get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            choice, _, inside = entry.partition("@")  # cem@planner: the options of cem, below `planner`
+            for key, meaning in _with_inherited(f"{place.partition('/')[0]}/{choice}"):
+                yield f"{inside}.{key}" if inside else key, meaning
+    yield from comments(text)
 
 
 def comments(text: str) -> Iterator[tuple[str, str]]:

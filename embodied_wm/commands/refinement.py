@@ -28,6 +28,7 @@ from embodied_wm.model_card import add_figures
 from embodied_wm.progress import Track
 from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.latents import LatentEpisodes, felt_by
+from embodied_wm.training.loop import resumable
 from embodied_wm.training.refine import refine_model
 from embodied_wm.world_model import WorldModel
 from sim.tasks import get_task
@@ -115,9 +116,10 @@ class _Loop:
         features = ["action", *model.embodiment.readouts]
         shared: dict[str, Any] = {"camera": model.embodiment.camera, "features": features, "console": self.console}
         shared["felt"] = felt_by(model)
-        if self.old is None:
-            self.old = LatentEpisodes(self.old_store, model.tokenizer, episodes=self.old_episodes, **shared)
-        new = LatentEpisodes(store, model.tokenizer, episodes=range(store.num_episodes), **shared)
+        with resumable(f"the episodes of round {number} could not be read"):
+            if self.old is None:
+                self.old = LatentEpisodes(self.old_store, model.tokenizer, episodes=self.old_episodes, **shared)
+            new = LatentEpisodes(store, model.tokenizer, episodes=range(store.num_episodes), **shared)
         seed = self.config["seed"] + 1000 * number
         training = self.config["training"]
         metrics = refine_model(model, self.old, new, training, self.folder(number), seed=seed, console=self.console)

@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,16 @@ from rich.console import Console
 from rich.control import Control
 from rich.text import Text
 
-from embodied_wm.commands.errors import UsageError
+from embodied_wm.commands.errors import FULL_DISK, UsageError
 
 LOG_WIDTH = 120
 RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
 OVERRIDES = "overrides.yaml"
 """File of a run: the options that were given, one `name=value` each, as Hydra keeps them."""
+
+RESUMABLE = ("train", "refine")
+"""Verbs that go on in a used folder, which therefore belongs to one of their runs at a time."""
 
 FREE = (
     "resume",
@@ -61,6 +64,12 @@ class LoggingConsole(Console):
 class Run:
     """Owns the folder of one run; use it as a context manager.
 
+    The folder of a verb that can be resumed is locked before anything in it changes.
+
+    Raises:
+        UsageError: The folder cannot be used.
+        TrainingError: Another run is going on in it.
+
     Attributes:
         folder: Where everything of this run goes.
         console: Where to print; a copy goes to log.txt.
@@ -71,7 +80,15 @@ class Run:
     def __init__(self, name: str, *, run_dir: str | None, resume: bool = False, joins: Path | None = None) -> None:
         self.leads = joins is None
         self.folder, self.resumed = _make_folder(name, run_dir, resume) if joins is None else (joins, resume)
-        self._log = (self.folder / "log.txt" if self.leads else Path(os.devnull)).open("a", encoding="utf-8")
+        with ExitStack() as held:
+            log = self.folder / "log.txt" if self.leads else Path(os.devnull)
+            with _writing(self.folder):
+                self._log = held.enter_context(log.open("a", encoding="utf-8"))
+            if self.leads and name in RESUMABLE:
+                from embodied_wm.training.folder import owned
+
+                held.enter_context(owned(self.folder))
+            self._held = held.pop_all()
         self.console = LoggingConsole(self._log, quiet=not self.leads)
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
@@ -80,16 +97,17 @@ class Run:
         """Write the resolved configuration, the overrides that led to it (`name=value`) and the head of the log.
 
         Raises:
-            UsageError: The folder holds a run of another configuration.
+            UsageError: The folder holds a run of another configuration, or cannot be written.
         """
         if not self.leads:
             return
         if self.resumed:
             self._check_same(config_yaml)
-        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        unfinished = self.folder / f"{OVERRIDES}.part"
-        unfinished.write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
-        unfinished.replace(self.folder / OVERRIDES)  # at once: processes that join a resumed run read it too
+        with _writing(self.folder):
+            (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            unfinished = self.folder / f"{OVERRIDES}.part"
+            unfinished.write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
+            unfinished.replace(self.folder / OVERRIDES)  # at once: processes that join a resumed run read it too
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.console.log_only(Text(f"{now}  {command}"))  # as it stands: brackets in a command are no markup
         self.console.log_only(f"python {sys.version.split()[0]} on {sys.platform}")
@@ -119,17 +137,15 @@ class Run:
         """Write how the run ended, and close the log."""
         logging.getLogger().removeHandler(self._handler)
         try:
-            if kind is not None:
-                self._log.write(f"ended by {kind.__name__}: {error}\n")
-                _write_traceback(self._log, error)
-            self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
-            self._log.close()
+            with self._held:
+                if kind is not None:
+                    self._log.write(f"ended by {kind.__name__}: {error}\n")
+                    _write_traceback(self._log, error)
+                self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  end\n")
         except OSError:
             if kind is None:
                 raise
             # The disk is full: the run's own error, which is on its way, must not be hidden by this one.
-            with suppress(OSError):
-                self._log.close()
 
 
 def with_earlier(overrides: Mapping[str, str]) -> dict[str, str]:
@@ -162,35 +178,47 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a folder that the body cannot write which one it is and what to do; a full disk is told elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UsageError(
+            f"{folder} cannot be written: {error}. Give run_dir=FOLDER that can be written, or make it so"
+        ) from error
+
+
 def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bool]:
     """Make the run's folder; two runs in one second get two folders."""
     if run_dir is not None:
         folder = Path(run_dir).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"run_dir={run_dir} is a file; give a folder that is new or empty")
-        used = folder.is_dir() and any(folder.iterdir())
-        if used and not resume:
-            raise UsageError(
-                f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
-                + (", or continue it with resume=true" if name in ("train", "refine") else "")
-            )
-        if resume and not used:
-            raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
-        try:
+        with _writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"run_dir={run_dir} is a file; give a folder that is new or empty")
+            used = folder.is_dir() and any(folder.iterdir())
+            if used and not resume:
+                raise UsageError(
+                    f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
+                    + (", or continue it with resume=true" if name in RESUMABLE else "")
+                )
+            if resume and not used:
+                raise UsageError(f"resume=true: run_dir={run_dir} holds no run to continue")
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"run_dir={run_dir} cannot be made: {error}. Give another folder") from error
         return folder.resolve(), used
     if resume:
         raise UsageError("resume=true needs run_dir=FOLDER, the run to continue")
     parent = Path("runs", *name.split("_", 1)) if name.startswith("benchmark_") else Path("runs", name)
     stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = parent / f"{stem}{suffix}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder.resolve(), False
+    with _writing(parent.absolute()):
+        parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+            folder = parent / f"{stem}{suffix}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder.resolve(), False
     raise UsageError(f"{parent} holds 999 runs of this second; give run_dir=FOLDER")

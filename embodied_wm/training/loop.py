@@ -6,8 +6,8 @@ that resumes at step n does what an uninterrupted one would have done, bit for b
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -132,6 +132,22 @@ class Conduct:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the CPU generator of one step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+@contextmanager
+def resumable(problem: str) -> Iterator[None]:
+    """Say of a store that fails in the body that training can go on from what it saved, once the store is well again.
+
+    Raises:
+        TrainingError: The problem, its cause, and what to do.
+    """
+    try:
+        yield
+    except (StoreError, FileNotFoundError) as error:
+        raise TrainingError(
+            f"{problem}: {error} The steps before are saved: put that right (bring the data back) and continue with "
+            "resume=true."
+        ) from error
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -327,13 +343,8 @@ class _Job:
         return sum(losses) / count, {key: sum(values) / len(values) for key, values in gathered.items()}
 
     def _read(self, source: Callable[[int], Batch], index: int) -> Batch:
-        try:
+        with resumable(f"the data of {self.name} could not be read at step {self.state.step}"):
             return source(index)
-        except (StoreError, FileNotFoundError) as error:
-            raise TrainingError(
-                f"the data of {self.name} could not be read at step {self.state.step}: {error} The steps before are "
-                "saved: bring the data back and continue with resume=true."
-            ) from error
 
     def _keep_batch(self) -> Path:
         """Write this process's first batch of the step whose loss was not finite, or its last where all were."""
@@ -391,5 +402,6 @@ __all__ = [
     "TrainingError",
     "fit",
     "learning_rate",
+    "resumable",
     "step_generator",
 ]

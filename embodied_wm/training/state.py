@@ -22,6 +22,11 @@ from embodied_wm.training.processes import Processes, as_part, is_sharded, local
 SMOOTHING = 0.98
 """Weight of the past in the running mean of the loss."""
 
+MOST_NAMED = 3
+"""Tensors that are named where a state is of another model."""
+
+REMEDY = "Resume with the run's own configuration (config.yaml in its folder), or train in a new folder."
+
 
 class TrainingError(RuntimeError):
     """Say why training stopped."""
@@ -67,7 +72,9 @@ class StageState:
         Raises:
             TrainingError: If it is of another model.
         """
-        self._check(tensors, place)
+        different = self.differences({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        if different:
+            raise TrainingError(f"{place} is of another model: {different}. {REMEDY}")
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "ema": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -94,17 +101,16 @@ class StageState:
         self.num_skipped = int(tensors.get("num_skipped", torch.zeros(())))
         self.best = float(tensors.get("best", torch.tensor(sys.float_info.max, dtype=torch.float64)))
 
-    def _check(self, tensors: Mapping[str, Tensor], place: Path) -> None:
+    def differences(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Say in which tensors of the modules a saved state of these shapes differs from this one; "" for none."""
         own = {f"module.{name}": tuple(tensor.shape) for name, tensor in self.modules.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("module.")}
+        found = {name: shape for name, shape in shapes.items() if name.startswith("module.")}
         different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
-        if different:
-            name = different[0]
-            raise TrainingError(
-                f"{place} is of another model: {len(different)} tensors differ, the first is {name!r}: it holds "
-                f"{found.get(name, 'nothing')}, this model {own.get(name, 'nothing')}. Resume with the run's own "
-                f"configuration (config.yaml in its folder), or train in a new folder."
-            )
+        named = (
+            f"{name!r}: it holds {found.get(name, 'nothing')}, this model {own.get(name, 'nothing')}"
+            for name in different[:MOST_NAMED]
+        )
+        return f"{len(different)} tensors differ, such as {'; '.join(named)}" if different else ""
 
     def update_mean(self, loss: float) -> None:
         """Add a loss to the running mean."""
@@ -175,19 +181,26 @@ class StageFiles:
     def _load_sharded(self, state: StageState, folder: Path) -> None:
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
         from torch.distributed.checkpoint.state_dict_loader import load
 
         state.allocate_optimiser()
         tensors = state.tensors()
         try:
             reader = HuggingFaceStorageReader(str(folder))
+            held = reader.read_metadata().state_dict_metadata.items()
+            shapes = {name: tuple(each.size) for name, each in held if isinstance(each, TensorStorageMetadata)}
+            different = state.differences(shapes)
+            if different:
+                raise TrainingError(f"{folder} is of another model, or lacks a file: {different}. {REMEDY}")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process: it should
                 load(tensors, storage_reader=reader, no_dist=self.processes.world_size == 1)
+        except TrainingError:
+            raise
         except (Exception, CheckpointException) as error:  # its errors have no base in common
             raise CheckpointError(
-                f"{folder} could not be read ({_cause(error)}); it is damaged or of another model. "
-                "Resume with the run's own configuration (config.yaml in its folder), or train in a new folder."
+                f"{folder} could not be read ({_cause(error)}); it is damaged or of another model. {REMEDY}"
             ) from error
         state.load(tensors, folder)
 

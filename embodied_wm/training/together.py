@@ -29,7 +29,7 @@ from embodied_wm.family import Family, copy_shared
 from embodied_wm.training.embodiment import check_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
-from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit
+from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.observer import Draw, RunObserver
 from embodied_wm.training.processes import Processes, prepare, start_processes
 from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer, fit_scales
@@ -291,13 +291,14 @@ def train_together(
             prepare(model, processes)
         joint = _JointTrainer(members, robots, config, run_dir, seed=seed, processes=processes, console=console)
         for stage in STAGES:
-            if stage in SHARED_STAGES:
-                joint.train(stage, known=known, is_trained=stage in stages)
-            elif stage in stages:
-                for member in members.values():
-                    if member.labelled or stage == "temporal_distance":
-                        getattr(member, f"train_{stage}")()
-                        member.model.eval()
+            with resumable(f"the data of {stage} could not be read or kept"):
+                if stage in SHARED_STAGES:
+                    joint.train(stage, known=known, is_trained=stage in stages)
+                elif stage in stages:
+                    for member in members.values():
+                        if member.labelled or stage == "temporal_distance":
+                            getattr(member, f"train_{stage}")()
+                            member.model.eval()
         for member in members.values():
             member.model.card = _card(member, list(robots), config, seed)
         _finish(family, joint, run_dir)

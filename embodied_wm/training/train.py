@@ -43,7 +43,7 @@ from embodied_wm.training.frames import (
     drawn_reconstruction,
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit
+from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.losses import conditioning, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
@@ -404,10 +404,10 @@ def train_world_model(
                     getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
         fit_scales(trainer)
         prepare(model, processes)
-        for name in STAGES:
-            if name in stages:
+        for name in sorted(set(stages), key=STAGES.index):
+            with resumable(f"the data of {name} could not be read or kept"):
                 getattr(trainer, f"train_{name}")()
-                model.eval()
+            model.eval()
         model.card = {
             "store": store.address,
             "fingerprint": store.fingerprint(),

@@ -49,7 +49,8 @@ def train(store: Path, *more: str) -> list[str]:
 def written(folder: str | Path) -> list[str]:
     """Return what a run left, but for its configuration and log."""
     files = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-    return [name for name in files if name not in ("config.yaml", "log.txt", "data.json", ".lock", "speed.jsonl")]
+    own = ("config.yaml", "overrides.yaml", "log.txt", "data.json", ".lock", "speed.jsonl")
+    return [name for name in files if name not in own]
 
 
 # Paths and stores
@@ -302,6 +303,35 @@ def small_disk(kilobytes: int) -> Iterator[Path]:
 
 def resize(disk: Path, kilobytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("verb", ["train data.path=x", "refine checkpoint=x", "collect out=x"])
+def test_a_run_folder_that_cannot_be_made(refused: Refuse, verb: str) -> None:
+    Path("runs").write_text("x")
+    for more, folder in (([], Path("runs", verb.split()[0]).absolute()), (["run_dir=runs/mine"], Path("runs/mine"))):
+        message = refused(*verb.split(), *more, code=2)
+        assert f"error: {folder} cannot be written: [Errno 20] Not a directory" in message
+        assert "Give run_dir=FOLDER that can be written" in message
+
+
+def test_a_disk_that_cannot_be_written(
+    refused: Refuse, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(4000) as disk:
+        arguments = ["train", f"data.path={tiny_store}", *tiny.command_line()]
+        assert cli.main([*arguments, f"run_dir={disk / 'run'}"]) == 0
+        (disk / "empty").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        monkeypatch.chdir(disk)
+        for more, folder in (
+            ([f"run_dir={disk / 'run'}", "resume=true"], "run"),
+            (["run_dir=empty"], "empty"),
+            ([], "runs/train"),
+        ):
+            message = refused(*arguments, *more, code=2)
+            assert f"error: {disk / folder} cannot be written: [Errno 30] Read-only file system" in message
+            assert "Give run_dir=FOLDER that can be written" in message
+        monkeypatch.chdir(tmp_path)
 
 
 def test_a_disk_that_fills_up_while_training_and_is_made_larger(refused: Refuse, tiny_store: Path) -> None:

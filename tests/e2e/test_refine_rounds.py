@@ -1,6 +1,8 @@
 """The verb refine, from a trained model to its page: stopped, resumed, and told what is wrong with its input."""
 
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from embodied_wm import cli
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.planned_episodes import PlannedEpisodes
 from embodied_wm.evaluation.report import load_report
+from embodied_wm.training.folder import owned
 from embodied_wm.world_model import WorldModel
 
 OPTIONS = (
@@ -99,3 +102,27 @@ def test_what_cannot_be_refined_is_told(base: Path, capsys: pytest.CaptureFixtur
     message = refused("store=other.zarr")
     assert "the model was trained on" in message
     assert "Give store=..., the same episodes" in message
+
+
+@pytest.mark.slow
+@pytest.mark.render
+def test_episodes_that_vanish_amid_a_round_leave_what_was_done(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.move("reach.zarr/observation.images.top", "frames")
+    capsys.readouterr()
+    assert cli.main(["refine", *OPTIONS, "rounds=1", "run_dir=run"]) == 1
+    message = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "the episodes of round 1 could not be read" in message
+    assert "continue with resume=true" in message
+    shutil.move("frames", "reach.zarr/observation.images.top")
+    assert cli.main(["refine", *OPTIONS, "rounds=1", "run_dir=run", "resume=true"]) == 0
+
+
+def test_two_refinements_in_one_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    for name in ("config.yaml", "log.txt"):
+        Path("run", name).write_text("of the run that is going on")
+    with owned(Path("run")), ThreadPoolExecutor(1) as other:
+        assert other.submit(cli.main, ["refine", *OPTIONS, "run_dir=run", "resume=true"]).result() == 1
+    assert "run belongs to a run that is going on" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert sorted(path.name for path in Path("run").iterdir()) == [".lock", "config.yaml", "log.txt"]
+    assert {Path("run", name).read_text() for name in ("config.yaml", "log.txt")} == {"of the run that is going on"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from embodied_wm import cli
+from embodied_wm.training.folder import owned
 from embodied_wm.world_model import WorldModel
 
 NUM_STEPS = 150
@@ -117,6 +119,17 @@ def test_a_run_is_resumed_with_its_own_options_only(
     assert words in message
     assert "same options" in message
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_run_that_is_going_on_is_left_as_it_is(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(tiny_store, "run", num_steps=2)) == 0
+    files = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    with owned(Path("run")), ThreadPoolExecutor(1) as other:
+        again = command(tiny_store, "run", "resume=true", "trainer.keep.save_every_s=1", num_steps=2)
+        assert other.submit(cli.main, again).result() == 1
+    message = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert f"belongs to a run that is going on (process {os.getpid()} on " in message
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == files
 
 
 def test_a_run_is_resumed_with_its_own_data_only(

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.training import loop
 from embodied_wm.training.folder import owned
 from embodied_wm.training.interrupts import Terminated
 from embodied_wm.training.loop import Batch, KeepConfig, Metrics, StageConfig, TrainingError, fit
+from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import train_world_model
 
 
@@ -219,6 +222,26 @@ def test_a_store_deleted_amid_training(tmp_path: Path, tiny_store: Path, monkeyp
     assert int(load_file(tmp_path / "run/stages/tokenizer.safetensors")["step"]) > 0
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("latents", ["memory", "zarr", "online"])
+def test_a_store_deleted_between_two_stages(
+    tmp_path: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, latents: str, together: bool
+) -> None:
+    path = Path(shutil.copytree(tiny_store, tmp_path / "s.zarr"))
+    store, config = EpisodeStore.open(path), tiny.training(2, latents=latents)  # type: ignore[arg-type]
+    train, data = (train_together, {"dot": RobotStore(store=store)}) if together else (train_world_model, store)
+    original = FrameTokenizer.fit_statistics
+
+    def deletes(self: FrameTokenizer, frames: Tensor) -> None:
+        original(self, frames)
+        shutil.rmtree(path / tiny.CAMERA)
+
+    monkeypatch.setattr(FrameTokenizer, "fit_statistics", deletes)
+    with pytest.raises(TrainingError, match=r"data of latent_actions could not be read.*s.zarr.*resume=true"):
+        train(data, tiny.MODEL, config, tmp_path / "run", seed=0)  # type: ignore[arg-type]
+    assert int(load_file(tmp_path / "run/stages/tokenizer.safetensors")["step"]) == 2
+
+
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, tiny_store: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TrainingError, match=r"run folder .*file/run cannot be written.*another run_dir"):
@@ -226,11 +249,23 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path, tiny_store: Path) -
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
-    words = rf"belongs to a training that is running \(process {os.getpid()} on "
-    with owned(tmp_path), pytest.raises(TrainingError, match=words), owned(tmp_path):
-        pass
+    words = rf"belongs to a run that is going on \(process {os.getpid()} on "
+    with ThreadPoolExecutor(1) as others:
+        another = owned(tmp_path)
+        others.submit(another.__enter__).result()
+        with pytest.raises(TrainingError, match=words), owned(tmp_path):
+            pass
+        others.submit(another.__exit__, None, None, None).result()
     with owned(tmp_path):  # the lock went with its holder
         pass
+
+
+def test_a_training_in_a_run_of_its_own_shares_the_lock(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as others, owned(tmp_path):
+        with owned(tmp_path / "sub" / ".."):
+            pass
+        with pytest.raises(TrainingError, match="belongs to a run"):  # what came inside left the lock where it was
+            others.submit(owned(tmp_path).__enter__).result()
 
 
 def test_only_weights_that_are_measured_can_be_the_best() -> None:

@@ -19,10 +19,12 @@ from torch import nn
 from embodied_wm import cli
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, ReadAhead
 from embodied_wm.training.processes import ComputeConfig, Processes, choose_device, prepare, start_processes
-from embodied_wm.training.state import StageFiles, StageState
+from embodied_wm.training.state import StageFiles, StageState, TrainingError
 from embodied_wm.training.train import STAGES, TrainConfig, train_world_model
+from embodied_wm.world_model import WorldModel
 
 NUM_STEPS = 20
 TIMEOUT_S = 270
@@ -68,13 +70,28 @@ def twice_the_batch(config: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="module")
 def two(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of what two processes did: DDP for small stages, FSDP2 for the predictor."""
-    folder = tmp_path_factory.mktemp("two")
-    done = launch(2, str(TESTS / "training/together.py"), str(tiny_store), str(folder), str(NUM_STEPS), "fsdp2")
+    return in_two(tiny_store, tmp_path_factory.mktemp("two"), NUM_STEPS, "fsdp2")
+
+
+def in_two(store: Path, folder: Path, num_steps: int, sharding: str) -> Path:
+    """Train in two processes, and return the folder."""
+    done = launch(2, str(TESTS / "training/together.py"), str(store), str(folder), str(num_steps), sharding)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_two_processes_have_the_loss_of_one_with_twice_the_batch(two: Path, tiny_store: Path, tmp_path: Path) -> None:
+    check_against_one(two, tiny_store, tmp_path, NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_200_steps_of_two_processes_have_the_losses_of_one(tiny_store: Path, tmp_path: Path, sharding: str) -> None:
+    check_against_one(in_two(tiny_store, tmp_path / "two", 200, sharding), tiny_store, tmp_path, 200)
+
+
+def check_against_one(two: Path, tiny_store: Path, tmp_path: Path, num_steps: int) -> None:
+    """Train in this process with twice the batch, and compare losses and weights with those of two."""
     together.regress(tmp_path / "regression", Processes(), 2 * together.BATCH)
     one = losses(tmp_path / "regression")
     assert one[-1][:2] == ("net", 200)
@@ -82,7 +99,7 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(two: Path, tiny
     train_world_model(
         EpisodeStore.open(tiny_store),
         tiny.MODEL,
-        twice_the_batch(together.training(NUM_STEPS)),
+        twice_the_batch(together.training(num_steps)),
         tmp_path / "model",
         seed=3,
     )
@@ -109,8 +126,8 @@ def test_every_process_ends_with_the_same_model_and_one_of_them_writes(two: Path
     assert len(list((stages / "predictor.sharded").iterdir())) == 2
 
 
-def predictor_state(use_ema: bool = True) -> StageState:
-    modules = nn.ModuleDict({"predictor": tiny.make_model().predictor})
+def predictor_state(model: WorldModel | None = None, use_ema: bool = True) -> StageState:
+    modules = nn.ModuleDict({"predictor": (model or tiny.make_model()).predictor})
     decayed = [p for p in modules.parameters() if p.ndim >= 2]
     others = [p for p in modules.parameters() if p.ndim < 2]
     optimiser = torch.optim.AdamW([{"params": decayed}, {"params": others}])
@@ -143,6 +160,23 @@ def test_damaged_shards_are_refused(two: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"predictor.sharded could not be read .* damaged or of another model"):
         StageFiles(tmp_path / "stages", "predictor", Processes()).load_last(predictor_state())
+    shard.unlink()
+    with pytest.raises((CheckpointError, TrainingError), match=r"damaged or of another|or lacks a file"):
+        StageFiles(tmp_path / "stages", "predictor", Processes()).load_last(predictor_state())
+
+
+def test_shards_of_another_model_are_refused_with_the_tensors_that_differ(two: Path) -> None:
+    transformer = dataclasses.replace(tiny.MODEL.predictor.transformer, hidden=40)
+    config = dataclasses.replace(
+        tiny.MODEL, predictor=dataclasses.replace(tiny.MODEL.predictor, transformer=transformer)
+    )
+    other = predictor_state(WorldModel(config, tiny.make_model().embodiment))
+    with pytest.raises(TrainingError) as caught:
+        StageFiles(two / "model/stages", "predictor", Processes()).load_last(other)
+    layer = "module.predictor.transformer.layers.0"
+    assert "predictor.sharded is of another model, or lacks a file: 2 tensors differ" in str(caught.value)
+    assert f"'{layer}.down.weight': it holds (32, 32), this model (32, 40); '{layer}.gate_up" in str(caught.value)
+    assert "config.yaml" in str(caught.value)
 
 
 @pytest.mark.slow
@@ -180,6 +214,19 @@ def test_sigterm_stops_every_process_at_the_same_step_and_the_run_goes_on(tiny_s
     assert losses(Path("parts")) == losses(Path("whole"))
     whole, parts = (load_file(f"{run}/model/model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_every_process_ends_where_the_folder_belongs_to_another_run(tiny_store: Path) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("")
+    with owned(Path("run")):
+        command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", "run_dir=run", *tiny.command_line()]
+        done = launch(2, *command, "resume=true")
+    assert done.returncode != 0
+    assert "belongs to a run that is going on" in done.stderr
+    assert "the main process could not open the run's folder" in done.stderr
+    assert Path("run/config.yaml").read_text() == ""
 
 
 def test_only_training_shares_its_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
