@@ -337,6 +337,7 @@ def test_mixed_precision_trains_on_what_it_says(tmp_path: Path, tiny_store: Path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's own code, while it compiles
 def test_compiled_networks_have_the_same_loss(tmp_path: Path, tiny_store: Path) -> None:
     store = EpisodeStore.open(tiny_store)
     for compiled in (False, True):
