@@ -7,7 +7,10 @@ test holds that); `BlockCausalTransformer.extend` stays, for gradients.
 
 The whole of imagination (8 steps, prefill included) against what was before, 21 alternating pairs of processes, one
 thread of a busy machine, processor time, medians: 1.23 times faster at S = 16, 1.32 at 48, 1.24 at 128, 1.10 at 512;
-with sixteen key points 1.11 at 128. About 12,000 candidate-steps/s a thread at S = 128, not the 30,000 hoped for.
+with sixteen key points 1.11 at 128. How fast that is, one thread, processor time, two runs of each, and which part of a
+1024 x 1024 product's FLOP/s it makes: `nano` on `reach` behind 4 frames 55,000 and 58,000 candidate-steps/s at S = 128
+(0.42 and 0.47), 67,000 and 72,000 at 512 (0.52 and 0.58); by `scripts/sizes.py --imagine 256` untrained `nano` 54,000
+and 64,000 (0.44 and 0.49), `nano_keypoints` 53,000 and 65,000 (0.45 and 0.52), `small` 440 (0.84).
 
 The parts, in processor time on one thread of a busy machine, nano, S = 128, two new frames:
 
