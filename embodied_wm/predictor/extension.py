@@ -23,14 +23,15 @@ The parts, in processor time on one thread of a busy machine, nano, S = 128, two
 - The last layer needs queries of the latent tokens alone.
 - `torch.bmm` takes a naive loop below 400 products a matrix: 130 to 250 where a product and a sum take 70.
 
-Left out, since not faster:
+Left out, since not faster, or not worth it:
 
 - `scaled_dot_product_attention`: 530 microseconds where both products and softmax above take 300, and it would need S
   copies of the context.
 - Modulation folded into the weights of each noise level, one frame after the other: it saves passes, but halves the
   products and doubles the number of operations (16 candidates 17% slower, 128 the same).
 - `torch.compile` (inductor, CPU) of what is before and behind attention: 0.90 ms against 0.89 and 2.26 against 2.33,
-  as products dominate there, and a minute or more of compiling.
+  as products dominate there (a prototype that is not kept). Of all of a pass, attention too: 0.73 to 0.83 of the time
+  of imagination, but minutes of compiling for every shape (`scripts/bench_savings.py --compiled`).
 - Queries, keys and values of each head by products of their own, which saves the copy: products 15 to 30% slower.
 - Rotation as a matrix product: 118 microseconds where two products of numbers take 100.
 - int8 weights: see `scripts/bench_savings.py`.
