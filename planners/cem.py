@@ -5,11 +5,12 @@ candidates of a decision, the mean as a candidate. Kept elites are imagined anew
 keep a sequence that was lucky once, and every iteration imagines the same number of candidates. iCEM as published
 (shrinking population, power-law noise, elites carried from decision to decision) is planners.icem.
 
-Tried and left out: imagining only the better half of the candidates to the end. On `push` (200 decisions of the shipped
-model, 96 candidates three times, 8 steps; cost of the chosen plan over that without dropping, which is 40.8 mm, and
-time over its 177 ms): dropped after 1, 2 or 4 steps it costs 0.36, 0.19 and 0.41 mm more (+- 0.8) in 0.75, 0.80 and
-0.89 of the time; but 72 and 64 candidates without dropping cost 0.44 and 0.87 mm more (+- 0.85) in 0.83 and 0.78 of
-it. Success of 30 pairs is 0.90 to 0.97 with all of them, and with 64 candidates twice 0.97 in 114 instead of 174 ms.
+Tried and left out, in a prototype that is not kept: imagining only the better half of the candidates to the end. On
+`push` (200 decisions of the shipped model, 96 candidates three times, 8 steps; cost of the chosen plan over that
+without dropping, which is 40.8 mm, and time over its 177 ms): dropped after 1, 2 or 4 steps it costs 0.36, 0.19 and
+0.41 mm more (+- 0.8) in 0.75, 0.80 and 0.89 of the time; but 72 and 64 candidates without dropping cost 0.44 and 0.87
+mm more (+- 0.85) in 0.83 and 0.78 of it. Success of 30 pairs is 0.90 to 0.97 with all of them, and with 64 candidates
+twice 0.97 in 114 instead of 174 ms.
 """
 
 from dataclasses import dataclass

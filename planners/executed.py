@@ -102,7 +102,7 @@ class Executed:
         return replace(plan, actions=self.sequences(plan.actions), candidates=self.sequences(plan.candidates))
 
 
-def _wait_for(values: Tensor) -> None:
-    """Wait for a GPU, or its work would be counted where its result is first read."""
-    if values.is_cuda:
+def _wait_for(values: object) -> None:
+    """Wait for a GPU, or its work would be counted where its result is first read; others refuse what is no tensor."""
+    if isinstance(values, Tensor) and values.is_cuda:
         torch.cuda.synchronize(values.device)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import Dynamics, Objective, Plan, Planner
+from planners.base import Dynamics, Objective, Plan, Planner, action_bounds
 from planners.control import Control, cheaper
 from planners.deadline import Deadline, Durations, OutOfTime
 from planners.executed import Executed
@@ -124,7 +124,11 @@ class MPC:
             control: Budget, chunks, safety.
             clock: Seconds, for budgets and times.
             executor: Runs asynchronous searches, one at a time; a thread of its own if None.
+
+        Raises:
+            PlannerError: If the horizon is too short for the control, or nothing lies between the dynamics' bounds.
         """
+        action_bounds(type(self).__name__, dynamics)
         self.control = control or Control()
         self.control.check_horizon(planner.horizon)
         self._planner, self._dynamics, self._clock = planner, dynamics, clock

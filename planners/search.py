@@ -356,13 +356,22 @@ def _checked_costs(place: str, trajectory: Tensor, objective: Objective, actions
             f"{place}: the dynamics returned states of shape {tuple(trajectory.shape)}; expected "
             f"{tuple(actions.shape[:2])} (candidates, horizon) and the state's own dimensions."
         )
-    costs = objective(trajectory, actions)
-    if tuple(costs.shape) != (actions.shape[0],):
+    costs = _one_each(place, objective(trajectory, actions), len(actions))
+    _check_finite(place, "cost", costs, "Check the dynamics' output and the objective for this candidate.")
+    return costs
+
+
+def _one_each(place: str, costs: object, num_candidates: int) -> Tensor:
+    if not isinstance(costs, Tensor):
+        raise PlannerError(
+            f"{place}: the objective returned a {type(costs).__name__}, {costs!r:.60}; expected a torch.Tensor of "
+            f"shape {(num_candidates,)}, one cost per candidate."
+        )
+    if tuple(costs.shape) != (num_candidates,):
         raise PlannerError(
             f"{place}: the objective returned costs of shape {tuple(costs.shape)}; "
-            f"expected {(actions.shape[0],)}, one per candidate. Reduce over time and state inside the objective."
+            f"expected {(num_candidates,)}, one per candidate. Reduce over time and state inside the objective."
         )
-    _check_finite(place, "cost", costs, "Check the dynamics' output and the objective for this candidate.")
     return costs
 
 

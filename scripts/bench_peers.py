@@ -5,7 +5,8 @@
 
 - `lewm`: LeWM as stable-worldmodel 0.1.1 ships it (18 M parameters, 224 pixels, its own CEM), against our nano model
   (64 pixels, our CEM), both from pixels to a plan, at the same candidates, iterations and horizon. Sizes differ by
-  what each is made for, so this says what a decision costs, not whose layers are faster.
+  what each is made for, so this says what a decision costs, not whose layers are faster. One step of its reference
+  spans a block of five actions and one of ours a single action: per action imagined the ratio is a fifth.
 - `pytorch_mppi`: the overhead of the search alone. The same point mass, candidates and horizon for its MPPI and for
   ours, one iteration each.
 - `dreamer4`: imagination alone, without a planner: cached generation of lucidrains' dreamer4 0.20.2 against ours, from
@@ -14,7 +15,8 @@
   denoises in two steps at least, and writes its cache in a third pass.
 
 Measured on a quiet two-core machine, one thread, `--peers swm --iterations 3 --repeats 2`: LeWM 32.5 times slower than
-ours (27.2 to 37.8; 12.6 times before `nano` did without action tokens and clean passes, on a busy machine);
+ours (27.2 to 37.8; 12.6 times before `nano` did without action tokens and clean passes, on a busy machine), which is
+6.5 times per action imagined;
 pytorch_mppi's search 1.0 times as fast as ours (0.8 to 1.1).
 
 `--peers dreamer4 --clock cpu`, one thread: at 96 candidates and 8 frames (`--samples 96 --repeats 5`) ours is 6.9 times

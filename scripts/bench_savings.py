@@ -1,13 +1,17 @@
 """What would make a decision cheaper at equal success: the same pairs of start and goal, one saving after another.
 
     python scripts/bench_savings.py runs/train/LATEST/model --task reach --pairs 20
+    python scripts/bench_savings.py embodied_wm/pretrained/push --task push --horizon 8 --compiled
+    python scripts/bench_savings.py embodied_wm/pretrained/push --task push --horizon 8 --choose mean --candidates 64 \
+        --batches 1 4 16
 
 Each variant prints success and the processor time of a decision (one thread, so that a busy machine does not count).
-`prefilled` is what benchmarks do; `rolling` rolls the context on with each frame; `two steps` denoises twice; `int8`
-quantises the weights of the transformer's products per channel and their inputs per product, as torch's dynamic
-quantisation does: the products alone are 1.2 to 1.8 times faster here (oneDNN, 512 and 1280 tokens, nano and small), at
-an error of 2% each. The last line is for pruning candidates half-way: of those that CEM kept as elites, how many were
-among the better half, or quarter, when only half of the horizon had been imagined.
+`prefilled` is what benchmarks do; `rolling` rolls the context on with each frame; `two steps` denoises twice;
+`scheduled` twice in the last of three searches alone; `int8` quantises the weights of the transformer's products per
+channel and their inputs per product, as torch's dynamic quantisation does: the products alone are 1.2 to 1.8 times
+faster here (oneDNN, 512 and 1280 tokens, nano and small), at an error of 2% each. The last line is for pruning
+candidates half-way: of those that CEM kept as elites, how many were among the better half, or quarter, when only half
+of the horizon had been imagined.
 
 On `reach`, a nano model, a busy machine: `rolling` 1.00 of 16 pairs like `prefilled`, in 110 and 107 ms. `int8`,
 twice in turn with `prefilled` on 5 pairs, 1.00 like it, in 107 and 98 ms against 83 and 106: nothing that stands out
@@ -15,17 +19,29 @@ of the noise, so it was left out. Pruning the worse half half-way would lose 7% 
 the work (in the three searches of a decision), pruning to a quarter 32%: left out, too (`planners.cem` has what it did
 to plans on `push`).
 
-Denoising steps, on the `push` model that shipped before (`--task push --horizon 8 --choose mean --candidates 64 --pairs
-20 --variants prefilled "two steps"`): success 0.90 in 177 ms with one step, 1.00 in 262 ms with two. A throw-away
-schedule, one step in the first two searches and two in the last, had 1.00 of the same 20 pairs in 191 ms. On the 14
-pairs that follow it was 1.00, 0.93 and 1.00, so over 34 pairs 32, 33 and 34 successes: no difference that shows.
-Planning takes one step everywhere, and there is nothing to take away from the early searches; hence no schedule.
+Denoising steps, on the `push` model that ships (`--task push --horizon 8 --choose mean --candidates 64 --pairs 20
+--variants prefilled "two steps" scheduled`): success 0.95 (0.76 to 0.99) in 53 ms with one step, in 84 ms with two, in
+59 ms with one, one and two. The model that shipped before had 32, 33 and 34 of 34 pairs, in 177, 262 and 191 ms. No
+difference that shows: planning takes one step everywhere, there is nothing to take away from the early searches, and
+hence no schedule. Nor can features kept from one denoising step for the next win anything: there is no next one, as one
+step is as good as four (0.12 dB [0.06, 0.18] better, eight frames ahead on `push`, by `scripts/bench_drift.py`).
 
-int8 keys and values (a throw-away prototype: a byte each and a scale per token and head, made where they are written
-and undone where they are read; one thread, ratios within one run) win nothing on a CPU. The candidates' own: 1.08
-times the time of imagination on `push` (96 candidates, 8 and 12 frames), 0.99 with `small` (32 candidates, 8 frames).
-The context's: 1.02 and 1.02. They are exact enough (latents on `push` change by under 0.1%) and take a quarter of the
-memory, but that is 2.7 MB for 96 candidates of `push` to begin with, and torch has no batched product of int8 matrices.
+`--compiled`, imagination alone, every pass through the network by torch.compile for its fixed shapes, alternately with
+the same without (`push`, one thread, processor time, two runs): 0.82 and 0.83 of 9 ms at 32 candidates, 0.81 and 0.83
+of 17 ms at 96, 0.73 and 0.73 of 70 ms at 512, and the same latents to 2e-7. Left out: it needs a C++ compiler, and one
+to two minutes for each number of candidates and of context frames, which pay after 4,000 searches of 512 candidates
+or after 90,000 of 32.
+
+`--batches`, plans in one pass (`planners.plan_batch`) against one environment after the other, contexts given, `push`,
+64 candidates three times, 8 steps, one thread, processor time, three runs: for 1 environment 19 to 22 decisions/s both
+ways, for 4 together 29 to 30 against 20 to 21, for 16 together 33 to 34 against 19 to 22; the plans are the same.
+
+int8 keys and values, of a prototype that is not kept (a byte each and a scale per token and head, made where they are
+written and undone where they are read; one thread, ratios within one run), win nothing on a CPU. The candidates' own:
+1.08 times the time of imagination on `push` (96 candidates, 8 and 12 frames), 0.99 with `small` (32 candidates, 8
+frames). The context's: 1.02 and 1.02. They are exact enough (latents on `push` change by under 0.1%) and take a quarter
+of the memory, but that is 2.7 MB for 96 candidates of `push` to begin with, and torch has no batched product of int8
+matrices.
 """
 
 import argparse
@@ -44,15 +60,21 @@ from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel
 from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
 from embodied_wm.evaluation.planning import Arena
+from embodied_wm.evaluation.speed import imagination_pair, median_seconds
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.predictor import extension
-from planners import CEM, StepWeights
+from embodied_wm.world_model import WorldModel
+from planners import CEM, Plan, StepWeights, plan_batch
 from planners.base import Objective
 from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
 from sim.tasks.base import Task
 
-VARIANTS = ("prefilled", "rolling", "two steps", "int8")
+VARIANTS = ("prefilled", "rolling", "two steps", "scheduled", "int8")
+SCHEDULE = (1, 1, 2)
+"""Denoising steps in each search of a decision, of the variant "scheduled"."""
+COMPILED = (32, 96, 512)
+"""Candidates with which compiled imagination is timed."""
 
 
 @contextmanager
@@ -73,6 +95,86 @@ def int8_weights() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def scheduled(model: JudgedWorldModel) -> Iterator[None]:
+    """Let each search of a decision denoise by its own number of steps; a decision begins with its context."""
+    prefill, imagine, steps = model.prefill, model.imagine, iter(SCHEDULE)
+
+    def begin(codes: Tensor, actions: Tensor) -> Any:
+        nonlocal steps
+        steps = iter(SCHEDULE)
+        return prefill(codes, actions)
+
+    def search(context: Any, actions: Tensor) -> Tensor:
+        model.dynamics.num_steps = next(steps, SCHEDULE[-1])  # the mean that CEM imagines last is as its last search
+        return imagine(context, actions)
+
+    with patch.object(model, "prefill", begin), patch.object(model, "imagine", search):
+        yield
+
+
+def compare_compiled(model: WorldModel, horizon: int, context: int) -> None:
+    """Print how long imagination takes with every pass through the network compiled, over how long it takes without."""
+    compiled = torch.compile(extension.Extension.__call__, dynamic=False)  # kernels for the shapes of every frame
+
+    def div(left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
+        return out.copy_(left / right)  # inductor mistakes the strides of a quotient that is written to `out`
+
+    def with_compiled(run: Callable[[], Tensor]) -> Tensor:
+        with patch.object(extension.Extension, "__call__", compiled), patch.object(torch, "div", div):
+            return run()
+
+    torch._dynamo.config.recompile_limit = 64
+    for num_candidates in COMPILED:
+        plain, _ = imagination_pair(model, num_candidates=num_candidates, context=context, horizon=horizon, num_steps=1)
+        began = time.perf_counter()
+        difference = float((with_compiled(plain) - plain()).abs().max() / plain().abs().max())
+        compiling_s = time.perf_counter() - began
+        runs = [plain, lambda plain=plain: with_compiled(plain)]
+        before, after = median_seconds(runs, 15, time.process_time)
+        print(
+            f"compiled, {num_candidates} candidates: {after['value'] / before['value']:.2f} of "
+            f"{1e3 * before['value']:.1f} ms, difference {difference:.0e}, {compiling_s:.0f} s to compile",
+            flush=True,
+        )
+
+
+def compare_batches(model: JudgedWorldModel, planner: CEM, task: Task, sizes: list[int]) -> None:
+    """Print decisions a second for several environments planned in one pass, and one after the other."""
+    pairs = evaluation_pairs(task.name, max(sizes), 0)
+    renderer = task.renderer(*model.image_size, model.camera)
+    frames = torch.from_numpy(renderer.render_states(np.stack([start for start, _, _ in pairs])))
+    goals = torch.from_numpy(renderer.render_states(np.stack([goal for _, goal, _ in pairs])))
+    renderer.close()
+    nothing = torch.zeros(0, task.action_size)
+    contexts = [model.prefill(code[None], nothing) for code in model.encode(frames)]
+    objectives = [model.objective(goal) for goal in goals]
+
+    def together(size: int) -> list[Plan]:
+        model.reseed(0)
+        seeded = [torch.Generator().manual_seed(seed) for seed in range(size)]
+        return plan_batch(planner, model.dynamics, contexts[:size], objectives[:size], generators=seeded)
+
+    def in_turn(size: int) -> list[Plan]:
+        plans = []
+        for seed in range(size):
+            model.reseed(0)
+            generator = torch.Generator().manual_seed(seed)
+            plans.append(planner.plan(model.dynamics, contexts[seed], objectives[seed], generator=generator))
+        return plans
+
+    for size in sizes:
+        found = zip(together(size), in_turn(size), strict=True)
+        difference = max(float((one.actions - other.actions).abs().max()) for one, other in found)
+        runs = [lambda size=size: together(size), lambda size=size: in_turn(size)]
+        rates = [size / each["value"] for each in median_seconds(runs, 5, time.process_time)]
+        print(
+            f"{size} environments: {rates[0]:.1f} decisions/s in one pass, {rates[1]:.1f} one after the other; plans "
+            f"differ by {difference:.0e}",
+            flush=True,
+        )
+
+
 class Halfway:
     """An objective that also looks at the first half of the horizon and counts whose elites that would have kept."""
 
@@ -83,6 +185,8 @@ class Halfway:
     def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
         """Return the costs, as if nobody looked."""
         costs = self.objective(trajectory, actions)
+        if len(costs) <= self.num_elites:  # the mean that CEM imagines last
+            return costs
         half = trajectory.shape[1] // 2
         order = self.objective(trajectory[:, :half], actions[:, :half]).argsort().argsort()
         elites = order[costs.topk(self.num_elites, largest=False).indices]
@@ -126,18 +230,29 @@ def main() -> None:
     parser.add_argument("--choose", default="best", choices=["best", "mean"])
     parser.add_argument("--context", type=int, default=3)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--compiled", action="store_true", help="time imagination by torch.compile, and no variants")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[], help="environments that are planned for in one pass; no variants"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     planner = CEM(horizon=options.horizon, num_candidates=options.candidates, num_elites=8, choose=options.choose)
     setup = PlanningSetup(task=options.task, planner=planner, objective="state", weights=StepWeights())
     task, model = get_task(options.task), load_judged(options.checkpoint, setup)
     assert isinstance(model, JudgedWorldModel)
+    if options.batches:
+        compare_batches(model, planner, task, options.batches)
+    if options.compiled:
+        compare_compiled(model.world_model, options.horizon, options.context)
+    if options.batches or options.compiled:
+        return
     arena = Arena(task, image_size=model.image_size, camera=model.camera)
     pairs = evaluation_pairs(task.name, options.pairs, 0)
     for name in options.variants:
         model.dynamics.num_steps = 2 if name == "two steps" else 1
         agent = ModelAgent(model, planner, context=options.context, rolling=name == "rolling", clock=time.thread_time)
-        with int8_weights() if name == "int8" else nullcontext():
+        around = {"int8": int8_weights(), "scheduled": scheduled(model)}.get(name, nullcontext())
+        with around:
             print(f"{name}: {run(agent, arena, task, pairs)}", flush=True)
     model.dynamics.num_steps = 1
     looks = watched(model, planner.num_elites)

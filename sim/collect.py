@@ -73,7 +73,8 @@ def collect(
         policy: "play" (covers states and actions, no goal), "random" (uniform) or "expert" (seeks a drawn goal).
         camera: A camera of the task; its first when None; several as "first+second", each of which becomes a feature.
         num_workers: Processes; 0 or 1 collects in this one.
-        num_rows: Rows per episode.
+        num_rows: Rows per episode. Where an environment ends an episode before, the state that it ended in is the last
+            row, and `info["ended"]` is true.
         first_episode: Number of the first episode, so that a collection can be continued.
 
     Raises:
@@ -138,6 +139,9 @@ class _Collector:
             rows["sim.quantities"][row] = task.state_quantities(state)
             if "sim.contact" in rows:
                 rows["sim.contact"][row] = touched  # in the step that led to this row, as `sim.branch` has it
+            if simulation.ended:
+                rows = {name: values[: row + 1] for name, values in rows.items()}
+                break
             if row + 1 < self.num_rows:
                 touched, warning = simulation.step(action)
                 contacts += touched
@@ -145,13 +149,15 @@ class _Collector:
                     raise_instability(task.name, (self.seed, number), row, warning)
                 if task.environment is not None:
                     rows["sim.reward"][row] = simulation.reward
-        info = {
+        info: dict[str, Any] = {
             "task": task.name,
             "policy": self.policy,
             "seed": self.seed,
             "episode": number,
             "contact_steps": int(contacts),
         }
+        if simulation.ended:
+            info["ended"] = True
         if task.factors:
             info["variation"] = task.variation_of(simulation.state())
         return {"features": rows, "info": info}

@@ -20,8 +20,8 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     {"quantities", "proprioception", "goal"} in physical units, the goal as quantities, and nothing is rendered.
 
     `info` holds `success` (bool), `cost_m` (float, metres) and `quantities` (float64 [Q], `task.quantity_names`). The
-    reward is minus the cost. An episode is never terminated, only truncated after `task.episode_steps`: success counts
-    at the end.
+    reward is minus the cost. Success counts at the end: an episode is truncated after `task.episode_steps`, and
+    terminated only where another's environment ends it (`sim.external`), never in a task of ours.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own form)
@@ -117,7 +117,8 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise_instability(self.task.name, self._seed, self._steps, warning)
         self._steps += 1
         info = self._describe()
-        return self._observe(), -info["cost_m"], False, self._steps >= self.task.episode_steps, info
+        truncated = self._steps >= self.task.episode_steps
+        return self._observe(), -info["cost_m"], self._simulation.ended, truncated, info
 
     def physics_state(self) -> np.ndarray:
         """Return the full physics state, float64 [nstate]; it alone decides what follows."""

@@ -6,9 +6,12 @@ What an environment's next step depends on is more than MuJoCo's FULLPHYSICS: th
 controls (all in MuJoCo's INTEGRATION state), and what its reset drew once for the whole episode and keeps elsewhere: a
 goal in a Python attribute (Fetch), a target moved in the model (dm_control). So a physics state here is the INTEGRATION
 vector, then the seed of the episode's reset; restoring it means resetting with that seed, then putting the physics
-back. After every control step the quantities that follow from the state are computed anew, so that a step depends on
-the state vector alone. That this suffices is not taken for granted: `Environment` proves it on a short episode when it
-is made, and refuses an environment whose steps depend on anything else.
+back. Where the environment says that its episode has ended (`terminated`), -1 - seed stands instead of the seed, and
+every step leaves such a state as it is, so that all who step agree where an episode ended. Its time limit (`truncated`)
+is no matter of its state and is not followed. After every control step the quantities that follow from the state are
+computed anew, so that a step depends on the state vector alone. That this suffices is not taken for granted:
+`Environment` proves it on a short episode when it is made, and refuses an environment whose steps depend on anything
+else.
 
 Stepping through Python cannot use `mujoco.rollout`, whose threads know controls but no mocap bodies, callbacks or
 warm starts: candidates are stepped by as many copies of the environment as there are threads, which gain where
@@ -55,7 +58,7 @@ class EnvironmentSimulation:
         self.id, self._factors = env_id, factors
         self.env = make_environment(env_id)
         draw_fast(self.data.model)
-        self.reward = 0.0
+        self.reward, self.ended = 0.0, False
         self.low, self.high = _action_bounds(env_id, self.env.action_space)
         self.action_size = len(self.low)
         self.dt_s = self._measure_step()
@@ -81,12 +84,12 @@ class EnvironmentSimulation:
             Variation(factors=self._factors, seed=seed).edit(self.data.model)
             self._marked = -1
         observation, _ = self.env.reset(seed=seed)
-        self._seed = seed
+        self._seed, self.ended = seed, False
         return observation
 
     def state(self) -> np.ndarray:
         """Return a copy of the physics state, float64 [nstate]."""
-        return np.append(_get(self.data), float(self._seed))
+        return np.append(_get(self.data), float(-1 - self._seed if self.ended else self._seed))
 
     def restore(self, state: np.ndarray) -> None:
         """Put a physics state back, bit for bit.
@@ -103,6 +106,7 @@ class EnvironmentSimulation:
         if not np.isfinite(values).all():
             raise ValueError(f"a physics state must be finite, got {values.tolist()}")
         self._reset(seed_of(values))
+        self.ended = bool(values[-1] < 0)
         _set(self.data, values[:-1])
         draw_hook = getattr(self.env.unwrapped, "_render_callback", None)
         if draw_hook is not None and self._marked != self._seed:
@@ -111,20 +115,23 @@ class EnvironmentSimulation:
             _set(self.data, values[:-1])
 
     def step(self, action: np.ndarray) -> tuple[bool, str | None]:
-        """Hold `action` [A] for one step of the environment.
+        """Hold `action` [A] for one step of the environment; do nothing where it has ended the episode.
 
         Returns:
             Whether bodies of two kinematic trees touch at its end, and what MuJoCo warned of, if anything.
 
         Raises:
-            ValueError: the environment began a new episode by itself.
+            ValueError: the environment began a new episode by itself, as some do after their time limit.
         """
+        if self.ended:
+            self.reward = 0.0
+            return False, None
         data = self.data
         before = data.time
         share = (np.clip(np.asarray(action, dtype=np.float32).astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
         native = (self.low + share * (self.high - self.low)).astype(self.env.action_space.dtype)
         try:
-            _, reward, *_ = self.env.step(native)
+            _, reward, terminated, *_ = self.env.step(native)
         except Exception:
             warned = warning_text(data)  # dm_control turns MuJoCo's warnings into an error of its own
             if warned is None:
@@ -138,6 +145,7 @@ class EnvironmentSimulation:
             raise ValueError(
                 f"{self.id} began a new episode by itself, {before:.3f} s after its reset: take fewer rows or steps"
             )
+        self.ended = bool(terminated)
         self._settle()
         return _trees_touch(data), None
 

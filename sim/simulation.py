@@ -18,10 +18,12 @@ class Simulation(Protocol):
 
     Attributes:
         reward: The environment's own reward of the last step; 0 where it has none.
+        ended: Whether the environment has ended the episode, after which steps do nothing; never in a task of ours.
         action_size: Channels of an action.
     """
 
     reward: float
+    ended: bool
     action_size: int
 
     @property
@@ -53,7 +55,7 @@ class Simulation(Protocol):
 class ControlSimulation:
     """Steps a task of ours: its actions are MuJoCo controls. Where it is varied, the state says which model that is."""
 
-    reward = 0.0
+    reward, ended = 0.0, False
 
     def __init__(self, task: "Task") -> None:
         """Make the simulation data."""

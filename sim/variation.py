@@ -190,13 +190,16 @@ def factor_names(factors: Iterable[str]) -> tuple[str, ...]:
 def seed_of(state: np.ndarray) -> int:
     """Return the seed that a physics state of a varied task, or of an environment, ends with.
 
+    An environment's state at the end of its episode ends with -1 - seed; see `sim.external`.
+
     Raises:
         ValueError: it ends with something else.
     """
     last = float(np.asarray(state)[-1])
-    if not 0 <= last < 2**32 or last != int(last):
+    seed = last if last >= 0 else -1.0 - last
+    if not 0 <= seed < 2**32 or seed != int(seed):
         raise ValueError(f"this physics state ends with {last}, not with a seed: was it stored for another task?")
-    return int(last)
+    return int(seed)
 
 
 def varied_model(path: Path, variation: Variation) -> tuple[mujoco.MjModel, dict[str, Any]]:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from embodied_wm import cli
 from embodied_wm.commands import options, verbs
@@ -18,6 +20,7 @@ from embodied_wm.commands.run import Run, newest_run
 from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
+from embodied_wm.world_model import WorldModel
 
 COMMANDS = [[verb] for verb in options.VERBS if verb != "benchmark"] + [["benchmark", m] for m in options.MEASURES]
 
@@ -301,6 +304,22 @@ def test_collect_then_continue_equals_collecting_at_once(capsys: pytest.CaptureF
     assert "nothing to do" in spoken(capsys)
     assert cli.main([*common, "episodes=9", "out=a.zarr", "seed=1"]) == 2
     assert "was collected with seed=0, not seed=1" in spoken(capsys)
+
+
+@pytest.mark.render
+def test_a_model_that_denoises_actions_plans_with_its_own_proposals(capsys: pytest.CaptureFixture[str]) -> None:
+    predictor = replace(tiny.MODEL.predictor, joint_actions=True)
+    WorldModel(replace(tiny.MODEL, predictor=predictor), tiny.make_model().embodiment).save("model")
+    small = ["planner.planner.num_candidates=24", "planner.planner.horizon=2", "planner.num_proposals=8"]
+    command = ["plan", "checkpoint=model", "planner=proposing", "objective=latent", "open=false", *small]
+    assert cli.main([*command, "run_dir=run"]) == 0
+    planner = json.loads(Path("run/report.json").read_text())["run"]["config"]["planner"]
+    assert planner.startswith("Proposing(planner=CEM(horizon=2")
+    assert "num_proposals=8" in planner
+    tiny.make_model().save("model")
+    capsys.readouterr()
+    assert cli.main([*command, "run_dir=other"]) == 1
+    assert "train one with model.predictor.joint_actions=true" in spoken(capsys)
 
 
 def finished_episodes(path: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.baselines import GoalPolicy
-from embodied_wm.evaluation.judged import JudgedModel, encode_seen
+from embodied_wm.evaluation.judged import JudgedModel, encode_seen, goal_image
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
@@ -131,9 +131,7 @@ class ModelAgent:
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
         """Take the goal image and forget the last episode, wherever it ended."""
-        if goal_frame is None:
-            raise ValueError("a model plans towards a goal image; got none")
-        goal = torch.from_numpy(goal_frame)
+        goal = goal_image(goal_frame, self.model.image_size)
         self.control.reset(seed=seed)
         self.objective = self.model.objective(goal)
         if not self.knows_durations:
@@ -201,9 +199,7 @@ class PolicyAgent:
 
     def begin(self, goal_frame: np.ndarray | None, goal_physics: np.ndarray, seed: int) -> None:
         """Encode the goal image."""
-        if goal_frame is None:
-            raise ValueError("a goal policy acts towards a goal image; got none")
-        self.goal = self.model.encode_picture(torch.from_numpy(goal_frame))
+        self.goal = self.model.encode_picture(goal_image(goal_frame, self.model.config.tokenizer.frame_size))
 
     @torch.no_grad()
     def act(self, frame: np.ndarray | None, physics: np.ndarray) -> np.ndarray:

@@ -72,20 +72,22 @@ def with_window(predictor: LatentPredictor, num_frames: int) -> LatentPredictor:
 def with_context(world_model: WorldModel, num_frames: int) -> WorldModel:
     """Return a world model of the same weights whose window holds so many frames."""
     predictor = with_window(world_model.predictor, num_frames).config
-    longer = WorldModel(replace(world_model.config, predictor=predictor), world_model.embodiment)
+    with world_model.action_low.device:
+        longer = WorldModel(replace(world_model.config, predictor=predictor), world_model.embodiment)
     longer.load_state_dict(world_model.state_dict())
     return longer.eval()
 
 
 def with_tokens(predictor: LatentPredictor, num_tokens: int) -> LatentPredictor:
     """Return a predictor of the same size, with random weights, for another number of tokens per frame."""
-    return LatentPredictor(
-        predictor.config,
-        num_tokens=num_tokens,
-        token_width=predictor.token_width,
-        action_size=predictor.real_in[0].in_features,  # pyright: ignore[reportArgumentType]
-        code_size=predictor.code_in[0].in_features,  # pyright: ignore[reportArgumentType]
-    ).eval()
+    with predictor.slots.device:
+        return LatentPredictor(
+            predictor.config,
+            num_tokens=num_tokens,
+            token_width=predictor.token_width,
+            action_size=predictor.real_in[0].in_features,  # pyright: ignore[reportArgumentType]
+            code_size=predictor.code_in[0].in_features,  # pyright: ignore[reportArgumentType]
+        ).eval()
 
 
 def slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -144,13 +146,13 @@ def _decision(world_model: WorldModel, num_frames: int) -> tuple[Callable[[], ob
     """Return decisions from a context that is prefilled, and from one that is rolled on."""
     longer = with_context(world_model, num_frames + BASE["horizon"] + 1)
     model = longer.predictor
-    generator = torch.Generator().manual_seed(0)
+    device, generator = world_model.action_low.device, torch.Generator().manual_seed(0)
     height, width = world_model.config.tokenizer.image_size
-    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
-    latents = torch.randn(num_frames, model.num_tokens, model.token_width, generator=generator)
+    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).to(device)
+    latents = torch.randn(num_frames, model.num_tokens, model.token_width, generator=generator).to(device)
     size = world_model.embodiment.action_size
-    past = torch.rand(num_frames, size, generator=generator)
-    actions = torch.rand(BASE["candidates"], BASE["horizon"], size, generator=generator)
+    past = torch.rand(num_frames, size, generator=generator).to(device)
+    actions = torch.rand(BASE["candidates"], BASE["horizon"], size, generator=generator).to(device)
     old = longer.prefill_latents(latents, past)
     with torch.no_grad():
         led_by = model.embed_actions(longer.action_inputs(past[None, -1:]))[0, 0]
@@ -177,13 +179,13 @@ def measure_memory(
 
     Returns:
         Bytes of "context" (keys and values), of all candidates' "own" keys and values, "ratio": both over `own`, and
-        where Linux tells it "peak": by how much the process grew at most while it imagined, and "peak_ratio" over
-        `own`. Candidates are imagined in parts, so not all of `own` need be there at once.
+        where Linux tells it, of a model on the CPU, "peak": by how much the process grew at most while it imagined, and
+        "peak_ratio" over `own`. Candidates are imagined in parts, so not all of `own` need be there at once.
     """
     longer = with_context(world_model, context + horizon)
-    model = longer.predictor
-    prefilled = longer.prefill_latents(torch.randn(context, model.num_tokens, model.token_width), None)
-    actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size)
+    model, device = longer.predictor, world_model.action_low.device
+    prefilled = longer.prefill_latents(torch.randn(context, model.num_tokens, model.token_width, device=device), None)
+    actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size, device=device)
     tokens = (horizon + 1) * model.block
     own = CandidateCache(prefilled, num_candidates=num_candidates, max_tokens=tokens).num_bytes
     found: dict[str, Any] = {
@@ -193,6 +195,8 @@ def measure_memory(
         "own": own,
         "ratio": (prefilled.num_bytes + own) / own,
     }
+    if device.type != "cpu":
+        return found
     longer.imagine(prefilled, actions[:8], generator=torch.Generator())  # threads and libraries
     peak = peak_growth(lambda: longer.imagine(prefilled, actions, generator=torch.Generator(), shared_noise=True))
     return found if peak is None else {**found, "peak": peak, "peak_ratio": peak / own}

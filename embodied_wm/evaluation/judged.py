@@ -158,7 +158,17 @@ class JudgedWorldModel(JudgedModel):
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
+
+        Raises:
+            ValueError: If the model reads another task's quantities, feels what tasks do not tell, or lacks a readout
+                that the objective needs.
         """
+        read, _ = world_model.embodiment.readouts.get(QUANTITIES, (task.quantity_names, ()))
+        if tuple(read) != task.quantity_names:
+            raise ValueError(
+                f"the model reads {', '.join(read)}; {task.name} has {', '.join(task.quantity_names)}. Use a "
+                f"checkpoint that was trained on {task.name}, or another task=."
+            )
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
         if world_model.config.proprioception not in ("", PROPRIOCEPTION):
@@ -265,6 +275,18 @@ def encode_seen(model: JudgedModel, frames: Tensor, physics: np.ndarray) -> Tens
     """Return the codes [N, ...] of frames [N, h, w, 3] and of what is felt in their physics states [N, nstate]."""
     felt = model.feel(physics)
     return model.encode(frames) if felt is None else model.encode(frames, felt)  # pyright: ignore[reportCallIssue]
+
+
+def goal_image(frame: np.ndarray | None, image_size: tuple[int, int]) -> Tensor:
+    """Return a goal image uint8 [h, w, 3]; raise ValueError if there is none, or none that a model's encoder takes."""
+    shape = (*image_size, 3)
+    if frame is None or frame.shape != shape or frame.dtype != np.uint8:
+        got = "none" if frame is None else f"{frame.dtype} of shape {frame.shape}"
+        raise ValueError(
+            f"the goal image does not fit the model: got {got}; expected uint8 of shape {shape}. Render or resize the "
+            "goal to the size of the model's own frames, as whole numbers from 0 to 255."
+        )
+    return torch.from_numpy(frame)
 
 
 def check_fits(model: JudgedModel, task: Task) -> None:

@@ -1,8 +1,9 @@
 """Speed of imagination and how it grows: PROTOCOL section 3, the parts `imagine` and `decide`.
 
 Medians over repeats, warm-up excluded, cached and uncached alternately in one run; random inputs, since the time does
-not depend on them. Weights do not depend on the window either, so a context that is longer than the model's window is
-timed with the same weights and a window that holds it.
+not depend on them, on the model's device, whose work is waited for before a clock is read. Weights do not depend on the
+window either, so a context that is longer than the model's window is timed with the same weights and a window that
+holds it.
 """
 
 import time
@@ -37,7 +38,8 @@ class SpeedConfig:
         repeats: Timed repeats after one that is not.
         most_uncached: Largest S, and largest C, at which the uncached reference is timed beside the cached one.
         grows: Whether growth with candidates, horizon, tokens and context, decisions and memory are measured, too.
-        clock: "wall", or "cpu" for the processor time of this process: where others use the machine, with one thread.
+        clock: "wall", or "cpu" for the processor time of this process: where others use the machine, with one thread,
+            and the model is on the CPU.
     """
 
     num_candidates: Sequence[int] = (16, 64, 256)
@@ -58,6 +60,25 @@ class SpeedConfig:
                 raise ValueError(f"{name}={value}: expected at least 1")
 
 
+def clock_of(name: str, device: torch.device) -> Callable[[], float]:
+    """Return a clock of CLOCKS that waits for a device's work before it is read.
+
+    Raises:
+        ValueError: If processor time is asked for of a model that is not on the CPU.
+    """
+    clock = CLOCKS[name]
+    if device.type == "cpu":
+        return clock
+    if name == "cpu":
+        raise ValueError(f"got speed.clock=cpu, which sees no work on {device}; use speed.clock=wall, or device=cpu")
+
+    def waiting() -> float:
+        torch.cuda.synchronize(device)
+        return clock()
+
+    return waiting
+
+
 def median_seconds(
     runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[dict[str, Any]]:
@@ -73,9 +94,9 @@ def median_seconds(
     return [bootstrap_quantile(row, 0.5, seed=0) for row in times]
 
 
-def matmul_flops(repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Measure this machine's fp32 matrix-product rate, in FLOP/s, at 1024 x 1024."""
-    first = torch.randn(1024, 1024)
+def matmul_flops(device: torch.device, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Measure a device's fp32 matrix-product rate, in FLOP/s, at 1024 x 1024."""
+    first = torch.randn(1024, 1024, device=device)
     seconds = median_seconds([lambda: first @ first], repeats, clock)[0]["value"]
     return 2 * 1024**3 / seconds
 
@@ -112,10 +133,10 @@ def imagination_pair(
         predictor: Instead of the world model's.
     """
     model = with_window(predictor or world_model.predictor, context + horizon)
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(context, model.num_tokens, model.token_width, generator=generator)
-    past = torch.rand(1, context, world_model.embodiment.action_size, generator=generator)
-    actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size, generator=generator)
+    device, generator = world_model.action_low.device, torch.Generator().manual_seed(0)
+    latents = torch.randn(context, model.num_tokens, model.token_width, generator=generator).to(device)
+    past = torch.rand(1, context, world_model.embodiment.action_size, generator=generator).to(device)
+    actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size, generator=generator).to(device)
     noise = sampler.draw_noise(model, num_candidates, horizon, generator, shared=False)
     with torch.no_grad():
         embedded = model.embed_actions(world_model.action_inputs(actions))
@@ -143,16 +164,16 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
         {uncached_seconds, speed_up, relative_difference}. With `grows` also "growth", "decide" and "memory"; see
         `growth`.
     """
-    clock = CLOCKS[config.clock]
+    clock = clock_of(config.clock, world_model.action_low.device)
     steps = [count for count in config.denoising_steps if count in world_model.predictor.step_counts]
     cases = [(s, c, n) for s in config.num_candidates for c in config.context_frames for n in steps]
     rows = []
     with Track("time imagination", len(cases), unit="cases", console=console) as track:
         for case in cases:
-            rows.append(_row(world_model, config, *case))
+            rows.append(_row(world_model, config, clock, *case))
             track.advance()
     found = {
-        "matmul_flops": matmul_flops(clock=clock),
+        "matmul_flops": matmul_flops(world_model.action_low.device, clock=clock),
         "threads": torch.get_num_threads(),
         "clock": config.clock,
         "imagine": rows,
@@ -167,13 +188,17 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
 
 
 def _row(
-    world_model: WorldModel, config: SpeedConfig, num_candidates: int, context: int, num_steps: int
+    world_model: WorldModel,
+    config: SpeedConfig,
+    clock: Callable[[], float],
+    num_candidates: int,
+    context: int,
+    num_steps: int,
 ) -> dict[str, Any]:
     cached, uncached = imagination_pair(
         world_model, num_candidates=num_candidates, context=context, horizon=config.horizon, num_steps=num_steps
     )
-    clock = CLOCKS[config.clock]
-    first = torch.randn(1024, 1024)
+    first = torch.randn(1024, 1024, device=world_model.action_low.device)
     has_reference = max(num_candidates, context) <= config.most_uncached
     runs = [cached, lambda: first @ first, *([uncached] if has_reference else [])]
     fast, product, *slow = median_seconds(runs, config.repeats, clock)

@@ -7,7 +7,10 @@ test holds that); `BlockCausalTransformer.extend` stays, for gradients.
 
 The whole of imagination (8 steps, prefill included) against what was before, 21 alternating pairs of processes, one
 thread of a busy machine, processor time, medians: 1.23 times faster at S = 16, 1.32 at 48, 1.24 at 128, 1.10 at 512;
-with sixteen key points 1.11 at 128. About 12,000 candidate-steps/s a thread at S = 128, not the 30,000 hoped for.
+with sixteen key points 1.11 at 128. How fast that is, one thread, processor time, two runs of each, and which part of a
+1024 x 1024 product's FLOP/s it makes: `nano` on `reach` behind 4 frames 55,000 and 58,000 candidate-steps/s at S = 128
+(0.42 and 0.47), 67,000 and 72,000 at 512 (0.52 and 0.58); by `scripts/sizes.py --imagine 256` untrained `nano` 54,000
+and 64,000 (0.44 and 0.49), `nano_keypoints` 53,000 and 65,000 (0.45 and 0.52), `small` 440 (0.84).
 
 The parts, in processor time on one thread of a busy machine, nano, S = 128, two new frames:
 
@@ -20,14 +23,15 @@ The parts, in processor time on one thread of a busy machine, nano, S = 128, two
 - The last layer needs queries of the latent tokens alone.
 - `torch.bmm` takes a naive loop below 400 products a matrix: 130 to 250 where a product and a sum take 70.
 
-Left out, since not faster:
+Left out, since not faster, or not worth it:
 
 - `scaled_dot_product_attention`: 530 microseconds where both products and softmax above take 300, and it would need S
   copies of the context.
 - Modulation folded into the weights of each noise level, one frame after the other: it saves passes, but halves the
   products and doubles the number of operations (16 candidates 17% slower, 128 the same).
 - `torch.compile` (inductor, CPU) of what is before and behind attention: 0.90 ms against 0.89 and 2.26 against 2.33,
-  as products dominate there, and a minute or more of compiling.
+  as products dominate there (a prototype that is not kept). Of all of a pass, attention too: 0.73 to 0.83 of the time
+  of imagination, but minutes of compiling for every shape (`scripts/bench_savings.py --compiled`).
 - Queries, keys and values of each head by products of their own, which saves the copy: products 15 to 30% slower.
 - Rotation as a matrix product: 118 microseconds where two products of numbers take 100.
 - int8 weights: see `scripts/bench_savings.py`.

@@ -205,8 +205,9 @@ def act_and_imagine(
 def _joint(model: "LatentPredictor") -> JointActions:
     if model.joint is None:
         raise ValueError(
-            "this model was trained to be given actions, not to denoise them; train one with "
-            "model.predictor.joint_actions=true"
+            "this model was trained to be given actions, not to denoise them, so it proposes none; train one with "
+            "model.predictor.joint_actions=true model.predictor.action_token=true model.predictor.clean_pass=true, or "
+            "plan without proposals, as planner=cem does"
         )
     return model.joint
 

@@ -161,13 +161,13 @@ class _Goals:
         return self.kinematics(self.simulation.data.qpos[None], np.empty(0))[0, : self.num_goal]
 
     def _played(self, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Play from the start for a while, and take where that leads."""
+        """Play from the start for a while, and take where that leads, before the environment ends the episode."""
         policy = noise_policy(self.simulation.action_size, rng)
         self.simulation.restore(start)
         reached = start
         for _ in range(int(rng.integers(15, 31))):
             _, warning = self.simulation.step(policy(reached))
-            if warning is not None:
+            if warning is not None or self.simulation.ended:
                 break
             reached = self.simulation.state()
         return reached

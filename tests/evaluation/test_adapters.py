@@ -5,9 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from embodied_wm import cli
@@ -16,6 +18,7 @@ from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.lineup import PlanningSetup, load_judged, make_model_agent
 from embodied_wm.evaluation.planning import Arena
 from embodied_wm.types import Episode, FeatureSpec
+from embodied_wm.world_model import WorldModel
 from planners.cem import CEM
 from planners.objectives import StepWeights
 from sim.collect import collect, features
@@ -23,7 +26,7 @@ from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "judge_recurrent.py"
-REACH = get_task("reach")
+REACH, PUSH = get_task("reach"), get_task("push")
 PLANNER = CEM(horizon=2, num_candidates=8, num_iterations=1, num_elites=4, num_kept=1)
 SETUP = PlanningSetup(task="reach", planner=PLANNER, objective="state", weights=StepWeights(), adapter=f"{SCRIPT}:load")
 
@@ -98,6 +101,27 @@ def test_the_example_imagines_what_it_would_see(checkpoint: Path) -> None:
     frames_imagined = model.decode(states, frames[-1])
     assert frames_imagined is not None
     assert frames_imagined.shape == (5, 4, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": "observation.images.wrist"}, "sees the camera 'wrist'; reach has: top"),
+        ({"action_size": 7}, "wants actions of size 7; reach has 2: "),
+        ({"readouts": {"sim.quantities": (PUSH.quantity_names, PUSH.quantity_units)}}, "reads pusher_x, .*; reach has"),
+    ],
+    ids=["camera", "actions", "quantities"],
+)
+def test_a_model_of_ours_that_is_of_another_task_is_refused(changes: dict[str, Any], message: str) -> None:
+    WorldModel(tiny.MODEL, replace(tiny.make_model().embodiment, **changes)).save("model")
+    setup = replace(SETUP, adapter=None, objective="latent")
+    with pytest.raises(ValueError, match=f"the model {message}.*Use a checkpoint that was trained on reach"):
+        load_judged(Path("model"), setup)
+
+
+def test_a_foreign_model_of_another_task_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="the model wants actions of size 2; drawer has 3: "):
+        load_judged(checkpoint, replace(SETUP, task="drawer"))
 
 
 @pytest.mark.parametrize(

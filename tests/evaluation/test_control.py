@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from embodied_wm.evaluation import pages
-from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.agents import ModelAgent, PolicyAgent
+from embodied_wm.evaluation.baselines import GoalPolicy
 from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.lineup import PlanningSetup, make_oracle_agent
 from embodied_wm.evaluation.planning import measure_budget
@@ -66,6 +67,28 @@ def test_chunks_plan_at_every_third_step_and_encode_every_frame(make_agent: Call
         np.testing.assert_array_equal(actions[3 * number : 3 * number + 3], expected.numpy())
         assert decision.context is None
         assert len(decision.plan.candidates) == 0
+
+
+@pytest.mark.parametrize(
+    ("goal", "got"),
+    [
+        (None, "got none"),
+        (np.zeros((2 * SIZE, SIZE, 3), np.uint8), r"got uint8 of shape \(32, 16, 3\)"),
+        (np.zeros((SIZE, SIZE), np.uint8), r"got uint8 of shape \(16, 16\)"),
+        (np.zeros((SIZE, SIZE, 3), np.float32), r"got float32 of shape \(16, 16, 3\)"),
+    ],
+    ids=["none", "of another size", "without colours", "of another type"],
+)
+def test_a_goal_that_does_not_fit_is_refused(
+    make_agent: Callable[..., ModelAgent], goal: np.ndarray | None, got: str
+) -> None:
+    expected = rf"the goal image does not fit the model: {got}; expected uint8 of shape \(16, 16, 3\)"
+    agent = make_agent()
+    assert isinstance(agent.model, JudgedWorldModel)
+    world_model = agent.model.world_model
+    for each in (agent, PolicyAgent(world_model, GoalPolicy(latent_size=8, action_size=2, width=4))):
+        with pytest.raises(ValueError, match=expected):
+            each.begin(goal, NO_PHYSICS, 0)
 
 
 @pytest.mark.parametrize("control", [{"replan_every": 3}, {"replan_every": 2, "asynchronous": True}])

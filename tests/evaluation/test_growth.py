@@ -1,11 +1,17 @@
 """What is doubled costs what it costs; the page shows it; memory is counted; contexts go beyond the window."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 from _pytest.monkeypatch import MonkeyPatch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation import growth, pages
 from embodied_wm.evaluation.speed import SpeedConfig, imagination_pair, measure_speed, product_flops, speed_lines
 from embodied_wm.world_model import WorldModel
@@ -52,6 +58,34 @@ def test_growth_decisions_and_memory_are_measured_and_shown(tiny_checkpoint: Pat
     titles = ["Speed of imagination", "How imagination grows", "A decision by context", "Memory"]
     assert [section.title for section in sections] == titles
     assert len(speed_lines(speed)) == 5
+
+
+class _Yes(TorchDispatchMode):
+    """Answer whatever is asked of a number that a tensor holds with 1, since tensors of no memory hold none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
+def test_everything_is_on_the_models_device_and_waited_for(monkeypatch: MonkeyPatch) -> None:
+    """Tensors of a GPU without a GPU: they have no numbers, but refuse to be mixed with those of the CPU."""
+    monkeypatch.setattr(growth, "DOUBLED", {name: (1, 2) for name in growth.DOUBLED})
+    monkeypatch.setattr(growth, "BASE", {"candidates": 4, "horizon": 2, "tokens": 1, "context": 2})
+    monkeypatch.setattr(growth, "CONTEXTS", (2, 12))
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    config = SpeedConfig(num_candidates=[4], context_frames=[2], denoising_steps=[1], horizon=2, repeats=1, grows=True)
+    with FakeTensorMode(), _Yes():
+        with torch.device("cuda"):
+            model = WorldModel(tiny.MODEL, Embodiment(camera=tiny.CAMERA, action_size=2)).eval()
+        with pytest.raises(RuntimeError, match="two different devices"):
+            torch.add(model.action_low, torch.zeros(2))
+        speed = measure_speed(model, config)
+        with pytest.raises(ValueError, match=r"clock=cpu, which sees no work on cuda:0; use speed\.clock=wall"):
+            measure_speed(model, replace(config, clock="cpu"))
+    num_runs = 3 + 5 + sum(map(len, growth.DOUBLED.values())) + 4
+    assert waited == [torch.device("cuda", 0)] * (2 * num_runs)  # as a run begins, and as it ends
+    assert "peak" not in speed["memory"]  # that is of the process
 
 
 def test_a_page_without_growth_has_none() -> None:

@@ -3,8 +3,9 @@
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +34,14 @@ from planners.cem import CEM
 from planners.control import Control
 from planners.objectives import StepWeights
 from sim.collect import collect, features
+from sim.render import AnyRenderer
 from sim.tasks import get_task
+from sim.tasks.base import Task
 
 CAMERA = "observation.images.top"
 ROWS = 12
 PLANNER = CEM(horizon=2, num_candidates=8, num_iterations=1, num_elites=4, num_kept=1)
-REACH = get_task("reach")
+REACH, PUSH = get_task("reach"), get_task("push")
 
 
 @pytest.fixture(scope="module")
@@ -304,11 +307,41 @@ def test_stores_of_another_camera_are_refused(store: EpisodeStore, world_model: 
     other = WorldModel(world_model.config, replace(world_model.embodiment, camera="observation.images.wrist"))
     with pytest.raises(ValueError, match=r"the model wants 'observation\.images\.wrist'"):
         imagine_episode(other, store, 0, tmp_path, start=0, context_frames=2, horizon=2, seed=0, console=quiet())
-    with pytest.raises(ValueError, match="reach has: top"):
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": "observation.images.wrist"}, "sees the camera 'wrist'; reach has: top"),
+        ({"action_size": 7}, "wants actions of size 7; reach has 2: "),
+        ({"readouts": {"sim.quantities": (PUSH.quantity_names, PUSH.quantity_units)}}, "reads pusher_x, .*; reach has"),
+    ],
+    ids=["camera", "actions", "quantities"],
+)
+def test_plan_once_refuses_a_model_of_another_task(
+    world_model: WorldModel, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    other = WorldModel(world_model.config, replace(world_model.embodiment, **changes))
+    with pytest.raises(ValueError, match=f"the model {message}.*Use a checkpoint that was trained on reach"):
         plan_once(other, REACH, PLANNER, StepWeights(), objective="latent", seed=0, run_dir=tmp_path, console=quiet())
-    hand = WorldModel(world_model.config, replace(world_model.embodiment, action_size=7))
-    with pytest.raises(ValueError, match="actions of size 7"):
-        plan_once(hand, REACH, PLANNER, StepWeights(), objective="latent", seed=0, run_dir=tmp_path, console=quiet())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.render
+def test_plan_once_refuses_a_goal_of_another_size(world_model: WorldModel, tmp_path: Path) -> None:
+    class Enlarged(Task):
+        """Draws twice the size that is asked for."""
+
+        def renderer(self, height: int, width: int, camera: str | None = None) -> AnyRenderer:
+            return super().renderer(2 * height, 2 * width, camera)
+
+    task = Enlarged(**{field.name: getattr(REACH, field.name) for field in fields(REACH)})
+    expected = r"the goal image does not fit the model: got uint8 of shape \(128, 128, 3\); expected .*\(64, 64, 3\)"
+    with pytest.raises(ValueError, match=expected):
+        plan_once(
+            world_model, task, PLANNER, StepWeights(), objective="state", seed=0, run_dir=tmp_path, console=quiet()
+        )
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.render

@@ -87,6 +87,22 @@ def test_refuses_bad_settings() -> None:
         Control(tail="loop")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("high", [[-2.0], [1.0, 1.0]], ids=["reversed", "of another shape"])
+def test_refuses_bad_bounds(high: list[float]) -> None:
+    """Before anything is planned, or limited to such bounds."""
+    dynamics = Integrator()
+    dynamics.action_high = torch.tensor(high)
+    with pytest.raises(PlannerError, match="MPC: action bounds"):
+        MPC(CEM(horizon=HORIZON), dynamics, seed=0)
+
+
+def test_an_objective_that_returns_a_number_is_refused_where_it_is_timed_too() -> None:
+    """The planner's own message comes through."""
+    mpc = MPC(CEM(horizon=HORIZON), Integrator(), seed=0)
+    with pytest.raises(PlannerError, match=r"CEM, iteration 0: the objective returned a float, 0\.0"):
+        mpc.act(torch.zeros(1), lambda states, _: float(states[0, 2]))  # pyright: ignore[reportArgumentType]
+
+
 def test_elites_are_carried_to_the_next_decision() -> None:
     """What iCEM carries is shifted with the plan, and its elites are candidates of the next decision."""
     mpc = MPC(ICEM(horizon=HORIZON, num_kept=2), Integrator(), seed=0)

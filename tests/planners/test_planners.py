@@ -230,10 +230,31 @@ class TestContract:
         with pytest.raises(PlannerError, match=rf"{title}, iteration 0.*\(32, 6\); expected \(32,\)"):
             planner.plan(DoubleIntegrator(), START, lambda s, a: s.sum(2), generator=generator)
 
-    def test_bad_bounds_are_refused(self, name: str, planner: Searcher) -> None:
-        """Infinite bounds cannot be sampled."""
-        with pytest.raises(PlannerError, match="finite"):
-            plan_with(planner, DoubleIntegrator(action_high=torch.tensor([1.0, torch.inf])))
+    @pytest.mark.parametrize(("costs", "words"), [(0.5, r"a float, 0\.5"), (None, "a NoneType, None")])
+    def test_costs_that_are_no_tensor_are_refused(
+        self, name: str, planner: Searcher, costs: object, words: str
+    ) -> None:
+        """The error names planner, iteration and what came instead."""
+        generator = torch.Generator().manual_seed(0)
+        expected = rf"{type(planner).__name__}, iteration 0: the objective returned {words}; expected .*\(32,\)"
+        with pytest.raises(PlannerError, match=expected):
+            planner.plan(DoubleIntegrator(), START, lambda s, a: costs, generator=generator)  # pyright: ignore[reportArgumentType]
+
+    @pytest.mark.parametrize(
+        ("high", "words"),
+        [
+            ([1.0, torch.inf], "finite with low < high"),
+            ([1.0, -0.6], "finite with low < high"),
+            ([1.0, -0.5], "finite with low < high"),
+            ([1.0, 2.0, 3.0], r"shapes \(2,\) and \(3,\); expected \(2,\)"),
+            ([[1.0, 2.0]], r"shapes \(2,\) and \(1, 2\); expected \(2,\)"),
+        ],
+        ids=["infinite", "reversed", "of no width", "of another size", "of another rank"],
+    )
+    def test_bad_bounds_are_refused(self, name: str, planner: Searcher, high: list[float], words: str) -> None:
+        """Nothing can be drawn between them; the error names the planner, what was got and what was expected."""
+        with pytest.raises(PlannerError, match=f"{type(planner).__name__}: action bounds .*{words}"):
+            plan_with(planner, DoubleIntegrator(action_high=torch.tensor(high)))
 
     def test_record_is_bounded_and_spread_over_iterations(self, name: str, planner: Searcher) -> None:
         """The record is an even sample when more was compared."""

@@ -6,16 +6,14 @@ import importlib.util
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import pytest
-from gymnasium import spaces
 
-from sim import InstabilityError, get_task
+from sim import get_task
 from sim.branch import Brancher, branch
 from sim.collect import collect, features
 from sim.env import MujocoTaskEnv
-from sim.external import Environment, EnvironmentSimulation, make_environment, physics_of
+from sim.external import make_environment, physics_of
 from sim.manifest import evaluation_pairs
 
 pytestmark = pytest.mark.render
@@ -240,136 +238,6 @@ def test_manifest_pairs_are_frozen_and_unsolved():
         assert np.array_equal(start, other_start)
         assert np.array_equal(goal, other_goal)
         assert not task.success(task.state_quantities(start), task.state_quantities(goal))
-
-
-# What cannot be used says so.
-
-
-class Stateless(gymnasium.Env[Any, Any]):
-    observation_space = spaces.Box(-1, 1, (1,))
-    action_space = spaces.Box(-1, 1, (1,))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-
-MODEL = """
-<mujoco>
-  <worldbody>
-    <body name="ball"><joint name="slide" type="slide" axis="1 0 0"/><geom name="ball" size="0.1" {geom}/></body>
-  </worldbody>
-  <actuator><motor joint="slide"/></actuator>
-</mujoco>"""
-
-
-class Ball(Stateless):
-    """A ball on a slide; the class attributes make it bad in one way."""
-
-    geom, noise, time_limit, force = "", 0.0, 10**9, 1.0
-
-    def __init__(self):
-        self.model = mujoco.MjModel.from_xml_string(MODEL.format(geom=self.geom))
-        self.data = mujoco.MjData(self.model)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[0] = self.np_random.uniform(-0.5, 0.5)
-        self.steps = 0
-        mujoco.mj_forward(self.model, self.data)
-        return self.data.qpos.astype(np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        if self.steps > self.time_limit:
-            self.reset()
-        self.data.ctrl[:] = self.force * action + self.noise * self.np_random.uniform()
-        mujoco.mj_step(self.model, self.data, nstep=5)
-        return self.data.qpos.astype(np.float32), 0.0, False, False, {}
-
-
-class Discrete(Ball):
-    action_space = spaces.Discrete(3)
-
-
-class Unbounded(Ball):
-    action_space = spaces.Box(-np.inf, np.inf, (1,))
-
-
-class Noisy(Ball):
-    noise = 1.0
-
-
-class Invisible(Ball):
-    geom = 'rgba="0 0 0 0"'
-
-
-class Restless(Ball):
-    time_limit = 10
-
-
-class Wild(Ball):
-    force = 1e12
-
-
-@pytest.fixture
-def registered():
-    made: list[str] = []
-
-    def register(kind: type[gymnasium.Env]) -> str:
-        name = f"test/{kind.__name__}-v0"
-        gymnasium.register(name, entry_point=kind)
-        made.append(name)
-        return name
-
-    yield register
-    for name in made:
-        del gymnasium.registry[name]
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (Stateless, "no MuJoCo state"),
-        (Discrete, r"Discrete\(3\).*Discrete actions are not supported"),
-        (Unbounded, "unbounded actions"),
-        (Noisy, "cannot be restored exactly: 1 steps after"),
-    ],
-)
-def test_an_environment_that_cannot_be_used_says_why(registered, kind, message):
-    with pytest.raises(ValueError, match=message):
-        get_task(registered(kind))
-
-
-def test_a_good_environment_of_the_same_make_is_accepted(registered):
-    assert get_task(registered(Ball)).quantity_names == ("ball_x", "ball_y", "ball_z")
-
-
-def test_an_environment_that_shows_nothing_is_refused(registered):
-    name = registered(Invisible)
-    with pytest.raises(ValueError, match="'default' of test/Invisible-v0 sees nothing"):
-        list(collect(name, num_episodes=1, seed=0, image_size=16, num_rows=2, num_workers=1))
-
-
-def test_an_environment_that_starts_anew_by_itself_is_noticed(registered):
-    simulation = EnvironmentSimulation(registered(Restless))
-    for _ in range(10):
-        simulation.step(np.zeros(1))
-    with pytest.raises(ValueError, match="began a new episode by itself"):
-        simulation.step(np.zeros(1))
-
-
-def test_an_unstable_environment_is_an_error(registered, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT in the working folder
-    with pytest.raises(InstabilityError, match="test/Wild-v0"):
-        Environment(registered(Wild))
-    task = get_task("Reacher-v5")
-    state = task.reset(task.model, np.random.default_rng(0))
-    wild = state.copy()
-    wild[1 + task.model.nq] = 1e11
-    with pytest.raises(InstabilityError, match="'Reacher-v5', candidate 1, step 0"):
-        branch(task, np.stack([state, wild]), np.zeros((2, 3, 2)))
 
 
 def test_unknown_ids_name_near_ones():
