@@ -16,6 +16,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,13 +38,38 @@ FEW_THINGS = (
 """For a few things before a still camera: key points, and contexts that the model imagined itself."""
 WIDER = tuple(f"model.predictor.transformer.{size}" for size in ("width=192", "num_heads=6", "hidden=512"))
 
-RECIPES: dict[str, tuple[str, ...]] = {
-    "reach": (),
-    "push": FEW_THINGS,
-    "push_t": (*FEW_THINGS, *WIDER, "model.tokenizer.eager=false"),
-    "drawer": FEW_THINGS,
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Say what the verbs are given beyond their defaults.
+
+    Attributes:
+        collect: Options of `embodied-wm collect`.
+        train: Options of `embodied-wm train`.
+        refine: Options of `embodied-wm refine`; without any it is not called.
+    """
+
+    collect: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    refine: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "reach": Recipe(),
+    "push": Recipe(train=FEW_THINGS),
+    "push_t": Recipe(train=(*FEW_THINGS, *WIDER, "model.tokenizer.eager=false")),
+    "drawer": Recipe(
+        train=FEW_THINGS,
+        refine=(
+            "rounds=2",
+            "collect.num_episodes=100",
+            "training.predictor_steps=400",
+            "training.self_forcing_steps=400",
+            "imagination.num_branch_points=8",
+            "planning.num_pairs=10",
+        ),
+    ),
 }
-"""Task to what its training differs in from `embodied-wm train`'s defaults."""
 
 LARGE = 1024
 """Numbers from which on a tensor is halved."""
@@ -68,13 +94,17 @@ def halve(model_folder: Path, out: Path) -> None:
 
 def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int, controllers: list[str]) -> Path:
     """Do what is not done yet, and return the folder of the finished model."""
+    recipe, seeded = RECIPES[task], f"seed={seed}"
     store, trained, out = runs / f"{task}.zarr", runs / f"train_{task}", runs / "models" / task
-    run("collect", f"task={task}", f"out={store}", f"seed={seed}", f"run_dir={_new(runs / f'collect_{task}')}")
+    refined = runs / f"refine_{task}" if recipe.refine else trained
+    run("collect", f"task={task}", *recipe.collect, f"out={store}", seeded, f"run_dir={_new(runs / f'collect_{task}')}")
     if not (trained / "model" / "config.json").is_file():
-        resume = ["resume=true"] if (trained / "config.yaml").is_file() else []
-        run("train", f"data.path={store}", f"run_dir={trained}", f"seed={seed}", *RECIPES[task], *resume)
+        run("train", f"data.path={store}", f"run_dir={trained}", seeded, *recipe.train, *_resume(trained))
+    if recipe.refine and not (refined / "model" / "config.json").is_file():
+        given = (f"task={task}", f"checkpoint={trained}", f"store={store}", f"run_dir={refined}")
+        run("refine", *given, seeded, *recipe.refine, *_resume(refined))
     if not (out / "config.json").is_file():
-        halve(trained / "model", out)
+        halve(refined / "model", out)
     judged = [f"task={task}", f"checkpoint={out}"]
     run(
         "benchmark",
@@ -93,6 +123,11 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
         f"run_dir={_new(runs / f'planning_{task}')}",
     )
     return out
+
+
+def _resume(folder: Path) -> list[str]:
+    """Return the option that goes on with the run in a folder, if there is one."""
+    return ["resume=true"] if (folder / "config.yaml").is_file() else []
 
 
 def _new(folder: Path) -> Path:
