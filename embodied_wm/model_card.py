@@ -183,9 +183,16 @@ def model_card(
 def without_places(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return a card without this machine's folders, to be given to others: local paths become names."""
     shared = dict(card)
-    if "://" not in str(card.get("store", "://")):
-        shared["store"] = Path(card["store"]).name
+    shared |= _without_folder(card)
+    if "refinement" in card:
+        shared["refinement"] = [note | _without_folder(note) for note in card["refinement"]]
     return shared
+
+
+def _without_folder(noted: Mapping[str, Any]) -> dict[str, str]:
+    """Return the store that was noted, by its name alone where it lay on this machine."""
+    store = str(noted.get("store", "://"))
+    return {} if "://" in store else {"store": Path(store).name}
 
 
 def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str:

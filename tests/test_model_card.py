@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from embodied_wm import cli, hub, model_card
 from embodied_wm.checkpoint import CheckpointError, read_description
-from embodied_wm.model_card import MARK, README, add_figures
+from embodied_wm.model_card import MARK, README, add_figures, without_places
 from embodied_wm.world_model import WorldModel
 
 
@@ -250,3 +250,9 @@ def test_a_configuration_that_is_not_the_models_is_refused(tmp_path: Path) -> No
 
 def test_every_kind_of_report_with_a_checkpoint_has_figures_for_a_card() -> None:
     assert set(model_card.SHOWN) == {"imagination", "planning", "speed", "latent_actions"}
+
+
+def test_a_shared_card_names_stores_without_their_folders() -> None:
+    card = {"store": "/home/me/push.zarr", "refinement": [{"round": 1, "store": "/home/me/run/episodes.zarr"}]}
+    assert without_places(card) == {"store": "push.zarr", "refinement": [{"round": 1, "store": "episodes.zarr"}]}
+    assert without_places({"store": "s3://all/push.zarr", "seed": 0}) == {"store": "s3://all/push.zarr", "seed": 0}
