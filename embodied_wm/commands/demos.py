@@ -12,12 +12,13 @@ from rich.console import Console
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
 from embodied_wm.commands.importing import show_import
+from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
-from embodied_wm.evaluation.dataset import check_counts, judge_dataset
+from embodied_wm.evaluation.dataset import judge_dataset
 from embodied_wm.evaluation.lineup import judged_world_model, line_up, make_model_agent, train_baselines
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
@@ -136,7 +137,8 @@ def _say(console: Console, label: str, measure: Mapping[str, Any]) -> None:
 
 def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
     """Import a LeRobot folder, train on all but its last episodes, imagine those, and write the report."""
-    check_counts(config["context_frames"], config["horizon"], config["starts_per_episode"])  # before hours of training
+    counts = {"horizon": config["horizon"], "starts_per_episode": config["starts_per_episode"]}
+    check_counts(context=config["context_frames"], **counts)  # before hours of training
     began, seed = time.monotonic(), config["seed"]
     path = run_dir / "episodes.zarr"
     with track_reports("import", unit="frames", console=console) as advance:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from planners.base import Dynamics, Objective, Plan, Planner
 from sim.branch import Brancher
@@ -46,11 +47,7 @@ class BranchConfig:
         """Raise ValueError unless the candidates divide into thirds and there is something to see and to judge."""
         if self.num_candidates < 3 or self.num_candidates % 3:
             raise ValueError(f"num_candidates={self.num_candidates} must be a multiple of 3: recorded, random, planner")
-        if min(self.num_branch_points, self.horizon, self.context) < 1:
-            raise ValueError(
-                f"num_branch_points={self.num_branch_points}, horizon={self.horizon}, context={self.context}: expected "
-                "at least 1 each"
-            )
+        check_counts(num_branch_points=self.num_branch_points, horizon=self.horizon, context=self.context)
 
 
 @dataclass(frozen=True, kw_only=True)

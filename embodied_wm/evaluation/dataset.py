@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.similarity import ssim
@@ -133,7 +134,7 @@ def judge_dataset(
         ValueError: If the store does not fit the model, or every episode is too short.
     """
     check_compatible(store, world_model)
-    check_counts(context, horizon, starts_per_episode)
+    check_counts(context=context, horizon=horizon, starts_per_episode=starts_per_episode)
     length = context + horizon
     lengths = store.episode_lengths
     usable = [episode for episode in episodes if lengths[episode] >= length]
@@ -182,14 +183,6 @@ def judge_dataset(
         films=[film for *_, film in films[:NUM_FILMS]],
         skipped=skipped,
     )
-
-
-def check_counts(context: int, horizon: int, starts_per_episode: int) -> None:
-    """Raise ValueError unless there is something to see, to imagine and to begin with."""
-    if min(context, horizon, starts_per_episode) < 1:
-        raise ValueError(
-            f"context={context}, horizon={horizon}, starts_per_episode={starts_per_episode}: expected at least 1 each"
-        )
 
 
 def _motion(frames: np.ndarray, context: int) -> float:

@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
@@ -129,8 +130,7 @@ class ImaginedEnvConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot be."""
-        if self.horizon < 1:
-            raise ValueError(f"horizon={self.horizon}; expected at least 1 imagined step")
+        check_counts(horizon=self.horizon)
         if self.observation not in ("latents", "state", "frame"):
             raise ValueError(f"observation={self.observation!r}; expected 'latents', 'state' or 'frame'")
 
@@ -343,8 +343,7 @@ class ImaginedVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]
         objective: Callable[[Tensor], Objective] | None = None,
     ) -> None:
         """Take what `ImaginedEnv` takes, and the number of episodes."""
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}; expected at least 1")
+        check_counts(num_envs=num_envs)
         self.imagination = Imagination(world_model, config or ImaginedEnvConfig(), objective)
         self.starts, self.num_envs = starts, num_envs
         self.single_action_space = self.imagination.action_space

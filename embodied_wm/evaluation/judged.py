@@ -166,8 +166,8 @@ class JudgedWorldModel(JudgedModel):
         read, _ = world_model.embodiment.readouts.get(QUANTITIES, (task.quantity_names, ()))
         if tuple(read) != task.quantity_names:
             raise ValueError(
-                f"the model reads {', '.join(read)}; {task.name} has {', '.join(task.quantity_names)}. Use a "
-                f"checkpoint that was trained on {task.name}, or another task=."
+                f"the model reads {', '.join(read)}; {task.name} has {', '.join(task.quantity_names)}. "
+                f"{_other_model(task)}"
             )
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
@@ -294,10 +294,14 @@ def check_fits(model: JudgedModel, task: Task) -> None:
     if model.action_size != task.action_size:
         raise ValueError(
             f"the model wants actions of size {model.action_size}; {task.name} has {task.action_size}: "
-            f"{', '.join(task.action_names)}. Use a checkpoint that was trained on {task.name}, or another task=."
+            f"{', '.join(task.action_names)}. {_other_model(task)}"
         )
     if not set(model.camera.split("+")) <= set(task.cameras):
         raise ValueError(
-            f"the model sees the camera {model.camera!r}; {task.name} has: {', '.join(task.cameras)}. Use a checkpoint "
-            f"that was trained on {task.name}, or another task=."
+            f"the model sees the camera {model.camera!r}; {task.name} has: {', '.join(task.cameras)}. "
+            f"{_other_model(task)}"
         )
+
+
+def _other_model(task: Task) -> str:
+    return f"Use a checkpoint that was trained on {task.name}, or another task=."

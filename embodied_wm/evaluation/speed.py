@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from embodied_wm.counts import check_counts
 from embodied_wm.evaluation.growth import measure_growth, measure_memory, with_window
 from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
@@ -53,11 +54,13 @@ class SpeedConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError where there is nothing to time."""
-        for name in ("num_candidates", "context_frames", "denoising_steps", "horizon", "repeats"):
-            value = getattr(self, name)
-            values = [value] if isinstance(value, int) else list(value)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        check_counts(
+            num_candidates=self.num_candidates,
+            context_frames=self.context_frames,
+            denoising_steps=self.denoising_steps,
+            horizon=self.horizon,
+            repeats=self.repeats,
+        )
 
 
 def clock_of(name: str, device: torch.device) -> Callable[[], float]:

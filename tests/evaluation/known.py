@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,9 +14,21 @@ from planners.base import Objective
 from planners.objectives import GoalDistance, StateCost, StepWeights
 from sim.branch import Brancher
 from sim.render import Renderer
+from sim.tasks import get_task
 from sim.tasks.base import Task
 
 SIZE = (32, 32)
+PUSH = get_task("push")
+OF_ANOTHER_TASK = pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": "observation.images.wrist"}, "sees the camera 'wrist'; reach has: top"),
+        ({"action_size": 7}, "wants actions of size 7; reach has 2: "),
+        ({"readouts": {"sim.quantities": (PUSH.quantity_names, PUSH.quantity_units)}}, "reads pusher_x, .*; reach has"),
+    ],
+    ids=["camera", "actions", "quantities"],
+)
+"""What differs in the embodiment of a model of `reach`, and what is said of it."""
 
 
 class CopyModel(JudgedModel):

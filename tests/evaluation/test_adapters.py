@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import tiny
@@ -26,7 +27,7 @@ from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "judge_recurrent.py"
-REACH, PUSH = get_task("reach"), get_task("push")
+REACH = get_task("reach")
 PLANNER = CEM(horizon=2, num_candidates=8, num_iterations=1, num_elites=4, num_kept=1)
 SETUP = PlanningSetup(task="reach", planner=PLANNER, objective="state", weights=StepWeights(), adapter=f"{SCRIPT}:load")
 
@@ -103,15 +104,7 @@ def test_the_example_imagines_what_it_would_see(checkpoint: Path) -> None:
     assert frames_imagined.shape == (5, 4, 64, 64, 3)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"camera": "observation.images.wrist"}, "sees the camera 'wrist'; reach has: top"),
-        ({"action_size": 7}, "wants actions of size 7; reach has 2: "),
-        ({"readouts": {"sim.quantities": (PUSH.quantity_names, PUSH.quantity_units)}}, "reads pusher_x, .*; reach has"),
-    ],
-    ids=["camera", "actions", "quantities"],
-)
+@known.OF_ANOTHER_TASK
 def test_a_model_of_ours_that_is_of_another_task_is_refused(changes: dict[str, Any], message: str) -> None:
     WorldModel(tiny.MODEL, replace(tiny.make_model().embodiment, **changes)).save("model")
     setup = replace(SETUP, adapter=None, objective="latent")

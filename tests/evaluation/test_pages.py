@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,7 @@ from sim.tasks.base import Task
 CAMERA = "observation.images.top"
 ROWS = 12
 PLANNER = CEM(horizon=2, num_candidates=8, num_iterations=1, num_elites=4, num_kept=1)
-REACH, PUSH = get_task("reach"), get_task("push")
+REACH = get_task("reach")
 
 
 @pytest.fixture(scope="module")
@@ -309,15 +310,7 @@ def test_stores_of_another_camera_are_refused(store: EpisodeStore, world_model: 
         imagine_episode(other, store, 0, tmp_path, start=0, context_frames=2, horizon=2, seed=0, console=quiet())
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"camera": "observation.images.wrist"}, "sees the camera 'wrist'; reach has: top"),
-        ({"action_size": 7}, "wants actions of size 7; reach has 2: "),
-        ({"readouts": {"sim.quantities": (PUSH.quantity_names, PUSH.quantity_units)}}, "reads pusher_x, .*; reach has"),
-    ],
-    ids=["camera", "actions", "quantities"],
-)
+@known.OF_ANOTHER_TASK
 def test_plan_once_refuses_a_model_of_another_task(
     world_model: WorldModel, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:

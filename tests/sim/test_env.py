@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from unstable import wild
 
 import sim
 from sim.env import MujocoTaskEnv, environment_id
@@ -138,9 +139,7 @@ def test_instability_names_task_seed_and_step(env, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT in the working folder
     env.reset(seed=77)
     env.step(np.zeros(env.task.action_size))
-    wild = env.physics_state()
-    wild[1 + env.task.model.nq] = 1e11
-    env.restore(wild)
+    env.restore(wild(env.task, env.physics_state()))
     with pytest.raises(sim.InstabilityError, match=rf"task '{env.task.name}', seed 77, step 1: .*velocity"):
         env.step(np.zeros(env.task.action_size))
 
