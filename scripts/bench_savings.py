@@ -63,6 +63,7 @@ from embodied_wm.evaluation.planning import Arena
 from embodied_wm.evaluation.speed import imagination_pair, median_seconds
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.predictor import extension
+from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.world_model import WorldModel
 from planners import CEM, Plan, StepWeights, plan_batch
 from planners.base import Objective
@@ -73,26 +74,8 @@ from sim.tasks.base import Task
 VARIANTS = ("prefilled", "rolling", "two steps", "scheduled", "int8")
 SCHEDULE = (1, 1, 2)
 """Denoising steps in each search of a decision, of the variant "scheduled"."""
-COMPILED = (32, 96, 512)
-"""Candidates with which compiled imagination is timed."""
-
-
-@contextmanager
-def int8_weights() -> Iterator[None]:
-    """Let the products of imagination be of int8 weights, each packed when it is first met."""
-    packed: dict[tuple[int, int], Any] = {}
-
-    def quantised(x: Tensor, weight: Tensor) -> Tensor:
-        key = (weight.data_ptr(), len(weight))
-        if key not in packed:
-            scales = weight.abs().amax(1).double() / 127
-            zeros = torch.zeros(len(weight), dtype=torch.long)
-            int8 = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
-            packed[key] = torch.ops.quantized.linear_prepack(int8, None)
-        return torch.ops.quantized.linear_dynamic(x, packed[key], True)
-
-    with patch.object(extension, "linear", quantised):
-        yield
+TIMED = (32, 96, 512)
+"""Candidates with which compiled and int8 imagination is timed."""
 
 
 @contextmanager
@@ -125,7 +108,7 @@ def compare_compiled(model: WorldModel, horizon: int, context: int) -> None:
             return run()
 
     torch._dynamo.config.recompile_limit = 64
-    for num_candidates in COMPILED:
+    for num_candidates in TIMED:
         plain, _ = imagination_pair(model, num_candidates=num_candidates, context=context, horizon=horizon, num_steps=1)
         began = time.perf_counter()
         difference = float((with_compiled(plain) - plain()).abs().max() / plain().abs().max())
@@ -135,6 +118,27 @@ def compare_compiled(model: WorldModel, horizon: int, context: int) -> None:
         print(
             f"compiled, {num_candidates} candidates: {after['value'] / before['value']:.2f} of "
             f"{1e3 * before['value']:.1f} ms, difference {difference:.0e}, {compiling_s:.0f} s to compile",
+            flush=True,
+        )
+
+
+def compare_int8(model: WorldModel, horizon: int, context: int) -> None:
+    """Print how long imagination takes with int8 weights, over how long it takes without."""
+
+    def rounded(run: Callable[[], Tensor]) -> Tensor:
+        set_precision(model.predictor.transformer, "int8")
+        try:
+            return run()
+        finally:
+            set_precision(model.predictor.transformer, "fp32")
+
+    for num_candidates in TIMED:
+        plain, _ = imagination_pair(model, num_candidates=num_candidates, context=context, horizon=horizon, num_steps=1)
+        difference = float((rounded(plain) - plain()).norm() / plain().norm())
+        before, after = median_seconds([plain, lambda plain=plain: rounded(plain)], 15, time.process_time)
+        print(
+            f"int8, {num_candidates} candidates: {after['value'] / before['value']:.2f} of "
+            f"{1e3 * before['value']:.1f} ms, difference {difference:.1%}",
             flush=True,
         )
 
@@ -230,13 +234,21 @@ def main() -> None:
     parser.add_argument("--choose", default="best", choices=["best", "mean"])
     parser.add_argument("--context", type=int, default=3)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--int8", action="store_true", help="time imagination with int8 weights, and no variants")
     parser.add_argument("--compiled", action="store_true", help="time imagination by torch.compile, and no variants")
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[], help="environments that are planned for in one pass; no variants"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    planner = CEM(horizon=options.horizon, num_candidates=options.candidates, num_elites=8, choose=options.choose)
+    planner = CEM(
+        horizon=options.horizon,
+        num_candidates=options.candidates,
+        num_iterations=options.iterations,
+        num_elites=8,
+        choose=options.choose,
+    )
     setup = PlanningSetup(task=options.task, planner=planner, objective="state", weights=StepWeights())
     task, model = get_task(options.task), load_judged(options.checkpoint, setup)
     assert isinstance(model, JudgedWorldModel)
@@ -244,17 +256,20 @@ def main() -> None:
         compare_batches(model, planner, task, options.batches)
     if options.compiled:
         compare_compiled(model.world_model, options.horizon, options.context)
-    if options.batches or options.compiled:
+    if options.int8:
+        compare_int8(model.world_model, options.horizon, options.context)
+    if options.batches or options.compiled or options.int8:
         return
     arena = Arena(task, image_size=model.image_size, camera=model.camera)
     pairs = evaluation_pairs(task.name, options.pairs, 0)
     for name in options.variants:
         model.dynamics.num_steps = 2 if name == "two steps" else 1
         agent = ModelAgent(model, planner, context=options.context, rolling=name == "rolling", clock=time.thread_time)
-        around = {"int8": int8_weights(), "scheduled": scheduled(model)}.get(name, nullcontext())
-        with around:
+        set_precision(model.world_model.predictor.transformer, "int8" if name == "int8" else "fp32")
+        with scheduled(model) if name == "scheduled" else nullcontext():
             print(f"{name}: {run(agent, arena, task, pairs)}", flush=True)
     model.dynamics.num_steps = 1
+    set_precision(model.world_model.predictor.transformer, "fp32")
     looks = watched(model, planner.num_elites)
     run(ModelAgent(model, planner, context=options.context), arena, task, pairs[: max(2, len(pairs) // 4)])
     half, quarter = np.mean([kept for look in looks for kept in look.kept], axis=0)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
+from embodied_wm.predictor.int8 import Precision, set_precision
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
@@ -237,7 +238,7 @@ def corpus_table(sizes: dict[str, Size], hours: float, mfu: float, gpus: int, pa
     return table
 
 
-def imagination_table(names: list[str], num_candidates: int) -> Table:
+def imagination_table(names: list[str], num_candidates: int, precision: Precision) -> Table:
     """Time imagination with first weights on this machine, one thread, one denoising step, 4 frames of context."""
     torch.set_num_threads(1)
     config = SpeedConfig(
@@ -249,7 +250,9 @@ def imagination_table(names: list[str], num_candidates: int) -> Table:
         table.add_column(column, justify="right")
     for name in names:
         composed, _ = compose_config("train", {"model": name, "data.path": "none"})
-        row = measure_speed(WorldModel(instantiate_config(composed)["model"], robot), config)["imagine"][0]
+        model = WorldModel(instantiate_config(composed)["model"], robot)
+        set_precision(model.predictor.transformer, precision)
+        row = measure_speed(model, config)["imagine"][0]
         flops = row["flops"] / row["cached_seconds"]["value"]
         table.add_row(name, f"{row['candidate_steps_per_second']:,.0f}", f"{flops:.3g}", f"{row['utilisation']:.2f}")
     return table
@@ -263,6 +266,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=0.0, help="hours of episodes, for the second table")
     parser.add_argument("--passes", type=float, default=4.0, help="times that every frame is seen, in the second table")
     parser.add_argument("--imagine", type=int, default=0, help="candidates that are imagined; 0 times nothing")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"], help="what they are imagined in")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
     sizes = {name: size_of(name, MODELS[name]) for name in arguments.models}
@@ -271,7 +275,7 @@ def main() -> None:
     if arguments.hours:
         console.print(corpus_table(sizes, arguments.hours, arguments.mfu, arguments.gpus, arguments.passes))
     if arguments.imagine:
-        console.print(imagination_table(arguments.models, arguments.imagine))
+        console.print(imagination_table(arguments.models, arguments.imagine, arguments.precision))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from torch import Tensor
 
 from embodied_wm import cli
 from embodied_wm.commands import options, verbs
 from embodied_wm.commands.run import Run, newest_run
 from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
+from embodied_wm.predictor import int8
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
 
@@ -320,6 +322,25 @@ def test_a_model_that_denoises_actions_plans_with_its_own_proposals(capsys: pyte
     capsys.readouterr()
     assert cli.main([*command, "run_dir=other"]) == 1
     assert "train one with model.predictor.joint_actions=true" in spoken(capsys)
+
+
+@pytest.mark.render
+@pytest.mark.parametrize(("precision", "code"), [("fp32", 0), ("int8", 0), ("int4", 1)])
+def test_plans_are_imagined_in_the_precision_that_is_asked_for(
+    precision: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded: list[int] = []
+    monkeypatch.setattr(int8.Int8Weight, "__call__", lambda weight, x: rounded.append(1) or x @ weight_of(weight))
+    tiny.make_model().save("model")
+    command = ["plan", "checkpoint=model", "objective=latent", "open=false", "planner.horizon=2", "run_dir=run"]
+    assert cli.main([*command, f"precision={precision}"]) == code
+    assert bool(rounded) == (precision == "int8")
+    if code:
+        assert "precision=int4: expected one of fp32, int8" in spoken(capsys)
+
+
+def weight_of(weight: int8.Int8Weight) -> Tensor:
+    return weight.codes * weight.scales
 
 
 def finished_episodes(path: Path) -> int:

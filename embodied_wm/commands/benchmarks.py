@@ -54,6 +54,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         weights=config["objective"]["weights"],
         rolling=config.get("rolling", False),
         adapter=config.get("adapter"),
+        precision=config.get("precision", "fp32"),
         control=config.get("control", Control()),
     )
 

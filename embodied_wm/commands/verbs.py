@@ -199,7 +199,7 @@ def _add_to_card(config: Config, run: Run) -> None:
     from embodied_wm.model_card import add_figures
     from embodied_wm.pretrained import FOLDER
 
-    if not config["card"] or config.get("adapter") is not None:
+    if not config["card"] or config.get("adapter") is not None or config.get("precision", "fp32") != "fp32":
         return
     folder = checkpoint_folder(config)
     if folder.parent == FOLDER:
@@ -265,8 +265,9 @@ def load_world_model(config: Config) -> "WorldModel":
 
 
 def load_model_for_task(config: Config) -> "WorldModel":
-    """Load the checkpoint of a configuration and check that it is of the configuration's task."""
+    """Load the checkpoint of a configuration, in its precision, and check that it is of the configuration's task."""
     from embodied_wm.data.cameras import camera_names
+    from embodied_wm.predictor.int8 import set_precision
     from sim.tasks import get_task, task_names
 
     task, model = get_task(config["task"]["name"]), load_world_model(config)
@@ -279,6 +280,7 @@ def load_model_for_task(config: Config) -> "WorldModel":
             f"{robot.action_size}; the task {task.name!r} has the cameras {', '.join(task.cameras)} and actions of "
             f"size {task.action_size}. Choose another task=, or a checkpoint that was trained on {task.name}"
         )
+    set_precision(model.predictor.transformer, config.get("precision", "fp32"))
     return model
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor.cache import CandidateCache
+from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.world_model import WorldModel
@@ -75,6 +76,7 @@ def with_context(world_model: WorldModel, num_frames: int) -> WorldModel:
     with world_model.action_low.device:
         longer = WorldModel(replace(world_model.config, predictor=predictor), world_model.embodiment)
     longer.load_state_dict(world_model.state_dict())
+    set_precision(longer.predictor.transformer, world_model.predictor.transformer.precision)
     return longer.eval()
 
 

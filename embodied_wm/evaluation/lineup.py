@@ -14,6 +14,7 @@ from embodied_wm.checkpoint import write_tensors
 from embodied_wm.evaluation.agents import Agent, ModelAgent, OracleAgent, PolicyAgent, RandomAgent
 from embodied_wm.evaluation.baselines import GoalPolicy, GoalPolicyConfig, train_goal_policy
 from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel, ObjectiveKind, check_fits
+from embodied_wm.predictor.int8 import Precision, set_precision
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
@@ -41,6 +42,7 @@ class PlanningSetup:
         rolling: Roll the context on from frame to frame instead of prefilling it at each decision.
         kind: How actions condition the model.
         adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
+        precision: What imagination multiplies in; see `predictor.int8`.
         control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
     """
 
@@ -52,6 +54,7 @@ class PlanningSetup:
     rolling: bool = False
     kind: ActionKind = "real"
     adapter: str | None = None
+    precision: Precision = "fp32"
     control: Control = field(default_factory=Control)
 
 
@@ -71,7 +74,11 @@ def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
     """
     task = get_task(setup.task)
     if setup.adapter is None:
-        model = judged_world_model(WorldModel.load(checkpoint), setup)
+        world_model = WorldModel.load(checkpoint)
+        set_precision(world_model.predictor.transformer, setup.precision)
+        model = judged_world_model(world_model, setup)
+    elif setup.precision != "fp32":
+        raise ValueError(f"precision={setup.precision}: the model of adapter={setup.adapter} chooses its own; leave it")
     else:
         model = _adapter(setup.adapter)(checkpoint, setup)
     check_fits(model, task)

@@ -40,29 +40,69 @@ Legend of shape suffixes: S candidates, F new frames, n tokens per frame, N = F 
 h heads, d head width, m those of queries, keys and values that are made.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from embodied_wm.predictor.cache import CandidateCache
+from embodied_wm.predictor.int8 import int8_weight
 from embodied_wm.predictor.transformer import BlockCausalTransformer, Layer
 
 NAIVE_PRODUCTS = 400
 """Products of one matrix below which `torch.bmm` takes a naive loop (aten/src/ATen/native/LinearAlgebra.cpp)."""
+
+type Product = Callable[[Tensor], Tensor]
 
 MOST_SCORE = 60.0
 """Scores up to which exp(score) summed over any window is far from overflow (at 88) and underflow."""
 
 
 class _Weights(NamedTuple):
-    """Hold one layer's weights; looking them up in modules takes as long as a small product."""
+    """Hold one layer's products; looking weights up in modules takes as long as a small product."""
 
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Product
+    q: Product
+    kv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+
+    @classmethod
+    def of(cls, layer: Layer, make: Callable[[Tensor], Product]) -> "_Weights":
+        """Make a layer's products."""
+        qkv, width = layer.qkv.weight, layer.qkv.weight.shape[1]
+        weights = (qkv, qkv[:width], qkv[width:], layer.out.weight, layer.gate_up.weight, layer.down.weight)
+        return cls(*map(make, weights))
+
+
+class _Float(NamedTuple):
+    """Hold a weight; it is called as the product with it."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+def _weights(transformer: BlockCausalTransformer) -> list[_Weights]:
+    """Return the layers' products; those of int8 are kept until a weight changes."""
+    if transformer.precision == "fp32":
+        return [_Weights.of(layer, _Float) for layer in transformer.stack]
+    state = tuple((weight.data_ptr(), weight._version) for weight in transformer.parameters())
+    kept, weights = _ROUNDED.get(transformer, (None, []))
+    if kept != state:
+        weights = [_Weights.of(layer, int8_weight) for layer in transformer.stack]
+        _ROUNDED[transformer] = state, weights
+    return weights
+
+
+_ROUNDED: WeakKeyDictionary[BlockCausalTransformer, tuple[tuple[tuple[int, int], ...], list[_Weights]]]
+_ROUNDED = WeakKeyDictionary()
+"""The int8 weights of models that use them, and the state of the weights that they were made of."""
 
 
 class Extension:
@@ -94,10 +134,7 @@ class Extension:
         first = cache.context.next_position
         tables = transformer.rotary(torch.arange(first, first + num_frames, device=modulation.device), block)
         self.turns = [_turns(layer, *tables) for layer in self.layers]
-        self.weights = [
-            _Weights(layer.qkv.weight, layer.out.weight, layer.gate_up.weight, layer.down.weight)
-            for layer in self.layers
-        ]
+        self.weights = _weights(transformer)
         ones = modulation.new_tensor([0, 1, 1, 0, 1, 1])[:, None]  # shift, scale, gate, shift, scale, gate
         unit = modulation.new_tensor([1, width**0.5, 1, 1, width**0.5, 1])[:, None]  # see _unit
         self.modulations = [((modulation + layer.modulation + ones) * unit).unsqueeze(-2) for layer in self.layers]
@@ -115,7 +152,7 @@ class Extension:
             levels: Rows of the modulation, one per new frame.
             frame: Index of the last new frame among those that will be imagined.
         """
-        x, frames, width = x_SFnW, x_SFnW.shape[1], x_SFnW.shape[3]
+        x, frames = x_SFnW, x_SFnW.shape[1]
         tokens = slice((frame + 1 - frames) * self.block, (frame + 1) * self.block)
         for index, weights in enumerate(self.weights):
             mod = self.modulations[index][levels].unbind(1)
@@ -124,21 +161,21 @@ class Extension:
             if index < len(self.weights) - 1:
                 (q, k), v = self._heads(normed, weights.qkv, straight, crossed)
             else:
-                (k,), v = self._heads(normed, weights.qkv[width:], straight[1:], crossed[1:])
+                (k,), v = self._heads(normed, weights.kv, straight[1:], crossed[1:])
                 x, mod = x[:, -1:, self.first :], [part[-1:] for part in mod]
                 latents = (table[:1, ..., self.first - self.block :, :] for table in (straight, crossed))
-                (q,), _ = self._heads(normed[:, -1:, self.first :], weights.qkv[:width], *latents)
+                (q,), _ = self._heads(normed[:, -1:, self.first :], weights.q, *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
-            x = torch.addcmul(x, mod[2], linear(attended, weights.out))
-            inner = linear(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]), weights.gate_up)
+            x = torch.addcmul(x, mod[2], weights.out(attended))
+            inner = weights.gate_up(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]))
             gate, up = inner.chunk(2, dim=-1)
-            x = torch.addcmul(x, mod[5], linear(silu(gate).mul_(up), weights.down))
+            x = torch.addcmul(x, mod[5], weights.down(silu(gate).mul_(up)))
         return x[:, 0]
 
-    def _heads(self, x: Tensor, weight: Tensor, straight: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the weight's rows make of tokens: what is turned, [m, S, h, N, d], and what then remains."""
-        made = linear(x, weight)
+    def _heads(self, x: Tensor, product: Product, straight: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a product makes of tokens: what is turned, [m, S, h, N, d], and what then remains."""
+        made = product(x)
         shape = (len(x), x.shape[1] * x.shape[2], -1, self.num_heads, straight.shape[-1])
         made_mShNd = made.view(shape).permute(2, 0, 3, 1, 4).contiguous()
         unit = _unit(made_mShNd[: len(straight)], self.head_floor)

@@ -158,9 +158,11 @@ class BlockCausalTransformer(nn.Module):
 
     Attributes:
         recompute: Whether training recomputes activations in the backward pass instead of keeping them.
+        precision: What `extension` multiplies in; see `int8.set_precision`.
     """
 
     recompute = False
+    precision: Literal["fp32", "int8"] = "fp32"
 
     def __init__(self, config: TransformerConfig, *, first_output: int = 1, layer: type[Layer] = Layer) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ import torch
 from embodied_wm import cli
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.lineup import PlanningSetup, load_judged, make_model_agent
 from embodied_wm.evaluation.planning import Arena
 from embodied_wm.types import Episode, FeatureSpec
@@ -136,3 +137,13 @@ def test_baselines_of_our_latents_are_refused_for_a_foreign_model(checkpoint: Pa
     arguments = ["task=reach", f"checkpoint={checkpoint}", f"adapter={SCRIPT}:load", f"run_dir={tmp_path / 'run'}"]
     assert cli.main(["benchmark", "planning", *arguments, "planning.controllers=[behaviour_cloning]"]) == 1
     assert "leave them out of planning.controllers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_imagination_is_in_the_precision_that_is_asked_for(checkpoint: Path) -> None:
+    tiny.make_model().save("model")
+    setup = replace(SETUP, adapter=None, objective="latent", precision="int8")
+    model = load_judged(Path("model"), setup)
+    assert isinstance(model, JudgedWorldModel)
+    assert model.world_model.predictor.transformer.precision == "int8"
+    with pytest.raises(ValueError, match=r"precision=int8: the model of adapter=.* chooses its own; leave it"):
+        load_judged(checkpoint, replace(SETUP, precision="int8"))

@@ -1,0 +1,90 @@
+"""Which objective works on which task? One model, the same pairs of start and goal, one objective after another.
+
+    python scripts/bench_objectives.py pretrained:push push.zarr out
+
+Fits a readout of temporal distance on the latents of the store, which needs no labels, and saves the model with it
+under `out`; then plans by each objective (`benchmark planning`) and ranks candidates by it (`benchmark imagination`).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.temporal_distance import TemporalDistanceConfig
+from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.processes import Processes
+from embodied_wm.training.train import TrainConfig, Trainer
+from embodied_wm.world_model import WorldModel
+
+OBJECTIVES = ("state", "latent", "mixed", "temporal_distance")
+
+
+def with_temporal_distance(model: WorldModel, store: EpisodeStore, out: Path, *, num_steps: int, seed: int) -> Path:
+    """Fit a readout of temporal distance to a model that may have none, and return the folder of what is saved."""
+    folder = out / "model"
+    if (folder / "config.json").is_file():
+        return folder
+    config = replace(model.config, temporal_distance=TemporalDistanceConfig(components=8))
+    more = WorldModel(config, model.embodiment)
+    more.load_state_dict(model.state_dict(), strict=False)
+    more.card = dict(model.card)
+    stage = StageConfig(num_steps=num_steps, batch_size=256, num_threads=1)
+    training = TrainConfig(camera=model.embodiment.camera, temporal_distance=stage)
+    out.mkdir(parents=True, exist_ok=True)
+    Trainer(store, more, training, out, seed=seed, processes=Processes(), console=Console()).train_temporal_distance()
+    more.eval().save(folder)
+    return folder
+
+
+def measured(verb: str, checkpoint: Path, objective: str, out: Path, *options: str) -> dict[str, str]:
+    """Return "value [low, high]" of what one benchmark says of one objective; what was measured already is read."""
+    task, run_dir = WorldModel.load(checkpoint).embodiment.robot, out / f"{verb}_{objective}"
+    if not (run_dir / "report.json").is_file():
+        given = [f"task={task}", f"checkpoint={checkpoint}", f"objective={objective}", f"run_dir={run_dir}"]
+        command = [sys.executable, "-m", "embodied_wm.cli", "benchmark", verb, *given, "card=false", *options]
+        subprocess.run(command, check=True)
+    figures = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["tasks"][task]
+    return {
+        name: "{:.2f} [{:.2f}, {:.2f}]".format(figure["value"], *figure["ci95"])
+        for name, figure in figures.items()
+        if name in ("success", "spearman", "elite_regret")
+    }
+
+
+def main() -> None:
+    """Fit, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder of a model or run, pretrained:TASK, or OWNER/NAME")
+    parser.add_argument("store", type=Path, help="episodes that the readout is fitted on")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1500, help="of the readout")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--branch-points", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = with_temporal_distance(
+        WorldModel.from_pretrained(options.checkpoint),
+        EpisodeStore.open(options.store),
+        options.out,
+        num_steps=options.steps,
+        seed=options.seed,
+    )
+    table = Table("objective", "success", "spearman", "elite_regret", title=options.checkpoint)
+    for objective in OBJECTIVES:
+        planned = [f"planning.num_pairs={options.pairs}", "planning.controllers=[model]", f"seed={options.seed}"]
+        found = measured("planning", folder, objective, options.out, *planned)
+        branched = [f"imagination.num_branch_points={options.branch_points}", f"seed={options.seed}"]
+        found |= measured("imagination", folder, objective, options.out, *branched)
+        table.add_row(objective, found["success"], found["spearman"], found["elite_regret"])
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
