@@ -1,8 +1,8 @@
 """What would make a decision cheaper at equal success: the same pairs of start and goal, one saving after another.
 
     python scripts/bench_savings.py runs/train/LATEST/model --task reach --pairs 20
-    python scripts/bench_savings.py embodied_wm/pretrained/push --task push --horizon 8 --compiled
-    python scripts/bench_savings.py embodied_wm/pretrained/push --task push --horizon 8 --choose mean --candidates 64 \
+    python scripts/bench_savings.py pretrained:push --task push --horizon 8 --compiled
+    python scripts/bench_savings.py pretrained:push --task push --horizon 8 --choose mean --candidates 64 \
         --batches 1 4 16
 
 Each variant prints success and the processor time of a decision (one thread, so that a busy machine does not count).
@@ -48,7 +48,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -62,6 +61,7 @@ from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
 from embodied_wm.evaluation.planning import Arena
 from embodied_wm.evaluation.speed import imagination_pair, median_seconds
 from embodied_wm.evaluation.statistics import wilson
+from embodied_wm.hub import fetch
 from embodied_wm.predictor import extension
 from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.world_model import WorldModel
@@ -226,7 +226,7 @@ def watched(model: JudgedModel, num_elites: int) -> list[Halfway]:
 def main() -> None:
     """Print one line per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", help="folder of a model or run, pretrained:TASK, or OWNER/NAME")
     parser.add_argument("--task", default="reach")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--horizon", type=int, default=6)
@@ -250,7 +250,7 @@ def main() -> None:
         choose=options.choose,
     )
     setup = PlanningSetup(task=options.task, planner=planner, objective="state", weights=StepWeights())
-    task, model = get_task(options.task), load_judged(options.checkpoint, setup)
+    task, model = get_task(options.task), load_judged(fetch(options.checkpoint), setup)
     assert isinstance(model, JudgedWorldModel)
     if options.batches:
         compare_batches(model, planner, task, options.batches)

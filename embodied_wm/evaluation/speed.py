@@ -105,15 +105,19 @@ def matmul_flops(device: torch.device, repeats: int = 5, clock: Callable[[], flo
 
 
 def product_flops(run: Callable[[], object]) -> int:
-    """Count the floating-point operations of the matrix products in a run, on one thread."""
+    """Count the operations of the matrix products in a run, those of int8 too, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what other threads do is not counted
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten._int_mm: _whole_operations}) as counter:
             run()
     finally:
         torch.set_num_threads(threads)
     return counter.get_total_flops()
+
+
+def _whole_operations(left: Sequence[int], right: Sequence[int], **_: object) -> int:
+    return 2 * left[0] * left[1] * right[1]
 
 
 def imagination_pair(

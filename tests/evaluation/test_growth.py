@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation import growth, pages
 from embodied_wm.evaluation.speed import SpeedConfig, imagination_pair, measure_speed, product_flops, speed_lines
+from embodied_wm.predictor.int8 import int8_weight
 from embodied_wm.world_model import WorldModel
 
 
@@ -26,6 +27,8 @@ def test_slope_is_the_exponent() -> None:
 def test_products_are_counted() -> None:
     first = torch.randn(8, 16)
     assert product_flops(lambda: first @ first.T) == 2 * 8 * 8 * 16
+    weight = int8_weight(torch.randn(3, 16))
+    assert product_flops(lambda: weight(first)) == 2 * 8 * 16 * 3
 
 
 def test_a_context_longer_than_the_window_is_timed_and_exact(tiny_checkpoint: Path) -> None:
