@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="folder of a model or run, pretrained:TASK, or OWNER/NAME")
     parser.add_argument("store", type=Path, help="episodes that the readout is fitted on")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--steps", type=int, default=1500, help="of the readout")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--branch-points", type=int, default=32)
@@ -77,7 +78,7 @@ def main() -> None:
         seed=options.seed,
     )
     table = Table("objective", "success", "spearman", "elite_regret", title=options.checkpoint)
-    for objective in OBJECTIVES:
+    for objective in options.objectives:
         planned = [f"planning.num_pairs={options.pairs}", "planning.controllers=[model]", f"seed={options.seed}"]
         found = measured("planning", folder, objective, options.out, *planned)
         branched = [f"imagination.num_branch_points={options.branch_points}", f"seed={options.seed}"]

@@ -1,23 +1,30 @@
 """What would make a decision cheaper at equal success: the same pairs of start and goal, one saving after another.
 
     python scripts/bench_savings.py runs/train/LATEST/model --task reach --pairs 20
+    python scripts/bench_savings.py pretrained:push --task push --horizon 8 --int8
     python scripts/bench_savings.py pretrained:push --task push --horizon 8 --compiled
     python scripts/bench_savings.py pretrained:push --task push --horizon 8 --choose mean --candidates 64 \
         --batches 1 4 16
 
 Each variant prints success and the processor time of a decision (one thread, so that a busy machine does not count).
 `prefilled` is what benchmarks do; `rolling` rolls the context on with each frame; `two steps` denoises twice;
-`scheduled` twice in the last of three searches alone; `int8` quantises the weights of the transformer's products per
-channel and their inputs per product, as torch's dynamic quantisation does: the products alone are 1.2 to 1.8 times
-faster here (oneDNN, 512 and 1280 tokens, nano and small), at an error of 2% each. The last line is for pruning
-candidates half-way: of those that CEM kept as elites, how many were among the better half, or quarter, when only half
-of the horizon had been imagined.
+`scheduled` twice in the last of three searches alone; `int8` imagines with `precision=int8`. The last line is for
+pruning candidates half-way: of those that CEM kept as elites, how many were among the better half, or quarter, when
+only half of the horizon had been imagined.
 
-On `reach`, a nano model, a busy machine: `rolling` 1.00 of 16 pairs like `prefilled`, in 110 and 107 ms. `int8`,
-twice in turn with `prefilled` on 5 pairs, 1.00 like it, in 107 and 98 ms against 83 and 106: nothing that stands out
-of the noise, so it was left out. Pruning the worse half half-way would lose 7% of the elites for at most a quarter of
-the work (in the three searches of a decision), pruning to a quarter 32%: left out, too (`planners.cem` has what it did
-to plans on `push`).
+On `reach`, a nano model, a busy machine: `rolling` 1.00 of 16 pairs like `prefilled`, in 110 and 107 ms. Pruning the
+worse half half-way would lose 7% of the elites for at most a quarter of the work (in the three searches of a decision),
+pruning to a quarter 32%: left out (`planners.cem` has what it did to plans on `push`).
+
+`--int8`, imagination alone, alternately with fp32 (one thread, processor time): 1.02, 0.78 and 0.76 of its 7, 13 and 64
+ms on `push` at 32, 96 and 512 candidates, 0.82, 0.60 and 0.69 of 10, 21 and 110 ms on `push_t`, latents 0.4% and 0.2%
+off; by `scripts/sizes.py --imagine 256 --precision int8` 92,000 and 112,000 candidate-steps/s instead of 57,000 with
+untrained `nano`, 1,460 and 1,500 instead of 460 with `small`. That is `embodied_wm.predictor.int8`: torch's `_int_mm`
+takes an eighth of the time of a product of fp32 on this CPU (AVX-512 VNNI; 56 against 451 microseconds for 512 x 128 by
+128 x 384), rounding what goes in and scaling what comes out as much again. The int8 of torch's dynamic quantisation,
+which was tried before, is 1.2 to 1.8 times as fast as fp32 in products, and won nothing in a decision. torchao 0.18
+calls the same `_int_mm`: products in 0.79 and 1.32 of the time of fp32 with `nano`, 0.34 and 0.69 with `small` (512 and
+1280 tokens), and in 0.35, 0.26, 0.16 and 0.17 once compiled; with weights alone in int8 0.97 to 1.11.
 
 Denoising steps, on the `push` model that ships (`--task push --horizon 8 --choose mean --candidates 64 --pairs 20
 --variants prefilled "two steps" scheduled`): success 0.95 (0.76 to 0.99) in 53 ms with one step, in 84 ms with two, in

@@ -4,6 +4,7 @@
     python scripts/sizes.py --mfu 0.4 --gpus 8      expected time at another utilisation, on more GPUs
     python scripts/sizes.py --hours 10000           storage, loader bandwidth and days for that many hours of episodes
     python scripts/sizes.py --models nano small --imagine 256    how fast untrained ones imagine so many candidates here
+    python scripts/sizes.py --models nano small --imagine 256 --precision int8    and with int8 products
 
 Parameters are counted, FLOPs are counted by torch.utils.flop_counter over the operations of a forward and a backward
 pass on the meta device (shapes without numbers), the memory of activations is the sum of what autograd keeps for that

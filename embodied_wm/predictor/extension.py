@@ -34,7 +34,6 @@ Left out, since not faster, or not worth it:
   of imagination, but minutes of compiling for every shape (`scripts/bench_savings.py --compiled`).
 - Queries, keys and values of each head by products of their own, which saves the copy: products 15 to 30% slower.
 - Rotation as a matrix product: 118 microseconds where two products of numbers take 100.
-- int8 weights: see `scripts/bench_savings.py`.
 
 Legend of shape suffixes: S candidates, F new frames, n tokens per frame, N = F * n, W width, M tokens of own suffixes,
 h heads, d head width, m those of queries, keys and values that are made.

@@ -3,6 +3,9 @@
 Weights are rounded once, per output channel; inputs at each product, per token; sums are exact in 32 bits. Each product
 of random numbers is off by 0.8% of its length. Only what `extension` multiplies by weights is rounded: attention,
 norms, what goes in and comes out, encoders and readouts stay in fp32, and so does what gradients flow through.
+
+How much faster that is, and what else was tried, is in `scripts/bench_savings.py`. It is for CPUs with products of int8
+(VNNI); on others it can be slower: `embodied-wm benchmark speed checkpoint=... precision=int8` tells.
 """
 
 from typing import Literal, NamedTuple, get_args
