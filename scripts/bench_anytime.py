@@ -54,12 +54,19 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=6)
     parser.add_argument("--choose", default="best", choices=["best", "mean"])
     parser.add_argument("--min-candidates", type=int, default=8)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     planners = {plan: _planner(plan, options.horizon, options.choose) for plan in options.plans}
     first = options.plans[0]
-    setup = PlanningSetup(task=options.task, planner=planners[first], objective="state", weights=StepWeights())
+    setup = PlanningSetup(
+        task=options.task,
+        planner=planners[first],
+        objective="state",
+        weights=StepWeights(),
+        precision=options.precision,
+    )
     task, model = get_task(options.task), load_judged(fetch(options.checkpoint), setup)
     arena = Arena(task, image_size=model.image_size, camera=model.camera)
     pairs = evaluation_pairs(task.name, options.pairs, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embodied_wm.evaluation.figures import Picture, horizon_chart, success_bars
-from embodied_wm.evaluation.page import compose_page, figure_tables, flatten, format_number, is_estimate
+from embodied_wm.evaluation.page import compose_page, figure_tables, flatten, format_duration, is_estimate
 from embodied_wm.evaluation.pages_imagination import in_unit, last_step
 from embodied_wm.evaluation.report import ReportError, load_report, write_atomically
 
@@ -173,9 +173,9 @@ def _runs_section(reports: Reports) -> dict[str, Any]:
     rows = []
     for name, report in reports.items():
         run = report["run"]
-        minutes = None if run["wall_seconds"] is None else f"{format_number(run['wall_seconds'] / 60)} min"
+        time = None if run["wall_seconds"] is None else format_duration(run["wall_seconds"])
         revision = (run["revision"] or "unknown")[:10]
-        rows.append([name, report["title"], run["checkpoint"], run["seed"], run["device"], minutes, revision])
+        rows.append([name, report["title"], run["checkpoint"], run["seed"], run["device"], time, revision])
     different = _differences(reports)
     text = "The runs were configured alike." if not different else f"Their configurations differ in {different}."
     columns = ["run", "what", "checkpoint", "seed", "device", "time", "revision"]

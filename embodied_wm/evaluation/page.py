@@ -81,6 +81,14 @@ def format_number(value: float | None, unit: str = "") -> str:
     return text.replace("-", "\u2212")
 
 
+def format_duration(seconds: float) -> str:
+    """Write a time in the unit that suits it: seconds, minutes or hours."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 90 * size:
+            return f"{format_number(seconds / size)} {unit}"
+    return f"{format_number(seconds / 3600)} h"
+
+
 def _data(value: float | None, unit: str) -> str:
     """Return the formatted number, with its exact value for machines."""
     if value is None:
@@ -308,8 +316,10 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]
     headline = _headline("".join(_headline_item(item) for item in items), len(items))
     if headline:
         headline += '<p class="note">Intervals are 95%: Wilson for rates, bootstrap over episodes for means.</p>'
-    minutes = f"{format_number(run['wall_seconds'] / 60)} min" if run["wall_seconds"] else ""
-    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), minutes, f"seed {run['seed']}"]
+    time = format_duration(run["wall_seconds"]) if run["wall_seconds"] else ""
+    precision = run["config"].get("precision", "fp32")
+    rounded = "" if precision == "fp32" else f"imagined in {precision}"
+    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), rounded, time, f"seed {run['seed']}"]
     return compose_page(
         title=report["title"],
         kind=" \u00b7 ".join(fact for fact in facts if fact),

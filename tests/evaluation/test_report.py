@@ -14,7 +14,7 @@ from PIL import Image
 
 from embodied_wm.evaluation import figures
 from embodied_wm.evaluation.film import difference
-from embodied_wm.evaluation.page import format_number
+from embodied_wm.evaluation.page import format_duration, format_number
 from embodied_wm.evaluation.report import (
     RUN_KEYS,
     Headline,
@@ -79,6 +79,23 @@ def test_every_headline_number_is_on_the_page(example: Path) -> None:
         assert item["label"] in page.text
         assert f"n = {item['value']['n']}" in page.text or item["value"]["n"] == 1
     assert page.text.count("missed") == 1
+
+
+def test_times_are_in_the_unit_that_suits_them() -> None:
+    assert [format_duration(seconds) for seconds in (0.25, 16.6, 89, 128, 5399, 5400)] == [
+        "0.250 s",
+        "16.6 s",
+        "89 s",
+        "2.13 min",
+        "90.0 min",
+        "1.50 h",
+    ]
+
+
+def test_a_page_says_in_which_precision_was_imagined(tmp_path: Path) -> None:
+    for config, is_said in (({}, False), ({"precision": "fp32"}, False), ({"precision": "int8"}, True)):
+        page = minimal(tmp_path, run=run_record(config, 0)).with_suffix(".html")
+        assert ("imagined in int8" in page.read_text()) == is_said
 
 
 def test_ids_are_unique_and_every_internal_reference_resolves(example: Path) -> None:
