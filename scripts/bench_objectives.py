@@ -4,6 +4,22 @@
 
 Fits a readout of temporal distance on the latents of the store, which needs no labels, and saves the model with it
 under `out`; then plans by each objective (`benchmark planning`) and ranks candidates by it (`benchmark imagination`).
+
+The models that ship, 100 goals each, success and rank correlation with physical cost (expected: `state` first, temporal
+distance between it and `latent`, which forgets what is in the way):
+
+|                  | reach                  | push                   | push_t                 | drawer                 |
+|------------------|------------------------|------------------------|------------------------|------------------------|
+| state            | 1.00 [0.96, 1.00] 0.99 | 0.99 [0.95, 1.00] 0.86 | 0.96 [0.90, 0.98] 0.76 | 0.95 [0.89, 0.98] 0.88 |
+| mixed            | 1.00 [0.96, 1.00] 0.99 | 0.97 [0.92, 0.99] 0.84 | 0.95 [0.89, 0.98] 0.76 | 0.95 [0.89, 0.98] 0.88 |
+| latent           | 0.62 [0.52, 0.71] 0.13 | 0.21 [0.14, 0.30] 0.36 | 0.10 [0.06, 0.17] 0.42 | 0.52 [0.42, 0.62] 0.70 |
+| temporal, 1,500  | 1.00 [0.96, 1.00] 0.74 | 0.34 [0.25, 0.44] 0.63 | 0.36 [0.27, 0.46] 0.52 | 0.57 [0.47, 0.66] 0.15 |
+| temporal, 12,000 |                        | 0.54 [0.44, 0.63] 0.77 | 0.40 [0.31, 0.50] 0.51 | 0.69 [0.59, 0.77] 0.14 |
+| temporal, 40,000 |                        | 0.52 [0.42, 0.62] 0.73 |                        |                        |
+
+`temporal` is temporal distance after so many steps of its training (`--steps`), one training each. Only `state` and
+`mixed` need a readout of physical quantities, and so labels. They also know what counts: a temporal distance is to all
+of the goal image, the place of the pusher too, of which the success here is none.
 """
 
 import argparse
@@ -65,7 +81,7 @@ def main() -> None:
     parser.add_argument("store", type=Path, help="episodes that the readout is fitted on")
     parser.add_argument("out", type=Path)
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
-    parser.add_argument("--steps", type=int, default=1500, help="of the readout")
+    parser.add_argument("--steps", type=int, default=12_000, help="of the readout")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--branch-points", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

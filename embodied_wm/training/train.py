@@ -91,7 +91,7 @@ class TrainConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
-    temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=256))
+    temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=12_000, batch_size=256))
     plannable: PlannableConfig = field(default_factory=PlannableConfig)
     camera: str = ""
     sequence_length: int = 10
