@@ -337,6 +337,8 @@ def test_plans_are_imagined_in_the_precision_that_is_asked_for(
     assert bool(rounded) == (precision == "int8")
     if code:
         assert "precision=int4: expected one of fp32, int8" in spoken(capsys)
+    else:
+        assert ("imagined in int8" in Path("run/report.html").read_text()) == (precision == "int8")
 
 
 def weight_of(weight: int8.Int8Weight) -> Tensor:

@@ -115,6 +115,7 @@ def plan_once(
         "objective": str(objective),
         "weights": repr(weights),
         "control": repr(control),
+        "precision": world_model.predictor.transformer.precision,
     }
     report = write_report(
         run_dir,
