@@ -19,8 +19,8 @@ WHAT_IT_IS = (
     "or on GPUs."
 )
 NEXT_STEPS = (
-    (f"{PROGRAM} plan task=push checkpoint=pretrained", "plan with a model that ships, and film it; a minute"),
-    (f"{PROGRAM} demo", "collect, train, plan, check against physics; 15 to 25 minutes"),
+    (f"{PROGRAM} plan task=push checkpoint=pretrained", "plan with a model that ships, and film it; some seconds"),
+    (f"{PROGRAM} demo", "collect, train, plan, check against physics; 6 to 15 minutes"),
     (f"{PROGRAM} demo demo=lerobot source=FOLDER", "the same for your own LeRobot episodes"),
     (f"{PROGRAM} VERB --help", "one step at a time: options and an example"),
 )
