@@ -19,14 +19,15 @@ pruning to a quarter 32%: left out (`planners.cem` has what it did to plans on `
 `--int8`, imagination alone, alternately with fp32 (one thread, processor time): 1.02, 0.78 and 0.76 of its 7, 13 and 64
 ms on `push` at 32, 96 and 512 candidates, 0.82, 0.60 and 0.69 of 10, 21 and 110 ms on `push_t`, latents 0.4% and 0.2%
 off; by `scripts/sizes.py --imagine 256 --precision int8` 92,000 and 112,000 candidate-steps/s instead of 57,000 with
-untrained `nano`, 1,460 and 1,500 instead of 460 with `small`. A decision of `push_t` takes 45 instead of 61
-ms (`scripts/bench_anytime.py`, 64x3, 30 pairs, beside other jobs: 0.97 and 0.93 solved); one of `push`, few candidates
-of a narrow model, gains nothing (64x2, 100 pairs: 24.4 and 23.8 ms, 1.00 and 0.99 solved). That is `embodied_wm.predictor.int8`: torch's `_int_mm` takes an eighth of the time of a product of fp32 on this
-CPU (AVX-512 VNNI; 56 against 451 microseconds for 512 x 128 by 128 x 384), rounding what goes in and scaling what comes
-out as much again. The int8 of torch's dynamic quantisation, which was tried before, is 1.2 to 1.8 times as fast as fp32
-in products, and won nothing in a decision. torchao 0.18 calls the same `_int_mm`: products in 0.79 and 1.32 of the time
-of fp32 with `nano`, 0.34 and 0.69 with `small` (512 and 1280 tokens), and in 0.35, 0.26, 0.16 and 0.17 once compiled;
-with weights alone in int8 0.97 to 1.11.
+untrained `nano`, 1,460 and 1,500 instead of 460 with `small`. A decision of `push_t` takes 45 instead of 61 ms
+(`scripts/bench_anytime.py`, 64x3, 30 pairs, beside other jobs: 0.97 and 0.93 solved); one of `push`, few candidates of
+a narrow model, gains nothing (64x2, 100 pairs: 24.4 and 23.8 ms, 1.00 and 0.99 solved). That is
+`embodied_wm.predictor.int8`: torch's `_int_mm` takes an eighth of the time of a product of fp32 on this CPU (AVX-512
+VNNI; 56 against 451 microseconds for 512 x 128 by 128 x 384), rounding what goes in and scaling what comes out as much
+again. The int8 of torch's dynamic quantisation, which was tried before, is 1.2 to 1.8 times as fast as fp32 in
+products, and won nothing in a decision. torchao 0.18 calls the same `_int_mm`: products in 0.79 and 1.32 of the time of
+fp32 with `nano`, 0.34 and 0.69 with `small` (512 and 1280 tokens), and in 0.35, 0.26, 0.16 and 0.17 once compiled; with
+weights alone in int8 0.97 to 1.11.
 
 Denoising steps, on the `push` model that ships (`--task push --horizon 8 --choose mean --candidates 64 --pairs 20
 --variants prefilled "two steps" scheduled`): success 0.95 (0.76 to 0.99) in 53 ms with one step, in 84 ms with two, in
