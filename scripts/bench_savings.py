@@ -16,10 +16,10 @@ On `reach`, a nano model, a busy machine: `rolling` 1.00 of 16 pairs like `prefi
 worse half half-way would lose 7% of the elites for at most a quarter of the work (in the three searches of a decision),
 pruning to a quarter 32%: left out (`planners.cem` has what it did to plans on `push`).
 
-`--int8`, imagination alone, alternately with fp32 (one thread, processor time): 1.02, 0.78 and 0.76 of its 7, 13 and 64
-ms on `push` at 32, 96 and 512 candidates, 0.82, 0.60 and 0.69 of 10, 21 and 110 ms on `push_t`, latents 0.4% and 0.2%
-off; by `scripts/sizes.py --imagine 256 --precision int8` 92,000 and 112,000 candidate-steps/s instead of 57,000 with
-untrained `nano`, 1,460 and 1,500 instead of 460 with `small`. A decision of `push_t` takes 45 instead of 61 ms
+`--int8`, imagination alone, alternately with fp32 (one thread, processor time): 1.03, 0.81 and 0.85 of its 7, 13 and 58
+ms on `push` at 32, 96 and 512 candidates, 0.82, 0.60 and 0.70 of 11, 22 and 114 ms on `push_t`, latents 0.4% and 0.2%
+off; by `scripts/sizes.py --imagine 256 --precision int8` 110,000 and 116,000 candidate-steps/s instead of 73,000 and
+69,000 with untrained `nano`, 1,420 instead of 450 with `small`. A decision of `push_t` takes 45 instead of 61 ms
 (`scripts/bench_anytime.py`, 64x3, 30 pairs, beside other jobs: 0.97 and 0.93 solved); one of `push`, few candidates of
 a narrow model, gains nothing (64x2, 100 pairs: 24.4 and 23.8 ms, 1.00 and 0.99 solved). That is
 `embodied_wm.predictor.int8`: torch's `_int_mm` takes an eighth of the time of a product of fp32 on this CPU (AVX-512
