@@ -182,8 +182,7 @@ def model_card(
 
 def without_places(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return a card without this machine's folders, to be given to others: local paths become names."""
-    shared = dict(card)
-    shared |= _without_folder(card)
+    shared = dict(card) | _without_folder(card)
     if "refinement" in card:
         shared["refinement"] = [note | _without_folder(note) for note in card["refinement"]]
     return shared

@@ -11,7 +11,7 @@ time instead of time that passes, so that what is measured is the planner and no
 
 import argparse
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
 from embodied_wm.evaluation.planning import LATE, Arena
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.hub import fetch
+from embodied_wm.predictor.transformer import Precision
 from planners import CEM, Control, StepWeights
 from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=6)
     parser.add_argument("--choose", default="best", choices=["best", "mean"])
     parser.add_argument("--min-candidates", type=int, default=8)
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     options = parser.parse_args()
     torch.set_num_threads(1)

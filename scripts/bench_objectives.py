@@ -42,11 +42,11 @@ from embodied_wm.world_model import WorldModel
 OBJECTIVES = ("state", "latent", "mixed", "temporal_distance")
 
 
-def with_temporal_distance(model: WorldModel, store: EpisodeStore, out: Path, *, num_steps: int, seed: int) -> Path:
-    """Fit a readout of temporal distance to a model that may have none, and return the folder of what is saved."""
+def add_temporal_distance(model: WorldModel, store: EpisodeStore, out: Path, *, num_steps: int, seed: int) -> None:
+    """Fit a readout of temporal distance to a model that may have none, and save it in `out / "model"`, once."""
     folder = out / "model"
     if (folder / "config.json").is_file():
-        return folder
+        return
     config = replace(model.config, temporal_distance=TemporalDistanceConfig(components=8))
     more = WorldModel(config, model.embodiment)
     more.load_state_dict(model.state_dict(), strict=False)
@@ -56,14 +56,13 @@ def with_temporal_distance(model: WorldModel, store: EpisodeStore, out: Path, *,
     out.mkdir(parents=True, exist_ok=True)
     Trainer(store, more, training, out, seed=seed, processes=Processes(), console=Console()).train_temporal_distance()
     more.eval().save(folder)
-    return folder
 
 
-def measured(verb: str, checkpoint: Path, objective: str, out: Path, *options: str) -> dict[str, str]:
+def measured(verb: str, task: str, objective: str, out: Path, *options: str) -> dict[str, str]:
     """Return "value [low, high]" of what one benchmark says of one objective; what was measured already is read."""
-    task, run_dir = WorldModel.load(checkpoint).embodiment.robot, out / f"{verb}_{objective}"
+    run_dir = out / f"{verb}_{objective}"
     if not (run_dir / "report.json").is_file():
-        given = [f"task={task}", f"checkpoint={checkpoint}", f"objective={objective}", f"run_dir={run_dir}"]
+        given = [f"task={task}", f"checkpoint={out / 'model'}", f"objective={objective}", f"run_dir={run_dir}"]
         command = [sys.executable, "-m", "embodied_wm.cli", "benchmark", verb, *given, "card=false", *options]
         subprocess.run(command, check=True)
     figures = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["tasks"][task]
@@ -86,19 +85,15 @@ def main() -> None:
     parser.add_argument("--branch-points", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    folder = with_temporal_distance(
-        WorldModel.from_pretrained(options.checkpoint),
-        EpisodeStore.open(options.store),
-        options.out,
-        num_steps=options.steps,
-        seed=options.seed,
-    )
+    model, store = WorldModel.from_pretrained(options.checkpoint), EpisodeStore.open(options.store)
+    add_temporal_distance(model, store, options.out, num_steps=options.steps, seed=options.seed)
+    task = model.embodiment.robot
     table = Table("objective", "success", "spearman", "elite_regret", title=options.checkpoint)
     for objective in options.objectives:
         planned = [f"planning.num_pairs={options.pairs}", "planning.controllers=[model]", f"seed={options.seed}"]
-        found = measured("planning", folder, objective, options.out, *planned)
+        found = measured("planning", task, objective, options.out, *planned)
         branched = [f"imagination.num_branch_points={options.branch_points}", f"seed={options.seed}"]
-        found |= measured("imagination", folder, objective, options.out, *branched)
+        found |= measured("imagination", task, objective, options.out, *branched)
         table.add_row(objective, found["success"], found["spearman"], found["elite_regret"])
         Console().print(table)
 

@@ -15,6 +15,7 @@ NVIDIA's data sheet (dense bf16), and for the CPU the measured matrix product of
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -25,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
-from embodied_wm.predictor.int8 import Precision, set_precision
+from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.predictor.model import LatentPredictor
+from embodied_wm.predictor.transformer import Precision
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.training.frames import TOKENIZER_WINDOW
@@ -267,7 +269,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=0.0, help="hours of episodes, for the second table")
     parser.add_argument("--passes", type=float, default=4.0, help="times that every frame is seen, in the second table")
     parser.add_argument("--imagine", type=int, default=0, help="candidates that are imagined; 0 times nothing")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"], help="what they are imagined in")
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision), help="what they are imagined in")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
     sizes = {name: size_of(name, MODELS[name]) for name in arguments.models}

@@ -137,8 +137,9 @@ def _say(console: Console, label: str, measure: Mapping[str, Any]) -> None:
 
 def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
     """Import a LeRobot folder, train on all but its last episodes, imagine those, and write the report."""
-    counts = {"horizon": config["horizon"], "starts_per_episode": config["starts_per_episode"]}
-    check_counts(context=config["context_frames"], **counts)  # before hours of training
+    check_counts(  # before hours of training
+        context=config["context_frames"], horizon=config["horizon"], starts_per_episode=config["starts_per_episode"]
+    )
     began, seed = time.monotonic(), config["seed"]
     path = run_dir / "episodes.zarr"
     with track_reports("import", unit="frames", console=console) as advance:

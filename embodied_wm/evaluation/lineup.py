@@ -14,7 +14,8 @@ from embodied_wm.checkpoint import write_tensors
 from embodied_wm.evaluation.agents import Agent, ModelAgent, OracleAgent, PolicyAgent, RandomAgent
 from embodied_wm.evaluation.baselines import GoalPolicy, GoalPolicyConfig, train_goal_policy
 from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel, ObjectiveKind, check_fits
-from embodied_wm.predictor.int8 import Precision, set_precision
+from embodied_wm.predictor.int8 import set_precision
+from embodied_wm.predictor.transformer import Precision
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner

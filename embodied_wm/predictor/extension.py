@@ -40,6 +40,7 @@ h heads, d head width, m those of queries, keys and values that are made.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -60,48 +61,45 @@ MOST_SCORE = 60.0
 """Scores up to which exp(score) summed over any window is far from overflow (at 88) and underflow."""
 
 
-class _Weights(NamedTuple):
-    """Hold one layer's products; looking weights up in modules takes as long as a small product."""
+class _Products(NamedTuple):
+    """Hold one layer's products with its weights; looking those up in modules takes as long as a small product.
 
-    qkv: Product
-    q: Product
-    kv: Product
+    Attributes:
+        heads: That of queries, keys and values; of the last layer, which needs fewer queries, those of queries, and of
+            keys and values.
+    """
+
+    heads: tuple[Product, ...]
     out: Product
     gate_up: Product
     down: Product
 
-    @classmethod
-    def of(cls, layer: Layer, make: Callable[[Tensor], Product]) -> "_Weights":
-        """Make a layer's products."""
-        qkv, width = layer.qkv.weight, layer.qkv.weight.shape[1]
-        weights = (qkv, qkv[:width], qkv[width:], layer.out.weight, layer.gate_up.weight, layer.down.weight)
-        return cls(*map(make, weights))
 
-
-class _Float(NamedTuple):
-    """Hold a weight; it is called as the product with it."""
-
-    weight: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
-
-
-def _weights(transformer: BlockCausalTransformer) -> list[_Weights]:
+def _products(transformer: BlockCausalTransformer) -> list[_Products]:
     """Return the layers' products; those of int8 are kept until a weight changes."""
     if transformer.precision == "fp32":
-        return [_Weights.of(layer, _Float) for layer in transformer.stack]
+        return _made(transformer, lambda weight: partial(linear, weight=weight))
     state = tuple((weight.data_ptr(), weight._version) for weight in transformer.parameters())
-    kept, weights = _ROUNDED.get(transformer, (None, []))
+    kept, products = _ROUNDED.get(transformer, (None, []))
     if kept != state:
-        weights = [_Weights.of(layer, int8_weight) for layer in transformer.stack]
-        _ROUNDED[transformer] = state, weights
-    return weights
+        products = _made(transformer, int8_weight)
+        _ROUNDED[transformer] = state, products
+    return products
 
 
-_ROUNDED: WeakKeyDictionary[BlockCausalTransformer, tuple[tuple[tuple[int, int], ...], list[_Weights]]]
+def _made(transformer: BlockCausalTransformer, make: Callable[[Tensor], Product]) -> list[_Products]:
+    products, width = [], transformer.config.width
+    for layer in transformer.stack:
+        qkv = layer.qkv.weight
+        heads = (qkv[:width], qkv[width:]) if layer is transformer.stack[-1] else (qkv,)
+        others = (layer.out.weight, layer.gate_up.weight, layer.down.weight)
+        products.append(_Products(tuple(map(make, heads)), *map(make, others)))
+    return products
+
+
+_ROUNDED: WeakKeyDictionary[BlockCausalTransformer, tuple[tuple[tuple[int, int], ...], list[_Products]]]
 _ROUNDED = WeakKeyDictionary()
-"""The int8 weights of models that use them, and the state of the weights that they were made of."""
+"""The int8 products of models that use them, and the state of the weights that they were made of."""
 
 
 class Extension:
@@ -133,7 +131,7 @@ class Extension:
         first = cache.context.next_position
         tables = transformer.rotary(torch.arange(first, first + num_frames, device=modulation.device), block)
         self.turns = [_turns(layer, *tables) for layer in self.layers]
-        self.weights = _weights(transformer)
+        self.products = _products(transformer)
         ones = modulation.new_tensor([0, 1, 1, 0, 1, 1])[:, None]  # shift, scale, gate, shift, scale, gate
         unit = modulation.new_tensor([1, width**0.5, 1, 1, width**0.5, 1])[:, None]  # see _unit
         self.modulations = [((modulation + layer.modulation + ones) * unit).unsqueeze(-2) for layer in self.layers]
@@ -153,23 +151,25 @@ class Extension:
         """
         x, frames = x_SFnW, x_SFnW.shape[1]
         tokens = slice((frame + 1 - frames) * self.block, (frame + 1) * self.block)
-        for index, weights in enumerate(self.weights):
+        for index, products in enumerate(self.products):
             mod = self.modulations[index][levels].unbind(1)
             straight, crossed = (table[..., tokens, :] for table in self.turns[index])
             normed = torch.addcmul(mod[0], _unit(x, self.floor), mod[1])
-            if index < len(self.weights) - 1:
-                (q, k), v = self._heads(normed, weights.qkv, straight, crossed)
+            if index < len(self.products) - 1:
+                (make_qkv,) = products.heads
+                (q, k), v = self._heads(normed, make_qkv, straight, crossed)
             else:
-                (k,), v = self._heads(normed, weights.kv, straight[1:], crossed[1:])
+                make_q, make_kv = products.heads
+                (k,), v = self._heads(normed, make_kv, straight[1:], crossed[1:])
                 x, mod = x[:, -1:, self.first :], [part[-1:] for part in mod]
                 latents = (table[:1, ..., self.first - self.block :, :] for table in (straight, crossed))
-                (q,), _ = self._heads(normed[:, -1:, self.first :], weights.q, *latents)
+                (q,), _ = self._heads(normed[:, -1:, self.first :], make_q, *latents)
             self.cache.put(index, k, v)
             attended = self._attend(index, q, num_new=k.shape[2]).view(x.shape)
-            x = torch.addcmul(x, mod[2], weights.out(attended))
-            inner = weights.gate_up(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]))
+            x = torch.addcmul(x, mod[2], products.out(attended))
+            inner = products.gate_up(torch.addcmul(mod[3], _unit(x, self.floor), mod[4]))
             gate, up = inner.chunk(2, dim=-1)
-            x = torch.addcmul(x, mod[5], weights.down(silu(gate).mul_(up)))
+            x = torch.addcmul(x, mod[5], products.down(silu(gate).mul_(up)))
         return x[:, 0]
 
     def _heads(self, x: Tensor, product: Product, straight: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,14 @@ How much faster that is, and what else was tried, is in `scripts/bench_savings.p
 (VNNI); on others it can be slower: `embodied-wm benchmark speed checkpoint=... precision=int8` tells.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from embodied_wm.predictor.transformer import BlockCausalTransformer
+from embodied_wm.predictor.transformer import BlockCausalTransformer, Precision
 
-Precision = Literal["fp32", "int8"]
 LEVELS = 127
 """Largest number that is used; -128 has no counterpart."""
 

@@ -23,6 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from embodied_wm.predictor.cache import CandidateCache, attend_shared
 
+Precision = Literal["fp32", "int8"]
+"""What imagination multiplies in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -162,7 +165,7 @@ class BlockCausalTransformer(nn.Module):
     """
 
     recompute = False
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Precision = "fp32"
 
     def __init__(self, config: TransformerConfig, *, first_output: int = 1, layer: type[Layer] = Layer) -> None:
         super().__init__()
