@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+REWARDS = ("next.reward", "sim.reward")
+"""Features that tell a reward: of the action that follows a frame (LeRobot's), and of the one that led to it (ours)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embodiment:
@@ -22,3 +25,14 @@ class Embodiment:
     fps: float = 10.0
     readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     robot: str = "unknown"
+
+    @property
+    def reward(self) -> str:
+        """Return the feature whose readout is the reward; raise ValueError if no reward is read."""
+        for name in REWARDS:
+            if name in self.readouts:
+                return name
+        raise ValueError(
+            f"this model reads no reward; it reads: {', '.join(self.readouts) or 'nothing'}. Train on a store that "
+            f"holds {' or '.join(REWARDS)}, or plan with objective=state."
+        )

@@ -8,16 +8,15 @@
   what each is made for, so this says what a decision costs, not whose layers are faster. One step of its reference
   spans a block of five actions and one of ours a single action: per action imagined the ratio is a fifth.
 - `pytorch_mppi`: the overhead of the search alone. The same point mass, candidates and horizon for its MPPI and for
-  ours, one iteration each.
+  ours, one iteration each, a hundred plans a run.
 - `dreamer4`: imagination alone, without a planner: cached generation of lucidrains' dreamer4 0.20.2 against ours, from
   latents of three frames and given actions. Width, depth and heads are those of our nano model, one latent token per
   frame; it has no frame pass that can be shared between candidates, so it reads a copy of the context for each, it
   denoises in two steps at least, and writes its cache in a third pass.
 
-Measured on a quiet two-core machine, one thread, `--peers swm --iterations 3 --repeats 2`: LeWM 32.5 times slower than
-ours (27.2 to 37.8; 12.6 times before `nano` did without action tokens and clean passes, on a busy machine), which is
-6.5 times per action imagined;
-pytorch_mppi's search 1.0 times as fast as ours (0.8 to 1.1).
+Measured on a quiet two-core machine, one thread, `--peers swm --repeats 5`: LeWM 44.7 times slower than ours (43.3 to
+46.9; with `--iterations 3 --repeats 6 --clock cpu` 44.2, 42.3 to 44.5), which is 9 times per action imagined;
+pytorch_mppi's search 1.1 times (1.1 to 1.1) slower than ours.
 
 `--peers dreamer4 --clock cpu`, one thread: at 96 candidates and 8 frames (`--samples 96 --repeats 5`) ours is 6.9 times
 as fast (6.6 to 7.4) with one denoising step, as we plan, and 5.0 times (4.3 to 5.0) with two like it; at 512 candidates
@@ -55,7 +54,7 @@ PEERS = {"swm": (*PEER_PACKAGES, "transformers==5.24.0"), "dreamer4": ("dreamer4
 HERE = Path(__file__).resolve().parent
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LEWM_HORIZON = 5
-MPPI_CANDIDATES, MPPI_HORIZON = 512, 16
+MPPI_CANDIDATES, MPPI_HORIZON, MPPI_REPEATS = 512, 16, 100
 DREAMER4_CONTEXT = 3
 
 type Run = Callable[[], float]
@@ -162,16 +161,20 @@ def mppi(options: argparse.Namespace) -> tuple[Run, Run] | None:
         horizon=MPPI_HORIZON, u_min=low, u_max=high,
     )  # fmt: skip
     planner = MPPI(horizon=MPPI_HORIZON, num_candidates=MPPI_CANDIDATES, num_iterations=1)
-    steps = MPPI_CANDIDATES * MPPI_HORIZON
+    steps = MPPI_REPEATS * MPPI_CANDIDATES * MPPI_HORIZON
 
     def run_ours() -> float:
         began = clock()
-        planner.plan(problem.dynamics, problem.start, problem.objective, generator=torch.Generator().manual_seed(0))
+        for seed in range(MPPI_REPEATS):
+            planner.plan(
+                problem.dynamics, problem.start, problem.objective, generator=torch.Generator().manual_seed(seed)
+            )
         return steps / (clock() - began)
 
     def run_theirs() -> float:
         began = clock()
-        peer.command(problem.start)
+        for _ in range(MPPI_REPEATS):
+            peer.command(problem.start)
         return steps / (clock() - began)
 
     return run_ours, run_theirs

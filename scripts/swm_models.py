@@ -70,7 +70,12 @@ def main() -> None:
     torch.manual_seed(0)
     model = build(task.action_size)
     if options.checkpoint is not None:
-        model.load_state_dict(torch.load(options.checkpoint, weights_only=True))
+        weights = torch.load(options.checkpoint, weights_only=True)
+        if "widths" in weights:
+            raise SystemExit(
+                f"{options.checkpoint} comes from train_lewm.py; scripts/peers/head_to_head.py plans with it"
+            )
+        model.load_state_dict(weights)
     renderer, brancher = task.renderer(SIZE, SIZE, task.cameras[0]), Brancher(task, num_threads=1)
 
     def pixels(physics: np.ndarray) -> Tensor:

@@ -6,14 +6,23 @@ A solver knows a model by `get_cost(info, candidates)`. The context is encoded o
 candidates of all iterations, as our own planners do it.
 
     pip install stable-worldmodel==0.1.1
-    python scripts/swm_solvers.py runs/train/LATEST/model --task reach --solver MPPISolver
+    python scripts/swm_solvers.py pretrained:reach --task reach --solver MPPISolver
+
+Success and milliseconds of a decision on 30 goals, one thread, 48 candidates and 3 refits, `--horizon 6` on `reach` and
+8 on `push` (intervals of a rate of 30 are 0.1 to 0.3 wide; our own CEM solves 1.00 and 0.99 of 100):
+
+    solver                     reach       push
+    ICEMSolver                 1.00, 22    0.97, 32
+    CEMSolver                  0.73, 21    0.83, 29
+    MPPISolver                 0.67, 21    0.90, 31
+    PredictiveSamplingSolver   0.83,  9    0.77, 12
+    GradientSolver             0.93, 92    0.80, 127
 """
 
 import argparse
 import contextlib
 import io
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +35,19 @@ from torch import Tensor
 from embodied_wm.evaluation.judged import JudgedModel
 from embodied_wm.evaluation.lineup import PlanningSetup, load_judged
 from embodied_wm.evaluation.planning import Arena
+from embodied_wm.hub import fetch
 from planners import CEM, StepWeights
 from sim.manifest import evaluation_pairs
 from sim.tasks import get_task
+
+REFITS = {
+    "CEMSolver": {"n_steps": 3, "topk": 8},
+    "ICEMSolver": {"n_steps": 3, "topk": 8},
+    "MPPISolver": {"n_steps": 3, "topk": 8},
+    "GradientSolver": {"n_steps": 3},
+    "PredictiveSamplingSolver": {},
+}
+"""Solvers for bounded continuous actions, with the refits of our own planners' defaults where they refit."""
 
 
 class CostModel:
@@ -47,7 +66,7 @@ class CostModel:
             info["prepared"] = [self._prepare(info, number) for number in range(len(candidates))]
         costs = []
         for (context, objective), actions in zip(info["prepared"], candidates, strict=True):
-            allowed = actions.clamp(self.model.action_low, self.model.action_high)
+            allowed = actions.float().clamp(self.model.action_low, self.model.action_high)
             costs.append(objective(self.model.imagine(context, allowed), allowed))
         return torch.stack(costs)
 
@@ -89,16 +108,16 @@ class SolverAgent:
 def main() -> None:
     """Run episodes and print the success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", help="folder of a model or run, pretrained:TASK, or OWNER/NAME")
     parser.add_argument("--task", default="reach")
-    parser.add_argument("--solver", default="CEMSolver", choices=[name for name in solvers.__all__ if name != "Solver"])
+    parser.add_argument("--solver", default="CEMSolver", choices=list(REFITS))
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--horizon", type=int, default=6)
     parser.add_argument("--candidates", type=int, default=48)
     options = parser.parse_args()
     setup = PlanningSetup(task=options.task, planner=CEM(), objective="state", weights=StepWeights())
-    model, task = load_judged(options.checkpoint, setup), get_task(options.task)
-    knobs = {"num_samples": options.candidates, "n_steps": 3, **({"topk": 8} if options.solver == "CEMSolver" else {})}
+    model, task = load_judged(fetch(options.checkpoint), setup), get_task(options.task)
+    knobs = {"num_samples": options.candidates, **REFITS[options.solver]}
     agent = SolverAgent(model, getattr(solvers, options.solver)(CostModel(model), **knobs), horizon=options.horizon)
     arena = Arena(task, image_size=model.image_size, camera=model.camera)
     ends = [arena.run(agent, pair)[0][-1] for pair in evaluation_pairs(task.name, options.episodes, 0)]

@@ -15,7 +15,7 @@ optional ones return None where a model cannot; what needs them is left out of t
 Shapes: C context frames, S candidates, H horizon, A action size, Q the task's quantities.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,7 +27,15 @@ from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Objective
-from planners.objectives import ActionPenalty, GoalDistance, StateCost, StepWeights, TemporalDistance, WeightedSum
+from planners.objectives import (
+    ActionPenalty,
+    GoalDistance,
+    Reward,
+    StateCost,
+    StepWeights,
+    TemporalDistance,
+    WeightedSum,
+)
 from sim.tasks.base import Task
 
 
@@ -40,17 +48,19 @@ class Mixture:
         latent: Weight of the Euclidean distance of latents to the goal's.
         effort: Weight of the mean squared action.
         change: Weight of the mean squared difference of neighbouring actions.
+        reward: Weight of the reward that is read from imagined latents, whatever the goal image.
     """
 
     state: float = 1.0
     latent: float = 0.0
+    reward: float = 0.0
     effort: float = 0.0
     change: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for weights that leave no goal."""
-        if min(self.state, self.latent, self.effort, self.change) < 0 or self.state + self.latent == 0:
-            raise ValueError(f"got {self}; expected weights of 0 or more, and one of state and latent above 0")
+        """Raise ValueError for weights that leave nothing to want."""
+        if min(astuple(self)) < 0 or self.state + self.latent + self.reward == 0:
+            raise ValueError(f"got {self}; expected weights of 0 or more, and one of state, latent and reward above 0")
 
 
 Distance = Literal["latent", "state", "temporal_distance"]
@@ -154,7 +164,7 @@ class JudgedWorldModel(JudgedModel):
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
                 latents and from the goal's latents, and takes their distance in metres; "temporal_distance" is how many
-                steps the model's readout says it takes to the goal; a `Mixture` weighs state and latent.
+                steps the model's readout says it takes to the goal; a `Mixture` weighs state, latent and reward.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
@@ -171,6 +181,8 @@ class JudgedWorldModel(JudgedModel):
             )
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
+        if isinstance(objective, Mixture) and objective.reward:
+            _ = world_model.embodiment.reward  # the same
         if world_model.config.proprioception not in ("", PROPRIOCEPTION):
             raise ValueError(
                 f"the model feels {world_model.config.proprioception!r}; tasks tell {PROPRIOCEPTION!r} alone. Train a "
@@ -230,6 +242,7 @@ class JudgedWorldModel(JudgedModel):
             return self._distance(kind, goal)
         terms = [(kind.state, self._distance("state", goal))] if kind.state else []
         terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
+        terms += [(kind.reward, self._reward())] if kind.reward else []
         return WeightedSum([*terms, (1.0, ActionPenalty(effort=kind.effort, change=kind.change))])
 
     def _distance(self, kind: Distance, goal: Tensor) -> Objective:
@@ -239,6 +252,10 @@ class JudgedWorldModel(JudgedModel):
             return TemporalDistance(distance=self.world_model.steps_between, goal=goal, weights=self.weights)
         readout = self.world_model.readout(QUANTITIES)
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
+
+    def _reward(self) -> Objective:
+        readout = self.world_model.readout(self.world_model.embodiment.reward)
+        return Reward(reward=lambda states, actions: readout(states)[..., 0], weights=self.weights)
 
     def reseed(self, seed: int) -> None:
         """Restart the noise of imagination."""

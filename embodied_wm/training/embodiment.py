@@ -1,11 +1,14 @@
 """What a store says of the robot that a model of it belongs to, and whether a store and a model fit."""
 
+import math
+
 from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.embodiment import Embodiment
+from embodied_wm.embodiment import REWARDS, Embodiment
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
-READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact")
+READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact", *REWARDS, "next.success")
+"""What is read from latents where a store has it; of what is `next`, a frame's latents foretell what follows it."""
 
 
 def choose_camera(store: EpisodeStore, wanted: str) -> str:
@@ -47,9 +50,8 @@ def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = 
     read = READOUT_FEATURES if proprioception in ("", *READOUT_FEATURES) else (*READOUT_FEATURES, proprioception)
     for name in read:
         spec = store.features.get(name)
-        if spec is not None and len(spec.shape) == 1 and spec.shape[0]:
-            size = spec.shape[0]
-            names = spec.names or tuple(f"{name}[{index}]" for index in range(size))
+        if spec is not None and len(spec.shape) <= 1 and (size := math.prod(spec.shape)):
+            names = spec.names or (tuple(f"{name}[{index}]" for index in range(size)) if spec.shape else (name,))
             readouts[name] = (tuple(names), tuple(spec.units) or ("",) * size)
     robot = str(store.metadata.get("robot", store.metadata.get("task", "unknown")))
     return Embodiment(

@@ -24,7 +24,7 @@ TASK = get_task("reach")
 def world_model() -> WorldModel:
     """Return a model of `reach` whose every weight is at work, with a readout of the task's quantities."""
     torch.manual_seed(0)
-    readouts = {QUANTITIES: (TASK.quantity_names, TASK.quantity_units)}
+    readouts = {QUANTITIES: (TASK.quantity_names, TASK.quantity_units), "sim.reward": (("reward",), ("1",))}
     embodiment = Embodiment(camera="observation.images.top", action_size=2, readouts=readouts)
     model = WorldModel(tiny.MODEL, embodiment)
     for parameter in model.parameters():
@@ -56,6 +56,18 @@ def imagined(world_model: WorldModel) -> tuple[Tensor, Tensor]:
     return model.imagine(context, actions), actions
 
 
+def test_reward_is_read_after_each_action_and_needs_no_goal(world_model: WorldModel) -> None:
+    states, actions = imagined(world_model)
+    mixture = Mixture(state=0.0, reward=2.0)
+    costs = [judged(world_model, mixture).objective(picture(seed))(states, actions) for seed in (1, 2)]
+    torch.testing.assert_close(costs[0], costs[1])
+    read = world_model.readout("sim.reward")(states)[..., 0]
+    torch.testing.assert_close(costs[0], -2 * StepWeights(discount=0.9).reduce(read))
+    blind = WorldModel(tiny.MODEL, Embodiment(camera="observation.images.top", action_size=2))
+    with pytest.raises(ValueError, match=r"reads no reward; it reads: nothing\. Train on .* next.reward or sim.reward"):
+        judged(blind, mixture)
+
+
 def test_a_mixture_weighs_what_it_is_made_of(world_model: WorldModel) -> None:
     states, actions = imagined(world_model)
     goal = picture(1)
@@ -67,7 +79,7 @@ def test_a_mixture_weighs_what_it_is_made_of(world_model: WorldModel) -> None:
     )
     only = judged(world_model, Mixture(state=0.0, latent=1.0)).objective(goal)(states, actions)
     torch.testing.assert_close(only, latent)
-    with pytest.raises(ValueError, match="one of state and latent above 0"):
+    with pytest.raises(ValueError, match="one of state, latent and reward above 0"):
         Mixture(state=0.0, effort=1.0)
     with pytest.raises(ValueError, match="weights of 0 or more"):
         Mixture(change=-1.0)
