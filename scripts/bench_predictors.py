@@ -88,6 +88,11 @@ def figure(values: Sequence[float]) -> str:
     return f"{found['value']:.1f} [{ends[0]:.1f}, {ends[1]:.1f}]"
 
 
+def of_seeds(values: Sequence[np.ndarray]) -> str:
+    """Return the mean over seeds of what was measured [states], its interval over states, and each seed's mean."""
+    return f"{figure(np.mean(values, 0))} ({', '.join(f'{each.mean():.1f}' for each in values)})"
+
+
 def main() -> None:
     """Train on a store, and measure latent errors and PSNR on held-out episodes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -134,10 +139,7 @@ def main() -> None:
                     following = actions[place, CONTEXT - 1 : CONTEXT - 1 + HORIZON][None]
                     ends.append(model.imagine(context, following, num_steps=num_steps, generator=generator)[0])
                 note(f"{kind}, {num_steps} step{'s' * (num_steps > 1)}", torch.stack(ends)[:, ahead - 1])
-    shown = {
-        name: {key: f"{figure(np.mean(v, 0))} ({', '.join(f'{x.mean():.1f}' for x in v)})" for key, v in row.items()}
-        for name, row in rows.items()
-    }
+    shown = {name: {key: of_seeds(values) for key, values in row.items()} for name, row in rows.items()}
     title = f"{options.store.name}: error x 100 in latent units, dB against the decoded truth; (each seed)"
     print_table(console, title, shown)
 

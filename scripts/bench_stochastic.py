@@ -1,7 +1,7 @@
 """Flow, regression and masked codes where a hidden coin decides: which of them imagines what can really happen?
 
     embodied-wm collect task=fork episodes=400 rows=30 out=fork.zarr
-    python scripts/bench_stochastic.py fork.zarr --picture fork.png
+    python scripts/bench_stochastic.py fork.zarr --picture fork.png --seeds 0 1 2
 
 Trains a tokenizer of FSQ codes on `fork`, and on it each predictor with the same network, data and CPU seconds. Each
 imagines the puck's way over the hidden plank 32 times; the places read from those samples are compared with both true
@@ -12,6 +12,7 @@ outcomes, which MuJoCo plays from the same state with the coin either way. Where
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import bench_predictors
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds for each predictor")
     parser.add_argument("--points", type=int, default=32, help="states before the plank")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the predictors; pictures show the first")
     parser.add_argument("--tokenizer-steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_stochastic"))
     parser.add_argument("--picture", type=Path, default=None, help="PNG of samples beside outcomes")
@@ -200,17 +202,23 @@ def main() -> None:
     points = branchings(task, options.points, size, seed=1)
     rows = {name: {k: f"{v:.1f}" for k, v in row.items()} for name, row in known(base, points).items()}
     pictures: dict[str, list[Tensor]] = {}
-    for kind in dict.fromkeys(kind for kind, _ in WAYS):
-        model = bench_predictors.with_predictor(base, 0, kind=kind)
-        bench_predictors.train_predictor(model, data, options.seconds, 0, console)
-        model.save(options.out / kind)
+    measures: dict[str, list[list[dict[str, float]]]] = {}  # of each way, of each seed, of each state
+    for seed, kind in product(options.seeds, dict.fromkeys(kind for kind, _ in WAYS)):
+        model = bench_predictors.with_predictor(base, seed, kind=kind)
+        bench_predictors.train_predictor(model, data, options.seconds, seed, console)
+        model.save(options.out / f"{kind}_{seed}")
         for num_steps in (steps for other, steps in WAYS if other == kind):
-            found = [judged(model, each, num_steps, seed) for seed, each in enumerate(points)]
+            found = [judged(model, each, num_steps, number) for number, each in enumerate(points)]
             name = f"{kind}, {num_steps} step{'s' * (num_steps > 1)}"
-            rows[name] = {key: bench_predictors.figure([row[key] for row, _ in found]) for key in found[0][0]}
-            pictures[name] = [ends for _, ends in found]
+            measures.setdefault(name, []).append([row for row, _ in found])
+            pictures.setdefault(name, [ends for _, ends in found])
+    for name, seeds in measures.items():
+        rows[name] = {
+            key: bench_predictors.of_seeds([np.array([row[key] for row in states]) for states in seeds])
+            for key in seeds[0][0]
+        }
     bench_predictors.print_table(
-        console, f"fork, {HORIZON} steps ahead, {len(points)} states x {NUM_SAMPLES} samples", rows
+        console, f"fork, {HORIZON} steps ahead, {len(points)} states x {NUM_SAMPLES} samples; (each seed)", rows
     )
     if options.picture:
         draw(options.picture, points, {name: pictures[name] for name in pictures if name != "masked, 2 steps"})
