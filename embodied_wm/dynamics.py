@@ -37,6 +37,11 @@ class ImaginedDynamics:
         self.action_low: Tensor = world_model.action_low
         self.action_high: Tensor = world_model.action_high
         if kind == "latent":
+            if world_model.stride > 1:
+                raise ValueError(
+                    f"one code of this model stands for {world_model.stride} actions, planners plan one by one; use "
+                    "kind='adapted', or a model with temporal_stride=1"
+                )
             self.action_size = world_model.config.latent_actions.code_size
             self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
             self.action_low = -self.action_high

@@ -16,15 +16,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embodied_wm import checkpoint, model_card
+from embodied_wm.conditioning import TakesActions
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, check_finite
+from embodied_wm.predictor.inputs import check_finite
 from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.rolling import roll
+from embodied_wm.stride import chunked, every_other, filled
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.cameras import make_tokenizer
@@ -36,23 +38,27 @@ ActionKind = Literal["real", "latent", "adapted"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Configure every part of a `WorldModel`; `proprioception` is a feature that becomes tokens, "" is none."""
+    """Configure every part of a `WorldModel`.
+
+    `proprioception` is a feature that becomes tokens, "" is none; `temporal_stride` is frames of data from one latent
+    that the predictor sees to the next (`embodied_wm.stride`).
+    """
 
     tokenizer: FrameTokenizerConfig = field(default_factory=FrameTokenizerConfig)
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
     proprioception: str = ""
+    temporal_stride: int = 1
 
 
-class WorldModel(nn.Module, HubModel):
+class WorldModel(nn.Module, TakesActions, HubModel):
     """Encode, imagine, decode and infer actions; the parts are public attributes."""
-
-    action_low: Tensor
-    action_high: Tensor
 
     def __init__(self, config: WorldModelConfig, embodiment: Embodiment, *, card: dict[str, Any] | None = None) -> None:
         super().__init__()
+        if config.temporal_stride < 1:
+            raise ValueError(f"temporal_stride={config.temporal_stride}: expected 1 or more frames of data a step")
         self.config, self.embodiment = config, embodiment
         self.card: dict[str, Any] = card or {}
         tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
@@ -62,12 +68,12 @@ class WorldModel(nn.Module, HubModel):
         tokens += 0 if self.proprioception is None else self.proprioception.num_tokens
         self.num_tokens, self.token_width = tokens, width
         self.latent_actions = LatentActionTokenizer(config.latent_actions, num_tokens=tokens, token_width=width)
-        self.adapter = ActionAdapter(latent_size=tokens * width, action_size=embodiment.action_size, code_size=code)
+        self.adapter = ActionAdapter(latent_size=tokens * width, action_size=self.chunk_size, code_size=code)
         self.predictor = LatentPredictor(
             config.predictor,
             num_tokens=tokens,
             token_width=width,
-            action_size=embodiment.action_size,
+            action_size=self.chunk_size,
             code_size=code,
             levels=config.tokenizer.code_levels,
         )
@@ -138,45 +144,6 @@ class WorldModel(nn.Module, HubModel):
         """Decode latents into uint8 frames, blended into a frame `seen` before where nothing has changed."""
         return self.tokenizer.decode(latents[..., : self.config.tokenizer.num_tokens, :], seen)
 
-    def action_inputs(
-        self,
-        actions: Float[Tensor, "batch time action"] | None,
-        *,
-        codes: Float[Tensor, "batch time code"] | None = None,
-    ) -> ActionInputs:
-        """Wrap real actions (in the robot's units), or codes, or neither, as what the predictor is conditioned on."""
-        if actions is not None and codes is not None:
-            raise ValueError("got real actions and codes; an action token is one or the other")
-        if actions is not None:
-            self._check_actions(actions)
-            kind = torch.full(actions.shape[:2], REAL, device=actions.device)
-            return ActionInputs(kind, real=self.actions.normalize(actions))
-        if codes is not None:
-            self._check_codes(codes)
-            return ActionInputs(torch.full(codes.shape[:2], LATENT, device=codes.device), codes=codes)
-        raise ValueError("got neither actions nor codes; give one, or use `absent_inputs`")
-
-    def absent_inputs(self, batch: int, time: int) -> ActionInputs:
-        """Return inputs of a batch of windows whose actions are unknown."""
-        return ActionInputs(torch.full((batch, time), ABSENT, device=self.action_low.device))
-
-    def _check_actions(self, actions: Tensor) -> None:
-        if actions.shape[-1] != self.embodiment.action_size:
-            raise ValueError(
-                f"got actions of size {actions.shape[-1]}; this model ({self.embodiment.robot}) wants "
-                f"{self.embodiment.action_size}: {', '.join(self.embodiment.action_names) or 'unnamed'}"
-            )
-        if not torch.isfinite(actions).all():
-            raise ValueError("got actions with NaN or infinity; repair the data or the planner's bounds")
-
-    def _check_codes(self, codes: Tensor) -> None:
-        size = self.config.latent_actions.code_size
-        if codes.shape[-1] != size or not torch.isfinite(codes).all():
-            raise ValueError(
-                f"got codes of size {codes.shape[-1]}; this model wants {size} finite numbers, from its "
-                "`latent_actions.encode` or its adapter"
-            )
-
     def _check_latents(self, latents: Tensor) -> None:
         shape = (self.num_tokens, self.token_width)
         if tuple(latents.shape[1:]) != shape:
@@ -212,8 +179,9 @@ class WorldModel(nn.Module, HubModel):
     ) -> Context:
         """Do what `prefill` does, from latents."""
         self._check_latents(latents)
-        between = len(latents) - 1
-        if between < 1 or (actions is None and kind != "latent"):
+        between, frames, stride = len(latents) - 1, len(latents), self.stride
+        latents = every_other(latents, stride)
+        if len(latents) == 1 or (actions is None and kind != "latent"):
             return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
         if kind == "latent":
             return self.predictor.prefill(
@@ -222,12 +190,12 @@ class WorldModel(nn.Module, HubModel):
         assert actions is not None
         if len(actions) < between:
             raise ValueError(
-                f"got {len(latents)} context frames and {len(actions)} actions; expected the {between} actions between "
+                f"got {frames} context frames and {len(actions)} actions; expected the {between} actions between "
                 "them, or None where they are unknown"
             )
-        actions = actions[:between]
+        actions = chunked(actions[between % stride : between], stride)
         if kind == "adapted":
-            codes = self._adapt(latents[:between], actions)
+            codes = self._adapt(latents[:-1], actions)
             return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
         return self.predictor.prefill(latents, self.action_inputs(actions[None]))
 
@@ -265,6 +233,7 @@ class WorldModel(nn.Module, HubModel):
         max_frames: int | None = None,
     ) -> Context:
         """Do what `extend` does, from latents."""
+        self._check_stride("extend", "rolling=false")
         self._check_latents(latents[None])
         if kind == "latent":
             past = torch.stack([context.before_last, context.last_latents, latents])
@@ -279,13 +248,11 @@ class WorldModel(nn.Module, HubModel):
         return roll(self.predictor, context, latents, led_by, max_frames=max_frames)
 
     def _adapt(self, latents: Tensor, actions: Tensor) -> Tensor:
-        self._check_actions(actions)
-        return self.latent_actions.quantise(self.adapter.to_code(latents, self.actions.normalize(actions)))
+        return self.latent_actions.quantise(self.adapter.to_code(latents, self.normalized(actions)))
 
     def _led_by(self, actions_SHA: Tensor, kind: ActionKind) -> sampler.LedBy:
         """Return what embeds the action that leads to each imagined frame."""
         if kind == "adapted":
-            self._check_actions(actions_SHA)
 
             def adapted(index: int, latents_SKD: Tensor) -> Tensor:
                 codes = self._adapt(latents_SKD, actions_SHA[:, index])
@@ -314,7 +281,8 @@ class WorldModel(nn.Module, HubModel):
         Args:
             context: From `prefill`; read by all candidates, never copied.
             actions: Real actions, or codes where kind is "latent".
-            kind: "real", "latent" (actions are codes) or "adapted" (real actions through the adapter's codes).
+            kind: "real", "latent" (actions are codes, one for each `temporal_stride` frames) or "adapted" (real actions
+                through the adapter's codes).
             num_steps: Denoising steps per frame.
             generator: CPU source of noise.
             shared_noise: Give all candidates the same noise.
@@ -327,6 +295,8 @@ class WorldModel(nn.Module, HubModel):
                 f"got actions of shape {tuple(actions.shape)}; expected at least one candidate and one step"
             )
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
+        horizon, stride = actions.shape[1], self.stride if kind != "latent" else 1
+        actions = chunked(actions, stride)
         noise = sampler.draw_noise(self.predictor, actions.shape[0], actions.shape[1], generator, shared=shared_noise)
         if not wants_gradient and not context.is_joined:
             imagined = sampler.imagine_in_parts(
@@ -338,7 +308,7 @@ class WorldModel(nn.Module, HubModel):
             imagined = sampler.imagine(
                 self.predictor, context, led_by, noise, num_steps=num_steps, is_differentiable=wants_gradient
             )
-        return sampler.finite(imagined)
+        return filled(context.last_latents, sampler.finite(imagined), stride)[:, :horizon]
 
     def imagine_frames(
         self,
@@ -358,6 +328,7 @@ class WorldModel(nn.Module, HubModel):
             kind: As for `imagine`.
             num_steps: Denoising steps per frame.
         """
+        self._check_stride("imagine one frame at a time", "imagine(), which takes all actions at once")
         block, window = self.predictor.block, self.predictor.config.window
         cache = CandidateCache.apart(
             contexts, max_tokens=(noise.shape[1] + 1) * block, window_tokens=(window + 1) * block
@@ -378,12 +349,14 @@ class WorldModel(nn.Module, HubModel):
 
         Codes are those of the latent actions, and the adapter turns them into the robot's.
         """
-        latents = self.encode(frames, proprioception)
+        if (len(frames) - 1) % self.stride:
+            raise ValueError(f"got {len(frames)} frames; expected one more than a multiple of {self.stride}")
+        latents = every_other(self.encode(frames, proprioception), self.stride)
         if self.predictor.joint is not None:
             generator = torch.Generator().manual_seed(0)  # the mean of what could have been done needs no luck
-            return self.actions.denormalize(joint.infer_actions(self.predictor, latents[None], generator)[0])
+            return self.denormalized(joint.infer_actions(self.predictor, latents[None], generator)[0])
         codes = self.latent_actions.encode(latents[None])[0]
-        return self.actions.denormalize(self.adapter.to_action(latents[:-1], codes))
+        return self.denormalized(self.adapter.to_action(latents[:-1], codes))
 
     @torch.no_grad()
     def propose_actions(
@@ -400,8 +373,9 @@ class WorldModel(nn.Module, HubModel):
         Raises:
             ValueError: If the model was not trained with `joint_actions`.
         """
-        actions, _ = joint.act_and_imagine(self.predictor, context, num, horizon, generator)
-        return self.actions.denormalize(actions)
+        steps = -(-horizon // self.stride)
+        actions, _ = joint.act_and_imagine(self.predictor, context, num, steps, generator)
+        return self.denormalized(actions)[:, :horizon]
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that depend on every weight."""

@@ -148,7 +148,7 @@ class _Loop:
             self.setup.planner,
             self.config["collect"],
             context=self.setup.context,
-            min_rows=self.config["training"].sequence_length,
+            min_rows=(self.config["training"].sequence_length - 1) * model.stride + 1,
             seed=self.config["seed"],
         )
         if path.exists():

@@ -8,7 +8,7 @@ holds it.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -162,8 +162,17 @@ def imagination_pair(
     return cached, uncached
 
 
+def step_by_step(world_model: WorldModel) -> WorldModel:
+    """Return a model as costly (with other weights, where `temporal_stride` is not 1) whose steps are of one frame."""
+    if world_model.stride == 1:
+        return world_model
+    body = replace(world_model.embodiment, action_size=world_model.chunk_size, action_names=())
+    model = WorldModel(replace(world_model.config, temporal_stride=1), body)
+    return model.to(world_model.action_low.device).eval()
+
+
 def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Time imagination over all combinations that the model supports.
+    """Time imagination over all combinations that the model supports; a step is one of the predictor.
 
     Returns:
         "matmul_flops", "threads", "clock", and "imagine": a list of rows {num_candidates, context, num_steps,
@@ -171,6 +180,7 @@ def measure_speed(world_model: WorldModel, config: SpeedConfig, *, console: Cons
         {uncached_seconds, speed_up, relative_difference}. With `grows` also "growth", "decide" and "memory"; see
         `growth`.
     """
+    world_model = step_by_step(world_model)
     clock = clock_of(config.clock, world_model.action_low.device)
     steps = [count for count in config.denoising_steps if count in world_model.predictor.step_counts]
     cases = [(s, c, n) for s in config.num_candidates for c in config.context_frames for n in steps]

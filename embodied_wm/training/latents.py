@@ -22,6 +22,7 @@ from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.progress import Track
+from embodied_wm.stride import chunked
 from embodied_wm.tokenizer.cameras import CameraTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
@@ -131,11 +132,14 @@ class LatentEpisodes:
         return self._read(starts, length)
 
     def sampler(
-        self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None
+        self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None, stride: int = 1
     ) -> "LatentSampler":
-        """Return a sampler of random windows from some (all by default) of the held episodes."""
+        """Return a sampler of random windows from some (all by default) of the held episodes.
+
+        With a stride a window is every so-manieth row, and each row's action is all up to the next, side by side.
+        """
         chosen = list(range(self.num_episodes)) if members is None else list(members)
-        return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen)
+        return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen, stride=stride)
 
     def _load(self, name: str) -> Tensor:
         rows = [self._store.read(name, *self._store_rows(place)) for place in range(self.num_episodes)]
@@ -207,12 +211,20 @@ class LatentSampler:
     """Draw windows at random; a batch depends on the seed, its number and the rank alone."""
 
     def __init__(
-        self, data: LatentEpisodes, *, length: int, batch_size: int, seed: int, members: Sequence[int]
+        self,
+        data: LatentEpisodes,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        members: Sequence[int],
+        stride: int = 1,
     ) -> None:
-        index = index_windows(data.ends, members, length)
-        self.data, self.batch_size, self.seed, self.length = data, batch_size, seed, length
+        self.num_rows = (length - 1) * stride + 1
+        index = index_windows(data.ends, members, self.num_rows)
+        self.data, self.batch_size, self.seed, self.stride = data, batch_size, seed, stride
         self.starts, self.episodes = torch.from_numpy(index.starts), torch.from_numpy(index.episodes)
-        self.offsets = torch.arange(length)
+        self.offsets = torch.arange(self.num_rows)
 
     def batch(self, number: int) -> Batch:
         """Return latents, features and the held-episode number of a batch of windows of this process."""
@@ -225,8 +237,11 @@ class LatentSampler:
         chosen = torch.randint(len(self.starts), (self.batch_size,), generator=generator)
         starts = self.starts[chosen]
         rows = starts[:, None] + self.offsets
-        batch = {name: values[rows] for name, values in self.data.features.items()}
-        return batch | {"latents": self.data.windows(starts, self.length), "episode": self.episodes[chosen]}
+        batch = {name: values[rows[:, :: self.stride]] for name, values in self.data.features.items()}
+        if self.stride > 1 and "action" in batch:
+            batch["action"] = chunked(self.data.features["action"][rows], self.stride)
+        latents = self.data.windows(starts, self.num_rows)[:, :: self.stride]
+        return batch | {"latents": latents, "episode": self.episodes[chosen]}
 
 
 def _fingerprint(module: nn.Module) -> str:

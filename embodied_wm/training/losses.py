@@ -55,7 +55,7 @@ def conditioning(
     with torch.no_grad():
         codes = model.latent_actions.encode(batch["latents"])
     codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-    real = torch.where((kind == REAL)[:, None, None], model.actions.normalize(batch["action"]), 0.0)
+    real = torch.where((kind == REAL)[:, None, None], model.normalized(batch["action"]), 0.0)
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
 

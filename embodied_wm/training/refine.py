@@ -103,9 +103,9 @@ def refine_model(
     """
 
     def batches(length: int, size: int) -> Callable[[int], Batch]:
-        count = round(config.new_share * size)
-        first = old.sampler(length=length, batch_size=size - count, seed=seed)
-        return mixed(first, new.sampler(length=length, batch_size=count, seed=seed + 1))
+        count, stride = round(config.new_share * size), model.stride
+        first = old.sampler(length=length, batch_size=size - count, seed=seed, stride=stride)
+        return mixed(first, new.sampler(length=length, batch_size=count, seed=seed + 1, stride=stride))
 
     def predictor_loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         told = conditioning(model, batch, config.code_fraction, generator)

@@ -284,7 +284,8 @@ def train_together(
         }
         for name, member in members.items():
             if not member.labelled:
-                index_windows(member.store.episode_ends, member.train_episodes, config.sequence_length)
+                longest = (config.sequence_length - 1) * member.model.stride + 1
+                index_windows(member.store.episode_ends, member.train_episodes, longest)
             elif name not in known or "adapter" in stages:
                 fit_scales(member)
         for model in models.values():

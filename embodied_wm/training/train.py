@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -193,23 +193,22 @@ class Trainer:
         return self.data[part]
 
     def samplers(
-        self, length: int, config: StageConfig, *, labelled_only: bool = False
+        self, length: int, config: StageConfig, *, labelled_only: bool = False, stride: int = 0
     ) -> tuple[LatentSampler, Callable[[int], Batch], Callable[[int], Batch] | None]:
-        """Return the sampler of training windows, what reads its batches, and what reads held-out ones if wanted."""
-        sampler = self.latents().sampler(
-            length=length,
-            batch_size=config.batch_size,
-            seed=self.seed,
-            members=self.labelled if labelled_only else None,
-        )
+        """Return the sampler of training windows, what reads its batches, and what reads held-out ones if wanted.
+
+        Windows are every `stride`-th row, which is the model's own unless another is given.
+        """
+        given: Any = {"length": length, "batch_size": config.batch_size, "stride": stride or self.model.stride}
+        members = self.labelled if labelled_only else None
+        sampler = self.latents().sampler(seed=self.seed, members=members, **given)
         is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
         read = sampler.batch
         if self.config.latents == "zarr" or is_for_gpu:
             read = ReadAhead(read, self.processes.num_readers)
         if not self.config.keep.evaluate_every:
             return sampler, read, None
-        held_out = self.latents("held_out").sampler(length=length, batch_size=config.batch_size, seed=self.seed)
-        return sampler, read, held_out.batch
+        return sampler, read, self.latents("held_out").sampler(seed=self.seed, **given).batch
 
     def train_tokenizer(self) -> None:
         """Train the frame tokenizer on windows of three frames, then fix the latents' statistics."""
@@ -266,7 +265,7 @@ class Trainer:
                 codes = model.latent_actions.encode(batch["latents"])[:, -1]
             latents = batch["latents"][:, -2]
             latents = latents + 0.05 * torch.randn(latents.shape, generator=generator).to(latents)
-            return model.adapter.loss(latents, model.actions.normalize(batch["action"][:, -2]), codes)
+            return model.adapter.loss(latents, model.normalized(batch["action"][:, -2]), codes)
 
         self.fit("adapter", {"adapter": model.adapter}, read, loss, config, held_out_of)
 
@@ -337,7 +336,7 @@ class Trainer:
         config = self.config.temporal_distance
         if self.model.config.temporal_distance.components:
             module = self.model.temporal_distance
-            _, read, held_out_of = self.samplers(2, config)
+            _, read, held_out_of = self.samplers(2, config, stride=1)
             self.fit(
                 "temporal_distance",
                 {"temporal_distance": module},
@@ -432,9 +431,10 @@ def fit_scales(trainer: Trainer) -> None:
     """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
     store, model, config = trainer.store, trainer.model, trainer.config
     forced = config.self_forcing.length if config.self_forcing.num_steps else 0
-    index_windows(store.episode_ends, trainer.train_episodes, max(config.sequence_length, forced))
+    longest = (max(config.sequence_length, forced) - 1) * model.stride + 1
+    index_windows(store.episode_ends, trainer.train_episodes, longest)
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
-    index_windows(store.episode_ends, labelled, model.config.latent_actions.history + 1)
+    index_windows(store.episode_ends, labelled, model.config.latent_actions.history * model.stride + 1)
     for name in model.embodiment.readouts:
         compute_statistics(store, name, labelled)
     if model.proprioception is not None:
