@@ -55,6 +55,8 @@ class WorldModelConfig:
 class WorldModel(nn.Module, TakesActions, HubModel):
     """Encode, imagine, decode and infer actions; the parts are public attributes."""
 
+    config: WorldModelConfig
+
     def __init__(self, config: WorldModelConfig, embodiment: Embodiment, *, card: dict[str, Any] | None = None) -> None:
         super().__init__()
         if config.temporal_stride < 1:

@@ -9,10 +9,15 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.dynamics import ImaginedDynamics
+from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.stride import chunked, every_other, filled, unchunked
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
+from planners import CEM
+from planners.objectives import StepWeights
+from sim.tasks import get_task
 
 
 def test_chunks_hold_every_action_once_and_repeat_the_last_where_one_is_missing() -> None:
@@ -83,6 +88,12 @@ def test_what_needs_one_action_a_step_says_so(models: tuple[WorldModel, WorldMod
     assert model.infer_actions(frames).shape == (2, 2)
     with pytest.raises(ValueError, match="temporal_stride=0"):
         WorldModel(replace(model.config, temporal_stride=0), model.embodiment)
+
+
+def test_an_agent_keeps_as_many_frames_as_its_model_looks_at(models: tuple[WorldModel, WorldModel]) -> None:
+    judged = JudgedWorldModel(models[0], get_task("reach"), objective="latent", weights=StepWeights())
+    agent = ModelAgent(judged, CEM(horizon=4), context=3)
+    assert (judged.stride, agent.context, agent.codes.maxlen, agent.actions.maxlen) == (2, 5, 5, 4)
 
 
 def test_it_is_trained_on_every_other_frame_and_all_actions(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ class OracleAgent:
 class ModelAgent:
     """Plan by imagination: from frames to a goal image, with the last C frames as context.
 
-    The context is prefilled anew at each decision, or rolled on from frame to frame, which encodes one frame whatever C
+    C counts the frames that the model looks at; where its step is several frames of data, as many more are kept. The
+    context is prefilled anew at each decision, or rolled on from frame to frame, which encodes one frame whatever C
     is, and in which the oldest frames still know what was before them (`embodied_wm.predictor.rolling`).
 
     Attributes:
@@ -118,7 +119,8 @@ class ModelAgent:
         control: Control | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model, self.context, self.rolling, self.clock = model, context, rolling, clock
+        self.model, self.rolling, self.clock = model, rolling, clock
+        self.context = context = (context - 1) * model.stride + 1
         self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)
         self.codes: deque[Tensor] = deque(maxlen=context)

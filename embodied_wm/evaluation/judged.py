@@ -77,6 +77,7 @@ class JudgedModel(Protocol):
         action_size: A.
         action_low: Smallest action that a planner may try, [A].
         action_high: Largest.
+        stride: Frames of data that one step of the model is; of the frames of a context it looks at one in so many.
     """
 
     camera: str
@@ -84,6 +85,7 @@ class JudgedModel(Protocol):
     action_size: int
     action_low: Tensor
     action_high: Tensor
+    stride: int = 1
 
     def encode(self, frames: Tensor) -> Tensor:
         """Return what the model keeps of each frame: uint8 [N, h, w, 3] to codes [N, ...]."""
@@ -199,7 +201,7 @@ class JudgedWorldModel(JudgedModel):
         names = camera_names(world_model.embodiment.camera)
         self.camera = "+".join(name.removeprefix("observation.images.") for name in names)
         self.image_size = world_model.config.tokenizer.frame_size
-        self.action_size = self.dynamics.action_size
+        self.action_size, self.stride = self.dynamics.action_size, world_model.stride
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
     @torch.no_grad()

@@ -136,7 +136,7 @@ class LatentEpisodes:
     ) -> "LatentSampler":
         """Return a sampler of random windows from some (all by default) of the held episodes.
 
-        With a stride a window is every so-manieth row, and each row's action is all up to the next, side by side.
+        With a stride a window is one row in so many, and its actions are all those up to the next row, side by side.
         """
         chosen = list(range(self.num_episodes)) if members is None else list(members)
         return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen, stride=stride)
