@@ -204,7 +204,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path, help="checkpoint to write, for scripts/judge_lewm.py")
-    parser.add_argument("--task", default="push")
     parser.add_argument("--minutes", type=float, required=True, help="CPU time of training")
     parser.add_argument("--size", choices=list(SIZES), default=Recipe.size)
     parser.add_argument("--frameskip", type=int, default=Recipe.frameskip)
@@ -215,7 +214,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe()) if hasattr(options, name)})
     torch.set_num_threads(1)
-    store, task = EpisodeStore.open(options.store), get_task(options.task)
+    store = EpisodeStore.open(options.store)
+    task = get_task(str(store.metadata.get("robot")))
     camera = f"observation.images.{task.cameras[0]}"
     episodes, _ = split_episodes(store.num_episodes)
     statistics = compute_statistics(store, "action", episodes.tolist())
