@@ -31,6 +31,10 @@ class TakesActions:
         """Return how many numbers the actions of one step are."""
         return self.stride * self.embodiment.action_size
 
+    def context_frames(self, count: int) -> int:
+        """Return how many frames of data a context is in which the model looks at `count`."""
+        return (count - 1) * self.stride + 1
+
     def action_inputs(
         self,
         actions: Float[Tensor, "batch time chunk"] | None,
@@ -58,14 +62,22 @@ class TakesActions:
 
     def normalized(self, actions: Float[Tensor, "*batch chunk"]) -> Float[Tensor, "*batch chunk"]:
         """Return the actions of steps, each side by side, in units of the data's spread."""
-        self._check_actions(apart := actions.unflatten(-1, (self.stride, -1)))
+        size = actions.shape[-1]
+        if self.stride > 1 and (size % self.stride or size == self.embodiment.action_size):
+            raise ValueError(
+                f"got {size} numbers for a step; this model wants {self.stride} actions side by side, "
+                f"{self.chunk_size} numbers (see embodied_wm.stride.chunked)"
+            )
+        apart = actions.unflatten(-1, (self.stride, -1))
+        self._check_actions(apart)
         return self.actions.normalize(apart).flatten(-2)
 
     def denormalized(self, chunks: Float[Tensor, "*batch steps chunk"]) -> Float[Tensor, "*batch time action"]:
         """Return actions one by one, in the robot's units."""
         return self.actions.denormalize(unchunked(chunks, self.stride))
 
-    def _check_stride(self, what: str, instead: str) -> None:
+    def check_stride(self, what: str, instead: str) -> None:
+        """Raise ValueError if a step is more than one frame of data, for what takes one action at a time."""
         if self.stride > 1:
             raise ValueError(
                 f"this model takes {self.stride} frames of data in one step and cannot {what}; use {instead}, or a "

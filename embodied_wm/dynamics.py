@@ -39,8 +39,8 @@ class ImaginedDynamics:
         if kind == "latent":
             if world_model.stride > 1:
                 raise ValueError(
-                    f"one code of this model stands for {world_model.stride} actions, planners plan one by one; use "
-                    "kind='adapted', or a model with temporal_stride=1"
+                    f"one code of this model stands for {world_model.stride} actions, planners plan one by one; "
+                    "take a model with temporal_stride=1, or kind='adapted'"
                 )
             self.action_size = world_model.config.latent_actions.code_size
             self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 
 REWARDS = ("next.reward", "sim.reward")
-"""Features that tell a reward: of the action that follows a frame (LeRobot's), and of the one that led to it (ours)."""
+"""Features that tell a reward, each row that of the action which follows it."""
+
+OUTCOMES = (*REWARDS, "next.success")
+"""Features that tell what a row's action led to: they are read from the frame after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Embodiment:
     robot: str = "unknown"
 
     @property
-    def reward(self) -> str:
+    def reward_feature(self) -> str:
         """Return the feature whose readout is the reward; raise ValueError if no reward is read."""
         for name in REWARDS:
             if name in self.readouts:

@@ -138,6 +138,11 @@ def copy_shared(source: WorldModel, targets: Iterable[WorldModel]) -> None:
     """
     given = dict(source.named_parameters())
     for target in targets:
+        if target.stride != source.stride:
+            raise ValueError(
+                f"a step of what is taken over is {source.stride} frames of data, of the new model {target.stride}; "
+                f"set model.temporal_stride={source.stride}"
+            )
         own = dict(target.named_parameters())
         for name in shared_names(target):
             if name not in given or given[name].shape != own[name].shape:

@@ -2,7 +2,9 @@
 
 A model with `temporal_stride=k` imagines k frames of data in one step of its predictor. Planners do not see it: actions
 are given one by one, imagined latents come back one for each, the ones in between on a straight line between those that
-were imagined. Nothing looks ahead: a latent is of one frame, and every frame is known when it is imagined from.
+were imagined. Of a context of C frames it looks at every k-th, so it wants k times as many (`context_frames`). It can
+neither be extended frame by frame nor step one action at a time. Nothing looks ahead: a latent is of one frame, and
+every frame is known when it is imagined from.
 """
 
 import torch
@@ -10,9 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def every_other(frames: Tensor, stride: int) -> Tensor:
+def thinned(frames: Tensor, stride: int) -> Tensor:
     """Return every stride-th of frames [T, ...], the last one included."""
     return frames[(len(frames) - 1) % stride :: stride]
+
+
+def spread(frames: Tensor, stride: int) -> Tensor:
+    """Return frames of which `thinned` gives these back: each again and again, until the next one."""
+    return frames.repeat_interleave(stride, dim=0)[stride - 1 :]
 
 
 def chunked(actions: Float[Tensor, "*batch time action"], stride: int) -> Float[Tensor, "*batch steps chunk"]:

@@ -26,7 +26,7 @@ from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.inputs import check_finite
 from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
 from embodied_wm.predictor.rolling import roll
-from embodied_wm.stride import chunked, every_other, filled
+from embodied_wm.stride import chunked, filled, thinned
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.cameras import make_tokenizer
@@ -90,6 +90,14 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))
         self.register_buffer("action_low", -torch.ones(embodiment.action_size))
         self.register_buffer("action_high", torch.ones(embodiment.action_size))
+
+    def take_over(self, part: str, source: "WorldModel") -> None:
+        """Copy the weights of a part; raise ValueError if its codes are of other steps than this model's."""
+        if part != "tokenizer" and source.stride != self.stride:
+            raise ValueError(
+                f"temporal_stride={self.stride} cannot take over {part} of temporal_stride={source.stride}"
+            )
+        getattr(self, part).load_state_dict(getattr(source, part).state_dict())
 
     def readout(self, feature: str) -> Readout:
         """Return the readout of a feature.
@@ -182,7 +190,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         """Do what `prefill` does, from latents."""
         self._check_latents(latents)
         between, frames, stride = len(latents) - 1, len(latents), self.stride
-        latents = every_other(latents, stride)
+        latents = thinned(latents, stride)
         if len(latents) == 1 or (actions is None and kind != "latent"):
             return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
         if kind == "latent":
@@ -235,7 +243,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         max_frames: int | None = None,
     ) -> Context:
         """Do what `extend` does, from latents."""
-        self._check_stride("extend", "rolling=false")
+        self.check_stride("extend", "rolling=false")
         self._check_latents(latents[None])
         if kind == "latent":
             past = torch.stack([context.before_last, context.last_latents, latents])
@@ -330,7 +338,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             kind: As for `imagine`.
             num_steps: Denoising steps per frame.
         """
-        self._check_stride("imagine one frame at a time", "imagine(), which takes all actions at once")
+        self.check_stride("imagine one frame at a time", "imagine(), which takes all actions at once")
         block, window = self.predictor.block, self.predictor.config.window
         cache = CandidateCache.apart(
             contexts, max_tokens=(noise.shape[1] + 1) * block, window_tokens=(window + 1) * block
@@ -353,7 +361,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         """
         if (len(frames) - 1) % self.stride:
             raise ValueError(f"got {len(frames)} frames; expected one more than a multiple of {self.stride}")
-        latents = every_other(self.encode(frames, proprioception), self.stride)
+        latents = thinned(self.encode(frames, proprioception), self.stride)
         if self.predictor.joint is not None:
             generator = torch.Generator().manual_seed(0)  # the mean of what could have been done needs no luck
             return self.denormalized(joint.infer_actions(self.predictor, latents[None], generator)[0])

@@ -70,7 +70,8 @@ class Drift:
 
     def __init__(self, model: WorldModel, store: EpisodeStore, *, context: int = CONTEXT) -> None:
         held_out = range(model.card["episodes"], model.card["episodes"] + model.card["held_out_episodes"])
-        self.store, self.context, self.horizon = store, context, max(HORIZONS)
+        self.store, self.horizon = store, max(HORIZONS)
+        self.context = context = model.context_frames(context)
         self.data = encoded(model, store, held_out)
         starts, episodes = [], []
         for place in range(self.data.num_episodes):

@@ -9,7 +9,9 @@
 Parameters are counted, FLOPs are counted by torch.utils.flop_counter over the operations of a forward and a backward
 pass on the meta device (shapes without numbers), the memory of activations is the sum of what autograd keeps for that
 backward pass. Time is arithmetic: FLOPs over peak times utilisation. The utilisation is an assumption; the peaks are
-NVIDIA's data sheet (dense bf16), and for the CPU the measured matrix product of DESIGN section 11.
+NVIDIA's data sheet (dense bf16), and for the CPU the measured matrix product of DESIGN section 11. On a CPU small
+matrices reach less of it: `nano` took 220 seconds on one thread of a quiet machine and 800 on a slower, busy one, where
+a utilisation of 0.35 of two cores says 151.
 """
 
 import argparse
@@ -73,6 +75,7 @@ class Size:
     """Hold what a model costs; FLOPs and bytes are per frame."""
 
     parameters: dict[str, int]
+    transformer: int
     tokenizer: Pass
     predictor: Pass
     predictor_training: float
@@ -166,6 +169,7 @@ def size_of(name: str, trainer: str) -> Size:
     parts |= {"tokenizer": tokenizer, "predictor": predictor}
     return Size(
         parameters={name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        transformer=sum(p.numel() for p in predictor.transformer.parameters()),
         tokenizer=of_tokenizer,
         predictor=of_predictor,
         # Sequences that learn large steps need two more forward passes for their targets.

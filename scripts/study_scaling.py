@@ -42,7 +42,7 @@ def trained(
     base: WorldModel, store: EpisodeStore, run: Path, *, shape: str, episodes: int, steps: int, seed: int
 ) -> WorldModel:
     """Return a predictor on latents of the base model, trained on the first episodes only."""
-    if not (run / "model" / "config.json").is_file():
+    if not (run / "with_readouts" / "config.json").is_file():
         width = int(shape.partition("x")[0])
         stage = StageConfig(
             num_steps=steps,
@@ -64,8 +64,8 @@ def trained(
         )
         for part in ("adapter", "readouts"):  # not trained again, since latents are the same
             getattr(model, part).load_state_dict(getattr(base, part).state_dict())
-        model.save(run / "model")
-    return WorldModel.load(run / "model")
+        model.save(run / "with_readouts")
+    return WorldModel.load(run / "with_readouts")
 
 
 def cell(drift: Drift, model: WorldModel, run: Path, task: str, pairs: int, frames: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def report(cells: dict[str, dict[str, Any]], shapes: list[str], episodes: list[i
     if all("success" in each for each in cells.values()):
         console.print(grid(cells, shapes, episodes, "success", lambda row: " | ".join(each["success"] for each in row)))
     every = list(cells.values())
-    sizes = {name: size_of(name, MODELS[name]).parameters["predictor"] for name in ("small", "base", "large")}
+    sizes = {name: size_of(name, MODELS[name]).transformer for name in ("small", "base", "large")}
     frames = HOURS * 3600 * FPS
     for label, error in {
         "latents, 1 step": lambda each: each["errors"][1]["value"],
@@ -151,7 +151,8 @@ def report(cells: dict[str, dict[str, Any]], shapes: list[str], episodes: list[i
         )
         ahead = {name: float(predicted(free, size, frames)) for name, size in sizes.items()}
         foretold = ", ".join(f"{name} {value:.3g}" for name, value in ahead.items())
-        console.print(f"  on {frames:.3g} frames ({HOURS:,} hours): {foretold}; best here {min(map(error, every)):.3g}")
+        ahead_of = f"on {frames:.3g} frames ({HOURS:,} hours at {FPS} a second, were they as these are)"
+        console.print(f"  {ahead_of}: {foretold}; best here {min(map(error, every)):.3g}")
 
 
 def main() -> None:
@@ -169,12 +170,14 @@ def main() -> None:
     torch.set_num_threads(1)
     base, store = WorldModel.from_pretrained(arguments.checkpoint), EpisodeStore.open(arguments.store)
     if max(arguments.episodes) > base.card["episodes"]:
-        parser.error(f"--episodes {max(arguments.episodes)}: the store has {base.card['episodes']} for training")
+        parser.error(f"--episodes {max(arguments.episodes)}: the model was trained on {base.card['episodes']}")
+    if store.fingerprint() != base.card["fingerprint"]:
+        parser.error(f"{arguments.store} is not what {arguments.checkpoint} was trained on; give that store")
     drift, cells = Drift(base, store), {}
     for episodes in arguments.episodes:
         for shape in arguments.shapes:
             for seed in arguments.seeds:
-                name = f"{shape}_{episodes}_{seed}"
+                name = f"{shape}_{episodes}_{seed}_{arguments.steps}"
                 run = arguments.runs / name
                 model = trained(base, store, run, shape=shape, episodes=episodes, steps=arguments.steps, seed=seed)
                 frames = int(store.episode_lengths[:episodes].sum())

@@ -4,7 +4,8 @@
 
 One after the other by default. With `pip install hydra-joblib-launcher` several at once: `hydra/launcher=joblib
 hydra.launcher.n_jobs=4`; with `pip install hydra-submitit-launcher` each as a SLURM job: `hydra/launcher=submitit_slurm
-hydra.launcher.gpus_per_node=1`. Options, groups and their meaning: `embodied-wm train --help`. Each run has a folder
+hydra.launcher.gpus_per_node=1` (tried with joblib, two at once, and with submitit's own stand-in for a cluster,
+`hydra/launcher=submitit_local`). Options, groups and their meaning: `embodied-wm train --help`. Each run has a folder
 below `hydra.sweep.dir` (runs/sweep/DATE-TIME), named by its number; `embodied-wm report FOLDER FOLDER` compares them.
 """
 

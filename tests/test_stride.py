@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,8 +11,13 @@ import torch
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.agents import ModelAgent
+from embodied_wm.evaluation.imagined_env import ImaginedVectorEnv
 from embodied_wm.evaluation.judged import JudgedWorldModel
-from embodied_wm.stride import chunked, every_other, filled, unchunked
+from embodied_wm.evaluation.latent_actions import measure_latent_actions
+from embodied_wm.evaluation.speed import step_by_step
+from embodied_wm.family import copy_shared
+from embodied_wm.predictor.int8 import set_precision
+from embodied_wm.stride import chunked, filled, spread, thinned, unchunked
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
@@ -27,8 +33,8 @@ def test_chunks_hold_every_action_once_and_repeat_the_last_where_one_is_missing(
     assert chunks.shape == (3, 6)
     torch.testing.assert_close(unchunked(chunks, 3)[:7], actions)
     torch.testing.assert_close(unchunked(chunks, 3)[7:], actions[-1:].expand(2, -1))
-    assert every_other(torch.arange(6), 2).tolist() == [1, 3, 5]
-    assert every_other(torch.arange(2), 4).tolist() == [1]
+    assert thinned(torch.arange(6), 2).tolist() == [1, 3, 5]
+    assert thinned(torch.arange(2), 4).tolist() == [1]
 
 
 def test_states_between_lie_on_straight_lines_from_the_last_known_one() -> None:
@@ -54,7 +60,7 @@ def models() -> tuple[WorldModel, WorldModel]:
     return model, ordinary
 
 
-def test_imagination_is_that_of_an_ordinary_model_on_every_other_frame(models: tuple[WorldModel, WorldModel]) -> None:
+def test_imagination_is_that_of_an_ordinary_model_on_thinned_frame(models: tuple[WorldModel, WorldModel]) -> None:
     model, ordinary = models
     latents, past = torch.randn(6, model.num_tokens, model.token_width), torch.rand(5, 2)
     actions = torch.rand(3, 5, 2)
@@ -96,7 +102,72 @@ def test_an_agent_keeps_as_many_frames_as_its_model_looks_at(models: tuple[World
     assert (judged.stride, agent.context, agent.codes.maxlen, agent.actions.maxlen) == (2, 5, 5, 4)
 
 
-def test_it_is_trained_on_every_other_frame_and_all_actions(tmp_path: Path) -> None:
+def test_a_rolling_agent_and_an_environment_refuse_it_at_once(models: tuple[WorldModel, WorldModel]) -> None:
+    judged = JudgedWorldModel(models[0], get_task("reach"), objective="latent", weights=StepWeights())
+    with pytest.raises(ValueError, match="a step of this model is 2"):
+        ModelAgent(judged, CEM(horizon=4), rolling=True)
+    with pytest.raises(ValueError, match="cannot be an environment"):
+        ImaginedVectorEnv(models[0], lambda rng: pytest.fail("drew a start"), 2)
+
+
+def test_latents_of_a_context_that_is_spread_are_those_it_looks_at(models: tuple[WorldModel, WorldModel]) -> None:
+    model, ordinary = models
+    latents = torch.randn(3, model.num_tokens, model.token_width)
+    spread_out = spread(latents, 2)
+    assert len(spread_out) == model.context_frames(3) == 5
+    torch.testing.assert_close(thinned(spread_out, 2), latents)
+    context = model.prefill_latents(spread_out, None, kind="latent")
+    expected = ordinary.prefill_latents(latents, None, kind="latent")
+    torch.testing.assert_close(context.last_latents, expected.last_latents)
+    torch.testing.assert_close(context.before_last, expected.before_last)
+
+
+def test_its_speed_is_that_of_its_steps_in_its_precision(models: tuple[WorldModel, WorldModel]) -> None:
+    model, ordinary = models
+    set_precision(model.predictor.transformer, "int8")
+    steps = step_by_step(model)
+    assert (steps.stride, steps.embodiment.action_size, steps.predictor.transformer.precision) == (1, 4, "int8")
+    set_precision(model.predictor.transformer, "fp32")
+    for name, value in step_by_step(model).predictor.state_dict().items():
+        torch.testing.assert_close(value, ordinary.predictor.state_dict()[name])
+    assert step_by_step(ordinary) is ordinary
+
+
+def test_weights_of_other_steps_are_not_taken_over(models: tuple[WorldModel, WorldModel]) -> None:
+    model, _ = models
+    other = WorldModel(replace(model.config, temporal_stride=1), model.embodiment)
+    with pytest.raises(ValueError, match=r"set model\.temporal_stride=2"):
+        copy_shared(model, [other])
+    with pytest.raises(ValueError, match="temporal_stride=1 cannot take over latent_actions of temporal_stride=2"):
+        other.take_over("latent_actions", model)
+    other.take_over("tokenizer", model)
+
+
+def test_its_latent_actions_are_measured_step_by_step(models: tuple[WorldModel, WorldModel], tmp_path: Path) -> None:
+    model, ordinary = models
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "dot.zarr"))
+    found = measure_latent_actions(model, store, train=[0, 1, 2], held_out=[3, 4], context=2, seed=0)
+    pairs = [tiny.episode(seed) for seed in range(6)]
+    halved = [
+        replace(
+            each,
+            features={
+                tiny.CAMERA: each.features[tiny.CAMERA][1::2],
+                "observation.state": each.features["observation.state"][1::2],
+                "action": np.append(each.features["action"][1:], each.features["action"][-1:], axis=0).reshape(-1, 4),
+            },
+        )
+        for each in pairs
+    ]
+    with EpisodeStore.create(tmp_path / "half.zarr", features=tiny.features(action_size=4), fps=5.0) as half:
+        half.append(halved)
+    half = EpisodeStore.open(tmp_path / "half.zarr")
+    expected = measure_latent_actions(ordinary, half, train=[0, 1, 2], held_out=[3, 4], context=2, seed=0)
+    assert found["r2"]["value"] == pytest.approx(expected["r2"]["value"], abs=1e-4)
+    assert found["latent_mse_code"]["value"] == pytest.approx(expected["latent_mse_code"]["value"], rel=1e-4)
+
+
+def test_it_is_trained_on_thinned_frame_and_all_actions(tmp_path: Path) -> None:
     store = EpisodeStore.open(tiny.write_store(tmp_path / "dot.zarr"))
     config = replace(tiny.MODEL, temporal_stride=2)
     model = train_world_model(store, config, tiny.training(2, sequence_length=5), tmp_path / "run", seed=0)

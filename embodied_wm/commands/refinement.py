@@ -113,7 +113,10 @@ class _Loop:
         before = WorldModel.load(self.checkpoint(number - 1), device=self.device)
         store = self.collect(number, before)
         model = WorldModel.load(self.checkpoint(number - 1))
-        features = ["action", *model.embodiment.readouts]
+        told = (
+            name for name in model.embodiment.readouts if name in store.features and name in self.old_store.features
+        )
+        features = ["action", *told]  # a reward is told by the environment that recorded it, not by one that replans
         shared: dict[str, Any] = {"camera": model.embodiment.camera, "features": features, "console": self.console}
         shared["felt"] = felt_by(model)
         with resumable(f"the episodes of round {number} could not be read"):

@@ -120,6 +120,8 @@ class ModelAgent:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.rolling, self.clock = model, rolling, clock
+        if rolling and model.stride > 1:
+            raise ValueError(f"rolling=true extends a context by one frame; a step of this model is {model.stride}")
         self.context = context = (context - 1) * model.stride + 1
         self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)

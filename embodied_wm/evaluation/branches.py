@@ -120,7 +120,7 @@ def _recorded_and_random(
 
 
 def branch_starts(
-    task: Task, config: BranchConfig, *, image_size: tuple[int, int], camera: str, seed: int
+    task: Task, config: BranchConfig, *, image_size: tuple[int, int], camera: str, seed: int, stride: int = 1
 ) -> Iterator[BranchStart]:
     """Draw the states, their goals, and the candidates that do not depend on a model; the same ones every time.
 
@@ -130,6 +130,8 @@ def branch_starts(
         image_size: Height and width of frames.
         camera: Camera of the frames.
         seed: Draws states, goals and random candidates.
+        stride: Frames of data from one that the model looks at to the next; it is given as many more, as far back as
+            the episode goes.
 
     Raises:
         ValueError: If the context and the horizon do not fit in an episode.
@@ -155,7 +157,7 @@ def branch_starts(
         time = int(rng.integers(config.context - 1, num_rows - config.horizon))
         physics = episode["sim.physics"][time]
         goal = task.sample_goal(task.model, physics, rng)
-        first = time - config.context + 1
+        first = max(0, time - (config.context - 1) * stride)
         yield BranchStart(
             frames=side_by_side(episode.__getitem__, f"observation.images.{camera}")[first : time + 1],
             past_actions=episode["action"][first:time],

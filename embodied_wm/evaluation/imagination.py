@@ -371,7 +371,7 @@ def judge_imagination(
         return planner_candidates(model, planner, judge.context(start)[1], objective, config, seed=number)
 
     seen = {"image_size": model.image_size, "camera": model.camera}
-    points = branch_points(task, branch_starts(task, config, **seen, seed=seed), plan, **seen)
+    points = branch_points(task, branch_starts(task, config, **seen, seed=seed, stride=model.stride), plan, **seen)
     results, truths, contacts, sources = [], [], [], ()
     with Track(f"imagine {task.name}", config.num_branch_points, unit="states", console=console) as track:
         for number, point in enumerate(points):

@@ -141,6 +141,7 @@ class Imagination:
     def __init__(
         self, world_model: WorldModel, config: ImaginedEnvConfig, objective: Callable[[Tensor], Objective] | None
     ) -> None:
+        world_model.check_stride("be an environment", "planning")
         if config.observation == "state":
             world_model.readout(config.readout)  # says what there is where this is not
         if config.reward is not None:

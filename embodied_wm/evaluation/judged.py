@@ -46,9 +46,9 @@ class Mixture:
     Attributes:
         state: Weight of the task's cost, in metres, of what is read from imagined latents.
         latent: Weight of the Euclidean distance of latents to the goal's.
+        reward: Weight of the reward that is read from imagined latents, whatever the goal image.
         effort: Weight of the mean squared action.
         change: Weight of the mean squared difference of neighbouring actions.
-        reward: Weight of the reward that is read from imagined latents, whatever the goal image.
     """
 
     state: float = 1.0
@@ -184,7 +184,7 @@ class JudgedWorldModel(JudgedModel):
         if objective == "state" or (isinstance(objective, Mixture) and objective.state):
             world_model.readout(QUANTITIES)  # says what to do where there is none
         if isinstance(objective, Mixture) and objective.reward:
-            _ = world_model.embodiment.reward  # the same
+            world_model.readout(world_model.embodiment.reward_feature)  # the same
         if world_model.config.proprioception not in ("", PROPRIOCEPTION):
             raise ValueError(
                 f"the model feels {world_model.config.proprioception!r}; tasks tell {PROPRIOCEPTION!r} alone. Train a "
@@ -256,7 +256,7 @@ class JudgedWorldModel(JudgedModel):
         return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
 
     def _reward(self) -> Objective:
-        readout = self.world_model.readout(self.world_model.embodiment.reward)
+        readout = self.world_model.readout(self.world_model.embodiment.reward_feature)
         return Reward(reward=lambda states, actions: readout(states)[..., 0], weights=self.weights)
 
     def reseed(self, seed: int) -> None:

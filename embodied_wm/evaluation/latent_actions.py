@@ -20,6 +20,7 @@ from torch import Tensor
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
+from embodied_wm.stride import chunked, spread, thinned
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.frames import felt_rows
 from embodied_wm.world_model import WorldModel
@@ -37,14 +38,17 @@ def _features(latents: Tensor, codes: Tensor) -> Tensor:
 
 
 def _transitions(world_model: WorldModel, store: EpisodeStore, episode: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode."""
+    """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode, one for each step of the model."""
     rows = store.episode(episode).features
     frames = torch.from_numpy(side_by_side(rows.__getitem__, world_model.embodiment.camera))
     stop = int(store.episode_ends[episode])
     latents = world_model.encode(frames, felt_rows(store, world_model, stop - len(frames), stop))
     with torch.no_grad():
+        stride = world_model.stride
+        skipped, latents = (len(frames) - 1) % stride, thinned(latents, stride)
         codes = world_model.latent_actions.encode(latents[None])[0]
-    return frames, latents, codes, torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[:-1]
+    actions = torch.from_numpy(np.asarray(rows["action"], dtype=np.float32))[skipped:-1]
+    return thinned(frames, stride), latents, codes, chunked(actions, stride)
 
 
 def probe_r2(
@@ -87,7 +91,7 @@ def controllability(
         frames, latents, codes, _ = _transitions(world_model, store, episode)
         for _ in range(points_each):
             now = int(torch.randint(context - 1, len(latents) - 1, (1,), generator=generator))
-            past = latents[now - context + 1 : now + 1]
+            past = spread(latents[now - context + 1 : now + 1], world_model.stride)
             known = world_model.prefill_latents(past, None, kind="latent")
             random = torch.stack(
                 [torch.randint(n, (1,), generator=generator) * 2 / (n - 1) - 1 for n in levels], dim=-1
@@ -173,7 +177,8 @@ def same_codes(
     scenes, results = [], []
     for frames, latents, *_ in parts[:num_scenes]:
         now = int(torch.randint(context - 1, len(latents), (1,), generator=generator))
-        known = world_model.prefill_latents(latents[now - context + 1 : now + 1], None, kind="latent")
+        past = spread(latents[now - context + 1 : now + 1], world_model.stride)
+        known = world_model.prefill_latents(past, None, kind="latent")
         after = world_model.imagine(
             known, codes[:, None].expand(-1, num_steps, -1), kind="latent", generator=generator, shared_noise=True
         )

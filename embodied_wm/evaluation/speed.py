@@ -20,6 +20,7 @@ from embodied_wm.evaluation.growth import measure_growth, measure_memory, with_w
 from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.inputs import ABSENT
+from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
@@ -163,11 +164,14 @@ def imagination_pair(
 
 
 def step_by_step(world_model: WorldModel) -> WorldModel:
-    """Return a model as costly (with other weights, where `temporal_stride` is not 1) whose steps are of one frame."""
+    """Return a model of the same weights whose steps are of one frame each, and take the actions of several as one."""
     if world_model.stride == 1:
         return world_model
     body = replace(world_model.embodiment, action_size=world_model.chunk_size, action_names=())
     model = WorldModel(replace(world_model.config, temporal_stride=1), body)
+    weights = {name: value for name, value in world_model.state_dict().items() if not name.startswith("action")}
+    model.load_state_dict(weights, strict=False)  # all but the scales of single actions
+    set_precision(model.predictor.transformer, world_model.predictor.transformer.precision)
     return model.to(world_model.action_low.device).eval()
 
 

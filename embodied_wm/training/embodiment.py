@@ -4,11 +4,11 @@ import math
 
 from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.embodiment import REWARDS, Embodiment
+from embodied_wm.embodiment import OUTCOMES, Embodiment
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
-READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact", *REWARDS, "next.success")
-"""What is read from latents where a store has it; of what is `next`, a frame's latents foretell what follows it."""
+READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact", *OUTCOMES)
+"""What is read from latents where a store has it."""
 
 
 def choose_camera(store: EpisodeStore, wanted: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
+from embodied_wm.embodiment import OUTCOMES
 from embodied_wm.progress import Track
 from embodied_wm.stride import chunked
 from embodied_wm.tokenizer.cameras import CameraTokenizer
@@ -136,13 +137,16 @@ class LatentEpisodes:
     ) -> "LatentSampler":
         """Return a sampler of random windows from some (all by default) of the held episodes.
 
-        With a stride a window is one row in so many, and its actions are all those up to the next row, side by side.
+        With a stride a window is one row in so many, and its actions are all those up to the next row, side by side;
+        where latents are not in memory, the rows in between are read all the same.
         """
         chosen = list(range(self.num_episodes)) if members is None else list(members)
         return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen, stride=stride)
 
     def _load(self, name: str) -> Tensor:
         rows = [self._store.read(name, *self._store_rows(place)) for place in range(self.num_episodes)]
+        if name in OUTCOMES:  # of a row's action, seen in the frame after it; nothing led to the first
+            rows = [np.concatenate([each[:1], each[:-1]]) for each in rows]
         values = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
         return values.reshape(len(values), -1)
 

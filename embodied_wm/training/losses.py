@@ -73,6 +73,7 @@ def readout_loss(
         parts = {
             name: model.readout(name).loss(batch["latents"][:, 0], batch[name][:, 0], generator)[0]
             for name in model.embodiment.readouts
+            if name in batch
         }
         if with_guess and model.proprioception is not None:
             values = batch[model.config.proprioception][:, 0]

@@ -255,7 +255,7 @@ def train_together(
 
     Args:
         robots: Name to what each robot brings; all frames of the configured size.
-        model_config: The models' sizes; `start_from`'s own where that is given.
+        model_config: The models' sizes; those of `start_from` where that is given.
         config: The training's settings; steps and batches of the shared stages count all robots together.
         run_dir: Folder of the run; training resumes from what an earlier call left in it.
         seed: Seeds weights, batches and noise.

@@ -397,10 +397,9 @@ def train_world_model(
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
-        if start_from is not None:
-            for name in ("tokenizer", "latent_actions"):
-                if name not in stages:
-                    getattr(model, name).load_state_dict(getattr(start_from, name).state_dict())
+        for name in ("tokenizer", "latent_actions"):
+            if start_from is not None and name not in stages:
+                model.take_over(name, start_from)
         fit_scales(trainer)
         prepare(model, processes)
         for name in sorted(set(stages), key=STAGES.index):

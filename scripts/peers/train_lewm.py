@@ -215,7 +215,7 @@ def main() -> None:
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe()) if hasattr(options, name)})
     torch.set_num_threads(1)
     store = EpisodeStore.open(options.store)
-    task = get_task(str(store.metadata.get("robot")))
+    task = get_task(str(store.metadata.get("robot", store.metadata.get("task"))))
     camera = f"observation.images.{task.cameras[0]}"
     episodes, _ = split_episodes(store.num_episodes)
     statistics = compute_statistics(store, "action", episodes.tolist())
