@@ -32,8 +32,8 @@ from embodied_wm.world_model import WorldModel
 FEW_THINGS = (
     "model=nano_keypoints",
     "trainer.tokenizer.num_steps=2000",
-    "trainer.predictor.num_steps=4000",
-    "trainer.self_forcing.num_steps=1200",
+    "trainer.predictor.num_steps=16000",
+    "trainer.self_forcing.num_steps=3000",
     "trainer.self_forcing.learning_rate=0.001",
     "trainer.readouts.num_steps=1500",
     "trainer.readouts.learning_rate=0.004",
@@ -59,7 +59,7 @@ class Recipe:
 
 RECIPES = {
     "reach": Recipe(),
-    "push": Recipe(train=FEW_THINGS),
+    "push": Recipe(train=(*FEW_THINGS, "seed=2")),
     "push_t": Recipe(train=(*FEW_THINGS, *WIDER, "model.tokenizer.eager=false")),
     "drawer": Recipe(
         train=FEW_THINGS,

@@ -107,14 +107,14 @@ def read_actions(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[s
     }
 
 
-def remembered(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def remembered(encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return what encodes the same frames once only."""
     known: dict[bytes, Tensor] = {}
 
-    def encode_once(frames: Tensor) -> Tensor:
+    def encode_once(frames: Tensor, felt: Tensor | None = None) -> Tensor:
         key = hashlib.blake2b(frames.numpy().tobytes(), digest_size=16).digest()
         if key not in known:
-            known[key] = encode(frames)
+            known[key] = encode(frames, felt)
         return known[key]
 
     return encode_once

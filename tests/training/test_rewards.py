@@ -9,6 +9,7 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.latents import LatentEpisodes
+from embodied_wm.training.losses import readout_loss
 from embodied_wm.training.train import train_world_model
 from embodied_wm.types import FeatureSpec
 from embodied_wm.world_model import WorldModel
@@ -57,3 +58,6 @@ def test_reward_and_success_of_a_store_are_read_from_latents_and_saved(tmp_path:
         true = store.read(name, 0, 10 * tiny.ROWS).reshape(10, -1).astype(float)[:, :-1].ravel()
         read = model.readout(name)(latents).detach().numpy().reshape(10, -1)[:, 1:].ravel()
         assert np.corrcoef(true, read)[0, 1] > 0.9, name
+    batch = {"latents": latents[:4, None], "observation.state": torch.zeros(4, 1, 2)}  # of episodes that tell no reward
+    _, parts = readout_loss(model)(batch, torch.Generator())
+    assert list(parts) == ["observation.state"]
