@@ -6,8 +6,8 @@
 Trains a tokenizer of FSQ codes on `fork`, and on it each predictor with the same network, data and CPU seconds. Each
 imagines the puck's way over the hidden plank 32 times; the places read from those samples are compared with both true
 outcomes, which MuJoCo plays from the same state with the coin either way. Where nothing is left to chance:
-`bench_predictors.py`. (At a rate of 2e-3 the tokenizer collapsed: one code for all frames, which every predictor foretells
-without error. So the rate is 7e-4, and codes that do not tell where the puck is are refused.)
+`bench_predictors.py`. (At a rate of 2e-3 the tokenizer collapsed: one code for all frames, which every predictor
+foretells without error. So the rate is 7e-4, and codes that do not tell where the puck is are refused.)
 """
 
 import argparse
