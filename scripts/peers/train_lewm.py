@@ -236,13 +236,15 @@ def main() -> None:
         "frameskip": recipe.frameskip,
         "action_mean": mean,
         "action_std": std,
-        "probes": fit_probes(model, store, task, camera, episodes[: options.probe_episodes], recipe),
+        "probes": {},
         "dataset": store.fingerprint(),
         "recipe": asdict(recipe),
         "minutes": options.minutes,
         "steps": steps,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(saved, options.out)  # what took the time, before what may fail
+    saved["probes"] = fit_probes(model, store, task, camera, episodes[: options.probe_episodes], recipe)
     torch.save(saved, options.out)
     found = ", ".join(
         f"{name} {100 * value:.2f} cm" for name, value in held_out_errors(saved, store, task, camera).items()
