@@ -9,10 +9,10 @@ outcomes, which MuJoCo plays from the same state with the coin either way. Where
 `bench_predictors.py`. (At a rate of 2e-3 the tokenizer collapsed: one code for all frames, which every predictor
 foretells without error. So the rate is 7e-4, and codes that do not tell where the puck is are refused.)
 
-Expected: regression imagines the mean, flow and masked codes find either side. What came out (50 CPU seconds each, three
-seeds, energy score of places, 3.5 cm at best, 7.0 for the mean): regression 8.3 cm (8.0, 8.8, 8.0), flow 5.6 in one step
-(5.3, 5.6, 6.1) and 5.5 in four, masked codes 4.3 (4.3, 4.2, 4.5); outcomes covered 17, 28, 31 and 78%. RESULTS.md has
-the table and the picture.
+Expected: regression imagines the mean, flow and masked codes find either side. What came out (50 CPU seconds each,
+three seeds, energy score of places, 3.5 cm at best, 7.0 for the mean): regression 8.3 cm (8.0, 8.8, 8.0), flow 5.6 in
+one step (5.3, 5.6, 6.1) and 5.5 in four, masked codes 4.3 (4.3, 4.2, 4.5); outcomes covered 17, 28, 31 and 78%.
+RESULTS.md has the table and the picture.
 """
 
 import argparse
