@@ -4,6 +4,10 @@
 
 Takes a trained model's tokenizer and trains each predictor anew on its latents; measures latent errors and PSNR at
 several horizons on held-out episodes. Where a hidden coin decides: `bench_stochastic.py`, which trains by what is here.
+
+Expected: a tie. What came out on `push` (key points of the model that ships, 50 CPU seconds each, three seeds, 64
+windows): eight steps ahead regression has 29.1 dB (29.1, 28.9, 29.2) against the decoded truth, flow 28.0 in one step
+(27.9, 28.4, 27.7) and 28.0 in four (27.8, 28.6, 27.5), copying 19.1; errors of latents 0.024, 0.027, 0.025 and 0.52.
 """
 
 import argparse
