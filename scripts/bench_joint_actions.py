@@ -7,9 +7,10 @@ measures on held-out episodes: imagination given actions (forward); actions betw
 actions with their adapter (inverse); proposed next actions, as a distribution, against actions drawn from all of the
 data (policy); and success of planning without proposals, with them, and by the best of some proposals alone.
 
-What came out after 60 CPU seconds each on `push` (one seed): forward error 0.057 without and 0.138 with joint actions;
-inverse RMS 0.39, codes and adapter 0.19, the mean action 0.54; proposals' energy score 0.38, any action 0.54; CEM solves
-1.00 of 20 goals without, 0.00 with joint actions, which its error alone does not explain; why was not found yet.
+What came out after 60 CPU seconds each on `push` (one seed): forward error 0.057 without and 0.138 with joint
+actions; inverse RMS 0.39, codes and adapter 0.19, the mean action 0.54; proposals' energy score 0.38, any action
+0.54; CEM solves 1.00 of 20 goals without, 0.00 with joint actions, which its error alone does not explain; why was
+not found yet.
 """
 
 import argparse
