@@ -9,7 +9,7 @@ from torch import Tensor
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
-from embodied_wm.stride import unchunked
+from embodied_wm.stride import context_frames, unchunked
 
 
 class TakesActions:
@@ -33,7 +33,7 @@ class TakesActions:
 
     def context_frames(self, count: int) -> int:
         """Return how many frames of data a context is in which the model looks at `count`."""
-        return (count - 1) * self.stride + 1
+        return context_frames(count, self.stride)
 
     def action_inputs(
         self,

@@ -37,13 +37,25 @@ def unchunked(actions: Float[Tensor, "*batch steps chunk"], stride: int) -> Floa
     return actions.unflatten(-1, (stride, -1)).flatten(-3, -2)
 
 
+def context_frames(count: int, stride: int) -> int:
+    """Return how many frames of data a context is of which `count` are looked at."""
+    return (count - 1) * stride + 1
+
+
 def filled(
-    last: Float[Tensor, "*rest tokens width"], states: Float[Tensor, "batch steps tokens width"], stride: int
-) -> Float[Tensor, "batch time tokens width"]:
-    """Return a state after every action, on straight lines through the last known state and one after every stride."""
+    last: Tensor, states: Float[Tensor, "batch steps *state"], stride: int
+) -> Float[Tensor, "batch time *state"]:
+    """Return a state after every action, on straight lines between one after every stride; `last` is before them all.
+
+    Args:
+        last: The last known state, [*state], or one for each of the batch.
+        states: Those after every stride-th action.
+        stride: Actions from one to the next.
+    """
     if stride == 1:
         return states
     known = last.expand(len(states), *states.shape[2:])[:, None]
     before = torch.cat([known, states[:, :-1]], dim=1)
-    parts = torch.arange(1, stride + 1, device=states.device) / stride
-    return torch.lerp(before[:, :, None], states[:, :, None], parts[:, None, None].to(states.dtype)).flatten(1, 2)
+    parts = torch.arange(1, stride + 1, device=states.device, dtype=states.dtype) / stride
+    parts = parts.reshape(-1, *[1] * (states.ndim - 2))
+    return torch.lerp(before[:, :, None], states[:, :, None], parts).flatten(1, 2)

@@ -36,6 +36,7 @@ from embodied_wm.evaluation.judged import CONTACT, QUANTITIES, JudgedModel
 from embodied_wm.evaluation.lineup import PlanningSetup
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.heads import Readout
+from embodied_wm.stride import filled
 from planners.base import Objective
 from planners.objectives import StateCost
 from sim.tasks import get_task
@@ -195,9 +196,7 @@ class JudgedLeWM(JudgedModel):
         every = torch.cat([past.expand(count, *past.shape), steps], dim=1) if given > 1 else steps
         info = {"pixels": torch.empty(1, count, given, 0), "emb": codes.expand(1, count, *codes.shape)}
         embeddings = self.model.rollout(info, every[None])["predicted_emb"][0]
-        if self.frameskip == 1:
-            return embeddings[:, given:]
-        return between(embeddings[:, given - 1 :], self.frameskip)[:, :horizon]
+        return filled(codes[-1], embeddings[:, given:], self.frameskip)[:, :horizon]
 
     def _normalised(self, actions: Tensor) -> Tensor:
         return (actions - self.mean) / self.std
@@ -237,15 +236,6 @@ class JudgedLeWM(JudgedModel):
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the weights and of the store that they were trained on."""
         return self.marks
-
-
-def between(embeddings: Tensor, frameskip: int) -> Tensor:
-    """Return states after each action, linear between embeddings [S, N + 1, W]: [S, N x frameskip, W].
-
-    The first embedding is the present one, and is left out.
-    """
-    parts = torch.arange(1, frameskip + 1) / frameskip
-    return torch.lerp(embeddings[:, :-1, None], embeddings[:, 1:, None], parts[None, None, :, None]).flatten(1, 2)
 
 
 def judged_lewm(saved: Mapping[str, Any], setup: PlanningSetup) -> JudgedLeWM:

@@ -20,7 +20,6 @@ self-forcing take `nano` to 0.75 cm.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
 from sizes import FPS, MODELS, size_of
-from study_shape import mean_of, shaped
+from study_shape import mean_of, trained
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import StageConfig
-from embodied_wm.training.train import TrainConfig, train_world_model
+from embodied_wm.training.train import TrainConfig
 from embodied_wm.world_model import WorldModel
 
 SHAPES = ("32x1-=", "32x2-=", "64x2-=", "128x2-=", "256x2-=")
@@ -46,34 +45,14 @@ STARTS = 64
 """First guesses of the fit, of which the best end is kept."""
 
 
-def trained(
-    base: WorldModel, store: EpisodeStore, run: Path, *, shape: str, episodes: int, steps: int, seed: int
-) -> WorldModel:
-    """Return a predictor on latents of the base model, trained on the first episodes only."""
-    if not (run / "with_readouts" / "config.json").is_file():
-        width = int(shape.partition("x")[0])
-        stage = StageConfig(
-            num_steps=steps,
-            batch_size=32,
-            learning_rate=2e-3 * (128 / width) ** 0.5,
-            ema_decay=0.995,
-            num_threads=1,
-            warmup_steps=50,
-        )
-        model = train_world_model(
-            store,
-            replace(base.config, predictor=shaped(base.config.predictor, shape)),
-            TrainConfig(predictor=stage, held_out_fraction=1 - episodes / store.num_episodes),
-            run,
-            seed=seed,
-            stages=("predictor",),
-            start_from=base,
-            console=Console(),
-        )
-        for part in ("adapter", "readouts"):  # not trained again, since latents are the same
-            getattr(model, part).load_state_dict(getattr(base, part).state_dict())
-        model.save(run / "with_readouts")
-    return WorldModel.load(run / "with_readouts")
+def training(shape: str, steps: int, held_out_fraction: float) -> TrainConfig:
+    """Return how a shape is trained: as many batches as any other, at a rate by its width."""
+    width = int(shape.partition("x")[0])
+    rate = 2e-3 * (128 / width) ** 0.5
+    stage = StageConfig(
+        num_steps=steps, batch_size=32, learning_rate=rate, ema_decay=0.995, num_threads=1, warmup_steps=50
+    )
+    return TrainConfig(predictor=stage, held_out_fraction=held_out_fraction)
 
 
 def cell(drift: Drift, model: WorldModel, run: Path, task: str, pairs: int, frames: int) -> dict[str, Any]:
@@ -187,7 +166,8 @@ def main() -> None:
             for seed in arguments.seeds:
                 name = f"{shape}_{episodes}_{seed}_{arguments.steps}"
                 run = arguments.runs / name
-                model = trained(base, store, run, shape=shape, episodes=episodes, steps=arguments.steps, seed=seed)
+                how = training(shape, arguments.steps, 1 - episodes / store.num_episodes)
+                model = trained(base, store, run, shape, how, seed)
                 frames = int(store.episode_lengths[:episodes].sum())
                 cells[name] = cell(drift, model, run, base.embodiment.robot, arguments.pairs, frames)
                 Console().print(name, {h: round(each["value"], 4) for h, each in cells[name]["errors"].items()})

@@ -60,6 +60,22 @@ def shaped(config: PredictorConfig, shape: str) -> PredictorConfig:
     return replace(config, transformer=transformer, action_token=not found[3], clean_pass=not found[4])
 
 
+def trained(
+    base: WorldModel, store: EpisodeStore, run: Path, shape: str, training: TrainConfig, seed: int
+) -> WorldModel:
+    """Return a predictor of a shape, trained from nothing on the base model's latents, or read from an earlier call."""
+    finished = run / "with_readouts"
+    if not (finished / "config.json").is_file():
+        config = replace(base.config, predictor=shaped(base.config.predictor, shape))
+        model = train_world_model(
+            store, config, training, run, seed=seed, stages=("predictor",), start_from=base, console=Console(width=160)
+        )
+        for part in ("adapter", "readouts"):  # not trained again, since latents are the same
+            getattr(model, part).load_state_dict(getattr(base, part).state_dict())
+        model.save(finished)
+    return WorldModel.load(finished)
+
+
 def decision_ms(model: WorldModel, num_candidates: int, num_iterations: int, horizon: int) -> float:
     """Return the CPU milliseconds of imagining what one decision imagines, one thread."""
     size, shape = model.embodiment.action_size, model.latent_actions.latent_shape
@@ -104,22 +120,8 @@ def main() -> None:
     table = Table(*columns, title="Predictor's shape; mean and 95% interval over held-out episodes")
     for shape in arguments.shapes:
         for seed in arguments.seeds:
-            run, config = arguments.runs / f"{shape}_{seed}", shaped(base.config.predictor, shape)
-            if not (run / "model" / "config.json").is_file():
-                model = train_world_model(
-                    store,
-                    replace(base.config, predictor=config),
-                    TrainConfig(predictor=stage),
-                    run,
-                    seed=seed,
-                    stages=("predictor",),
-                    start_from=base,
-                    console=console,
-                )
-                for part in ("adapter", "readouts"):  # not trained again, since latents are the same
-                    getattr(model, part).load_state_dict(getattr(base, part).state_dict())
-                model.save(run / "model")
-            model = WorldModel.load(run / "model")
+            training = TrainConfig(predictor=stage)
+            model = trained(base, store, arguments.runs / f"{shape}_{seed}", shape, training, seed)
             figures = drift.measure(model, seed=0)
             names = [f"{name} that moves (cm)" for name in drift.things]
             cells = [(figures["latents"], index) for index in range(len(HORIZONS))]

@@ -17,6 +17,7 @@ from torch import Tensor
 from embodied_wm.evaluation.baselines import GoalPolicy
 from embodied_wm.evaluation.judged import JudgedModel, encode_seen, goal_image
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
+from embodied_wm.stride import context_frames
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner
 from planners.control import Control
@@ -122,7 +123,7 @@ class ModelAgent:
         self.model, self.rolling, self.clock = model, rolling, clock
         if rolling and model.stride > 1:
             raise ValueError(f"rolling=true extends a context by one frame; a step of this model is {model.stride}")
-        self.context = context = (context - 1) * model.stride + 1
+        self.context = context = context_frames(context, model.stride)
         self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)
         self.codes: deque[Tensor] = deque(maxlen=context)
