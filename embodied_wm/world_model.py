@@ -23,8 +23,9 @@ from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.inputs import check_finite
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
+from embodied_wm.predictor.inputs import ActionInputs, check_finite
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.stride import chunked, filled, thinned
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
@@ -171,6 +172,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         *,
         kind: ActionKind = "real",
         proprioception: Float[Tensor, "rows size"] | None = None,
+        past: Float[Tensor, "earlier tokens width"] | None = None,
     ) -> Context:
         """Encode context frames and the actions between them, once per decision.
 
@@ -180,23 +182,32 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             kind: "real" conditions on the actions, "adapted" on the codes that the adapter gives them, "latent" on
                 codes inferred from the frames themselves (`actions` are not read).
             proprioception: What the robot felt at each frame, for models that want it.
+            past: Latents of all frames before them, from `encode`, of which a model with a memory chooses some.
         """
-        return self.prefill_latents(self.encode(frames, proprioception), actions, kind=kind)
+        return self.prefill_latents(self.encode(frames, proprioception), actions, kind=kind, past=past)
 
     @torch.no_grad()
     def prefill_latents(
-        self, latents: Float[Tensor, "frames tokens width"], actions: Tensor | None, *, kind: ActionKind = "real"
+        self,
+        latents: Float[Tensor, "frames tokens width"],
+        actions: Tensor | None,
+        *,
+        kind: ActionKind = "real",
+        past: Float[Tensor, "earlier tokens width"] | None = None,
     ) -> Context:
         """Do what `prefill` does, from latents."""
+        inputs, latents = self._context_inputs(latents, actions, kind)
+        return self.predictor.prefill(latents, inputs, past)
+
+    def _context_inputs(self, latents: Tensor, actions: Tensor | None, kind: ActionKind) -> tuple[ActionInputs, Tensor]:
+        """Return what a predictor is told of the actions between context frames, and the frames that it looks at."""
         self._check_latents(latents)
         between, frames, stride = len(latents) - 1, len(latents), self.stride
         latents = thinned(latents, stride)
         if len(latents) == 1 or (actions is None and kind != "latent"):
-            return self.predictor.prefill(latents, self.absent_inputs(1, len(latents)))
+            return self.absent_inputs(1, len(latents)), latents
         if kind == "latent":
-            return self.predictor.prefill(
-                latents, self.action_inputs(None, codes=self.latent_actions.encode(latents[None]))
-            )
+            return self.action_inputs(None, codes=self.latent_actions.encode(latents[None])), latents
         assert actions is not None
         if len(actions) < between:
             raise ValueError(
@@ -206,8 +217,8 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         actions = chunked(actions[between % stride : between], stride)
         if kind == "adapted":
             codes = self._adapt(latents[:-1], actions)
-            return self.predictor.prefill(latents, self.action_inputs(None, codes=codes[None]))
-        return self.predictor.prefill(latents, self.action_inputs(actions[None]))
+            return self.action_inputs(None, codes=codes[None]), latents
+        return self.action_inputs(actions[None]), latents
 
     @torch.no_grad()
     def extend(

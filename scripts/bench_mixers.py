@@ -22,7 +22,7 @@ from torch import Tensor
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import TrainConfig, train_world_model

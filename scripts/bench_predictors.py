@@ -46,19 +46,26 @@ def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
     return model.eval()
 
 
-def train_predictor(model: WorldModel, data: LatentEpisodes, seconds: float, seed: int, console: Console) -> None:
-    """Train a predictor for some CPU seconds: as many steps as fit, by the time of the first ones."""
-    sampler, predictor = data.sampler(length=LENGTH, batch_size=16, seed=seed), model.predictor
+def train_predictor(
+    model: WorldModel, data: LatentEpisodes, seconds: float, seed: int, console: Console, *, length: int = LENGTH
+) -> None:
+    """Train a predictor for some CPU seconds: as many steps as fit, by the time of the first ones.
+
+    Windows are of `length` frames, and fewer in a batch where they are longer.
+    """
+    predictor, size = model.predictor, 16 * LENGTH // length
+    sampler = data.sampler(length=length, batch_size=size, seed=seed, memory=model.config.predictor.memory)
     if predictor.masked is not None:
         predictor.masked.codes.fit_to(model.tokenizer)
     predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(16)]))
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return predictor.loss(batch["latents"], model.action_inputs(batch["action"]), generator)
+        told = model.action_inputs(batch["action"])
+        return predictor.loss(batch["latents"], told, generator, batch.get("memory"))
 
     def run(num_steps: int) -> float:
         config = StageConfig(
-            num_steps=num_steps, batch_size=16, learning_rate=2e-3, warmup_steps=20, ema_decay=0.99, num_threads=1
+            num_steps=num_steps, batch_size=size, learning_rate=2e-3, warmup_steps=20, ema_decay=0.99, num_threads=1
         )
         with tempfile.TemporaryDirectory() as folder:
             began = time.process_time()
@@ -72,7 +79,7 @@ def train_predictor(model: WorldModel, data: LatentEpisodes, seconds: float, see
     predictor.load_state_dict(weights)
     spent = run(num_steps)
     settings = model.config.predictor
-    name = settings.kind + " with joint actions" * settings.joint_actions
+    name = settings.kind + " with joint actions" * settings.joint_actions + " with a memory" * (settings.memory > 0)
     console.print(f"{name}, seed {seed}: {num_steps} steps in {spent:.0f} CPU seconds")
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig, psnr

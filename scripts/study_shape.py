@@ -40,7 +40,7 @@ from rich.table import Table
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import TrainConfig, train_world_model
 from embodied_wm.world_model import WorldModel

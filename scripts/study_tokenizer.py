@@ -43,7 +43,7 @@ from embodied_wm.evaluation.imagination import judge_imagination
 from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.tokenizers import area_quality, fit_reading, foretold, train_for
 from embodied_wm.heads import Readout
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms

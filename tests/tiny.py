@@ -9,7 +9,7 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.embodiment import Embodiment
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.temporal_distance import TemporalDistanceConfig

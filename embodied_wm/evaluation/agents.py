@@ -101,7 +101,8 @@ class ModelAgent:
 
     C counts the frames that the model looks at; where its step is several frames of data, as many more are kept. The
     context is prefilled anew at each decision, or rolled on from frame to frame, which encodes one frame whatever C
-    is, and in which the oldest frames still know what was before them (`embodied_wm.predictor.rolling`).
+    is, and in which the oldest frames still know what was before them (`embodied_wm.predictor.rolling`). A model that
+    remembers is also given all frames of the episode before the context.
 
     Attributes:
         decision: The last decision, with its context; None before the first.
@@ -123,11 +124,14 @@ class ModelAgent:
         self.model, self.rolling, self.clock = model, rolling, clock
         if rolling and model.stride > 1:
             raise ValueError(f"rolling=true extends a context by one frame; a step of this model is {model.stride}")
+        if rolling and model.remembers:
+            raise ValueError("rolling=true keeps no frames from before the window, which this model has a memory of")
         self.context = context = context_frames(context, model.stride)
         self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)
         self.codes: deque[Tensor] = deque(maxlen=context)
         self.actions: deque[Tensor] = deque(maxlen=max(1, context - 1))
+        self.past: list[Tensor] = []
         self.objective: Objective | None = None
         self.seconds: list[float] = []
         self.decision: Decision | None = None
@@ -145,6 +149,7 @@ class ModelAgent:
         self.model.reseed(seed)
         self.codes.clear()
         self.actions.clear()
+        self.past.clear()
         self.rolled = None
 
     def _learn_durations(self, frame: Tensor, physics: np.ndarray, objective: Objective) -> None:
@@ -160,6 +165,8 @@ class ModelAgent:
         if frame is None or self.objective is None:
             raise ValueError("ModelAgent.act needs a frame, after begin() gave the goal")
         began = self.clock()
+        if self.model.remembers and len(self.codes) == self.context:
+            self.past.append(self.codes[0])
         self.codes.append(encode_seen(self.model, torch.from_numpy(frame)[None], physics[None])[0])
         if self.rolling and self.rolled is not None:
             self.rolled = self.model.extend(self.rolled, self.codes[-1], self.actions[-1], max_frames=self.context)
@@ -180,7 +187,10 @@ class ModelAgent:
         """Return the context of the last frames and the actions between them."""
         past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
         none = self.model.action_low.new_zeros(0, self.model.action_size)
-        return self.model.prefill(torch.stack(list(self.codes)), torch.stack(past) if past else none)
+        known = torch.stack(list(self.codes)), torch.stack(past) if past else none
+        if not self.past:
+            return self.model.prefill(*known)
+        return self.model.prefill(*known, torch.stack(self.past))  # pyright: ignore[reportCallIssue]
 
     def did(self, action: np.ndarray) -> None:
         """Say that another action than the one returned last was applied, so that the context tells the truth."""

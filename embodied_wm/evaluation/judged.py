@@ -78,6 +78,7 @@ class JudgedModel(Protocol):
         action_low: Smallest action that a planner may try, [A].
         action_high: Largest.
         stride: Frames of data that one step of the model is; of the frames of a context it looks at one in so many.
+        remembers: Whether `prefill` takes the codes of all frames before the context, too.
     """
 
     camera: str
@@ -86,6 +87,7 @@ class JudgedModel(Protocol):
     action_low: Tensor
     action_high: Tensor
     stride: int = 1
+    remembers: bool = False
 
     def encode(self, frames: Tensor) -> Tensor:
         """Return what the model keeps of each frame: uint8 [N, h, w, 3] to codes [N, ...]."""
@@ -104,6 +106,8 @@ class JudgedModel(Protocol):
         Args:
             codes: Codes of the last frames, oldest first, [C, ...].
             actions: The C - 1 actions between them, [C - 1, A].
+
+        A model that remembers has the codes of all frames before them, [N, ...], as the third argument.
         """
         ...
 
@@ -202,6 +206,7 @@ class JudgedWorldModel(JudgedModel):
         self.camera = "+".join(name.removeprefix("observation.images.") for name in names)
         self.image_size = world_model.config.tokenizer.frame_size
         self.action_size, self.stride = self.dynamics.action_size, world_model.stride
+        self.remembers = world_model.config.predictor.memory > 0
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
     @torch.no_grad()
@@ -215,9 +220,9 @@ class JudgedWorldModel(JudgedModel):
             return None
         return torch.from_numpy(self.task.state_proprioception(physics).astype(np.float32))
 
-    def prefill(self, codes: Tensor, actions: Tensor) -> Any:
-        """Return keys and values of the context, computed once."""
-        return self.world_model.prefill_latents(codes, actions.to(self.device), kind=self.kind)
+    def prefill(self, codes: Tensor, actions: Tensor, past: Tensor | None = None) -> Any:
+        """Return keys and values of the context, and of what is remembered of the past, computed once."""
+        return self.world_model.prefill_latents(codes, actions.to(self.device), kind=self.kind, past=past)
 
     def extend(self, context: Any, code: Tensor, action: Tensor, *, max_frames: int) -> Any:
         """Return the context with the new frame's keys and values behind the old ones, as far as the window goes."""

@@ -34,6 +34,7 @@ class Context:
         last_latents: [K, D], latents of the last context frame ([S, K, D] where candidates have a past of their own).
         before_last: [K, D], latents of the frame before it; the same where there is none.
         states: Per layer, matrices [h, d, d] ([B, h, d, d] where joined) of a predictor that has no keys and values.
+        memory_tokens: Of the keys and values, how many at the front are of remembered frames, which no window drops.
     """
 
     keys: tuple[Tensor, ...]
@@ -43,6 +44,7 @@ class Context:
     last_latents: Tensor
     before_last: Tensor
     states: tuple[Tensor, ...] = ()
+    memory_tokens: int = 0
 
     @property
     def is_joined(self) -> bool:
@@ -75,6 +77,7 @@ class Context:
             last_latents=last.repeat_interleave(num_candidates, 0),
             before_last=before.repeat_interleave(num_candidates, 0),
             states=tuple(torch.stack(states) for states in zip(*(c.states for c in contexts), strict=True)),
+            memory_tokens=first.memory_tokens,
         )
 
 
@@ -125,9 +128,14 @@ class CandidateCache:
             window_tokens: As for a cache with a shared context.
 
         Raises:
-            ValueError: If contexts differ in their number of frames.
+            ValueError: If contexts differ in their number of frames, or hold remembered frames.
         """
         first = _of_one_length(contexts)
+        if first.memory_tokens:
+            raise ValueError(
+                "candidates with pasts of their own cannot remember frames from before the window; got a context of a "
+                "model with predictor.memory > 0, expected one without"
+            )
         nothing = tuple(keys[:, :0] for keys in first.keys)
         joined = Context(
             keys=nothing,
@@ -192,12 +200,16 @@ class CandidateCache:
     def visible(
         self, layer: int, num_new: int, window_tokens: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return views of the shared and own (keys, values) within the last `window_tokens` tokens."""
-        prefix = self.context.keys[layer].shape[-2]
+        """Return the shared and own (keys, values) within the last `window_tokens` tokens, and what is remembered."""
+        memory = self.context.memory_tokens
+        prefix = self.context.keys[layer].shape[-2] - memory
         stop = self.num_tokens + num_new
         first = max(0, prefix + self.num_dropped + stop - window_tokens)
         own_first = max(0, first - prefix - self.num_dropped)
-        shared = (self.context.keys[layer][..., first:, :], self.context.values[layer][..., first:, :])
+        shared = (
+            _without(self.context.keys[layer], memory, first),
+            _without(self.context.values[layer], memory, first),
+        )
         own = (self.keys[layer][:, :, own_first:stop], self.values[layer][:, :, own_first:stop])
         return shared, own
 
@@ -205,6 +217,13 @@ class CandidateCache:
         """Make the first `num_tokens` of the last `put`, or the matrices of the last `put_state`, permanent."""
         self.num_tokens += num_tokens
         self.states = list(self._next_states)
+
+
+def _without(tokens_hPd: Tensor, memory: int, num: int) -> Tensor:
+    """Return keys or values without the `num` oldest behind those of remembered frames; a view where nothing is."""
+    if memory and num:
+        return torch.cat([tokens_hPd[..., :memory, :], tokens_hPd[..., memory + num :, :]], dim=-2)
+    return tokens_hPd[..., num:, :]
 
 
 def _buffer(like: Tensor, num_candidates: int, max_tokens: int) -> Tensor:

@@ -23,11 +23,15 @@ from embodied_wm.predictor.model import LatentPredictor
 
 
 def check_distillable(model: LatentPredictor, num_steps: int) -> None:
-    """Raise ValueError unless a predictor denoises in `num_steps` steps, more than one."""
+    """Raise ValueError unless a predictor denoises in `num_steps` steps, more than one, and has no memory."""
     if not model.is_stochastic or model.config.kind != "flow":
         raise ValueError(
             f"distillation makes one denoising step of many; a predictor of kind {model.config.kind!r} has no such "
             "steps. Set the stage's num_steps to 0, or train kind=flow"
+        )
+    if model.config.memory:
+        raise ValueError(
+            f"distillation knows no remembered frames; got predictor.memory={model.config.memory}, expected 0"
         )
     if num_steps not in model.step_counts[1:]:
         raise ValueError(

@@ -127,6 +127,7 @@ class Extension:
         """
         self.cache, self.block, self.window_tokens = cache, block, window_tokens
         self.layers, self.sinks, self.first = transformer.stack, transformer.config.sinks, transformer.first_output
+        self.num_fixed = self.sinks + cache.context.memory_tokens  # that no window drops
         self.num_heads, width = transformer.config.num_heads, transformer.config.width
         first = cache.context.next_position
         tables = transformer.rotary(torch.arange(first, first + num_frames, device=modulation.device), block)
@@ -197,9 +198,9 @@ class Extension:
         weights = scores.exp_()
         if has_two:
             weights[:, :, :block, -block:] = 0
-            too_old = scores.shape[-1] - self.sinks - self.window_tokens
+            too_old = scores.shape[-1] - self.num_fixed - self.window_tokens
             if too_old > 0:
-                weights[:, :, block:, self.sinks : self.sinks + too_old] = 0
+                weights[:, :, block:, self.num_fixed : self.num_fixed + too_old] = 0
         mixed = _by_prefix(weights[..., :prefix], values) + _product(weights[..., prefix:], own_v)
         out = mixed.new_empty(size_s, size_n, heads, width)
         torch.div(mixed.transpose(1, 2), weights.sum(dim=-1, keepdim=True).transpose(1, 2), out=out)

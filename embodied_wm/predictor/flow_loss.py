@@ -27,6 +27,7 @@ def flow_loss(
     noise: Float[Tensor, "batch time tokens width"],
     actions: ActionInputs,
     generator: torch.Generator,
+    memory: Float[Tensor, "batch memory tokens width"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Return the loss of targets behind a given context: real frames with noise, or frames imagined before.
 
@@ -39,12 +40,13 @@ def flow_loss(
         noise: Noise of the targets.
         actions: Actions in row convention.
         generator: CPU source of which sequences train large steps.
+        memory: Remembered frames of each window, for models with a memory.
     """
     batch, time = latents.shape[:2]
     tau, led_by = tau.clone(), model.shift(model.embed_actions(actions))
     if not model.is_stochastic:
         nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
-        missed = model.predict_targets(past, past_tau, *nothing, led_by) - latents
+        missed = model.predict_targets(past, past_tau, *nothing, led_by, memory) - latents
         error = missed[:, 1:].square().mean((2, 3))
         loss = (error * _trusted(past_tau)).mean()
         return loss, {"one_step": float(error.detach().mean())}
@@ -69,10 +71,11 @@ def flow_loss(
     target = latents
     if has_jumps:
         target = latents.clone()
+        recalled = None if memory is None else memory[some]
         target[some] = _shortcut_target(
-            model, past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some]
+            model, past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some], recalled
         )
-    out, before, tau_before = model.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by)
+    out, before, tau_before = model.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by, memory)
     error = (model.read(out, before, tau_before) - target).square().mean((2, 3))
     weight = (1 - 0.9 * tau) * _trusted(past_tau)
     loss = (error * weight)[:, 1:].mean()
@@ -88,13 +91,20 @@ def flow_loss(
 
 @torch.no_grad()
 def _shortcut_target(
-    model: "LatentPredictor", past: Tensor, past_tau: Tensor, x_tau: Tensor, tau: Tensor, step: Tensor, led_by: Tensor
+    model: "LatentPredictor",
+    past: Tensor,
+    past_tau: Tensor,
+    x_tau: Tensor,
+    tau: Tensor,
+    step: Tensor,
+    led_by: Tensor,
+    memory: Tensor | None,
 ) -> Tensor:
     """Return what one step must predict to equal two of half its size."""
     tau4, step4 = tau[..., None, None], step[..., None, None]
-    first = model.predict_targets(past, past_tau, x_tau, tau, step / 2, led_by)
+    first = model.predict_targets(past, past_tau, x_tau, tau, step / 2, led_by, memory)
     x_middle = x_tau + flow.velocity(first, x_tau, tau4) * step4 / 2
-    second = model.predict_targets(past, past_tau, x_middle, tau + step / 2, step / 2, led_by)
+    second = model.predict_targets(past, past_tau, x_middle, tau + step / 2, step / 2, led_by, memory)
     return flow.two_half_steps_target(first, second, x_tau, x_middle, tau4, step4)
 
 

@@ -32,8 +32,6 @@ values; what is different then stands in `predictor.masked`.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -41,51 +39,16 @@ from torch import Tensor, nn
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.flow_loss import flow_loss
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, check_finite, previous, previous_change
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
+from embodied_wm.predictor.memory import before_window, furthest_apart
 from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
-from embodied_wm.predictor.transformer import TransformerConfig, block_causal_mask, two_streams_mask
+from embodied_wm.predictor.transformer import block_causal_mask, two_streams_mask
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorConfig:
-    """Configure a `LatentPredictor`.
-
-    Attributes:
-        kind: "flow" (diffusion forcing), "regression" (one pass without noise, the baseline that flow must beat) or
-            "masked" (codes of an FSQ tokenizer, decided in rounds).
-        transformer: Size of the network.
-        window: Frames that attention reaches back over, the present one included; a mixer of constant memory has none.
-        max_steps: Most denoising steps the model is trained for; a power of two.
-        context_tau: Noise level (told, not added) of context frames that the model imagined itself.
-        context_noise: Most noise (1 - tau) of nearly clean context frames in training.
-        noisy_context_fraction: Part of the sequences whose context frames have any noise level.
-        shortcut_fraction: Part of each batch that trains large steps.
-        absent_fraction: Part of the sequences trained without actions.
-        action_token: Whether the action is a token of its own in each block; if not, it is added to the latent tokens
-            that it led to, which halves the cost of a frame of one token.
-        clean_pass: Whether a frame, once known, goes through the network again to be context for later ones; if not,
-            the pass that predicted it is what they attend to, which halves the cost of training and of one-step
-            imagination.
-        joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
-    """
-
-    kind: Literal["flow", "regression", "masked"] = "flow"
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    window: int = 16
-    max_steps: int = 4
-    context_tau: float = 0.97
-    context_noise: float = 0.06
-    noisy_context_fraction: float = 0.1
-    shortcut_fraction: float = 0.25
-    absent_fraction: float = 0.1
-    action_token: bool = True
-    clean_pass: bool = True
-    joint_actions: bool = False
 
 
 class LatentPredictor(nn.Module):
@@ -117,17 +80,7 @@ class LatentPredictor(nn.Module):
             ValueError: If the configuration is impossible, or does not go with the tokens.
         """
         super().__init__()
-        if config.max_steps < 1 or config.max_steps & (config.max_steps - 1):
-            raise ValueError(f"max_steps={config.max_steps} must be a power of two (1, 2, 4, ...)")
-        if config.kind not in ("flow", "regression", "masked"):
-            raise ValueError(f"predictor.kind={config.kind!r}; expected 'flow', 'regression' or 'masked'")
-        if config.kind == "masked" and len(levels) != token_width:
-            raise ValueError(
-                f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "
-                "single FSQ codes. Set model.tokenizer.bottleneck.kind=fsq with levels=[8,5,5,5], width=4, "
-                "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
-                "predictor.kind=flow."
-            )
+        config.check(levels, token_width)
         self.config = config
         self._has_told_window = False
         self.num_tokens, self.token_width = num_tokens, token_width
@@ -149,19 +102,8 @@ class LatentPredictor(nn.Module):
         nn.init.zeros_(self.latent_out.bias)
         self.joint: JointActions | None = None
         if config.joint_actions:
-            if config.kind != "flow" or not config.action_token:
-                raise ValueError(
-                    f"joint_actions=true denoises actions; got kind={config.kind!r} and action_token="
-                    f"{config.action_token}, expected 'flow' and a token for the action"
-                )
             self.joint = JointActions(action_size=action_size, width=width)
-        if not config.clean_pass and (
-            config.joint_actions or config.kind == "masked" or config.transformer.mixer != "attention"
-        ):
-            raise ValueError(
-                "clean_pass=false is for kind 'flow' or 'regression', mixer 'attention' and no joint_actions; got "
-                f"kind={config.kind!r}, mixer={config.transformer.mixer!r}, joint_actions={config.joint_actions}"
-            )
+        self.remembered = nn.Parameter(torch.randn(width) * 0.02) if config.memory else None
         self.masked: MaskedTokens | None = None
         if config.kind == "masked":
             self.masked = MaskedTokens(levels, num_tokens=num_tokens, width=width, max_rounds=config.max_steps)
@@ -294,6 +236,7 @@ class LatentPredictor(nn.Module):
         led_by: Float[Tensor, "batch time model"],
         past: Float[Tensor, "batch time tokens width"] | None = None,
         past_tau: Float[Tensor, "batch time"] | None = None,
+        memory: Float[Tensor, "batch memory tokens width"] | None = None,
     ) -> Float[Tensor, "batch time outputs model"]:
         """Return the output tokens that `forward` reads latents from.
 
@@ -305,7 +248,16 @@ class LatentPredictor(nn.Module):
         mask = block_causal_mask(time, self.config.window, x_tau.device)
         tokens = self.blocks(led_by, x_tau, previous(past), previous_change(past))
         levels = self.modulation(tau, step, previous(past_tau, first=1.0))
-        return self.transformer(tokens, levels, positions, mask, time)
+        return self._through(tokens, levels, positions, mask, time, memory)
+
+    def _through(
+        self, tokens: Tensor, levels: Tensor, positions: Tensor, mask: Tensor, num_frames: int, memory: Tensor | None
+    ) -> Tensor:
+        """Run windows, behind what is remembered if anything, through the transformer; its last frames come out."""
+        inputs = (tokens, levels, positions, mask)
+        if memory is not None:
+            inputs = before_window(self, memory, *inputs)
+        return self.transformer(*inputs, num_frames)
 
     def predict_targets(
         self,
@@ -315,6 +267,7 @@ class LatentPredictor(nn.Module):
         tau: Float[Tensor, "batch time"],
         step: Float[Tensor, "batch time"],
         led_by: Float[Tensor, "batch time model"],
+        memory: Float[Tensor, "batch memory tokens width"] | None = None,
     ) -> Float[Tensor, "batch time tokens width"]:
         """Predict every frame of a window from its own noised copy and the nearly clean frames before it.
 
@@ -329,8 +282,9 @@ class LatentPredictor(nn.Module):
             tau: Those levels.
             step: Step size each target is predicted for.
             led_by: Embedded action that led to each frame.
+            memory: Remembered frames, for models with a memory.
         """
-        return self.read(*self.see_targets(past, past_tau, x_tau, tau, step, led_by))
+        return self.read(*self.see_targets(past, past_tau, x_tau, tau, step, led_by, memory=memory))
 
     def see_targets(
         self,
@@ -341,6 +295,7 @@ class LatentPredictor(nn.Module):
         step: Tensor,
         led_by: Tensor,
         target_led_by: Tensor | None = None,
+        memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `predict_targets` reads latents from: output tokens, the frames before and their levels.
 
@@ -349,14 +304,16 @@ class LatentPredictor(nn.Module):
         time = x_tau.shape[1]
         before, tau_before, change = previous(past), previous(past_tau), previous_change(past)
         if not self.config.clean_pass:
-            return self.see(x_tau, tau, step, led_by, past, past_tau), before, tau_before[..., None, None]
+            out = self.see(x_tau, tau, step, led_by, past, past_tau, memory)
+            return out, before, tau_before[..., None, None]
         of_targets = led_by if target_led_by is None else target_led_by
         streams = ((led_by, past), (of_targets, x_tau))
         tokens = torch.cat([self.blocks(tokens, latents, before, change) for tokens, latents in streams], dim=1)
         finest = torch.full_like(past_tau, 1 / self.config.max_steps)
         levels = self.modulation(torch.cat([past_tau, tau], 1), torch.cat([finest, step], 1), tau_before.repeat(1, 2))
         positions, mask = torch.arange(time, device=tau.device), two_streams_mask(time, self.config.window, tau.device)
-        return self.transformer(tokens, levels, positions.repeat(2), mask, time), before, tau_before[..., None, None]
+        out = self._through(tokens, levels, positions.repeat(2), mask, time, memory)
+        return out, before, tau_before[..., None, None]
 
     def sample_levels(self, batch: int, time: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noise levels [B, T] of context frames and of target frames, each frame its own."""
@@ -368,7 +325,11 @@ class LatentPredictor(nn.Module):
         return torch.where(is_any, any_level, past), torch.where(pure, 0.0, tau)
 
     def loss(
-        self, latents: Float[Tensor, "batch time tokens width"], actions: ActionInputs, generator: torch.Generator
+        self,
+        latents: Float[Tensor, "batch time tokens width"],
+        actions: ActionInputs,
+        generator: torch.Generator,
+        memory: Float[Tensor, "batch memory tokens width"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the flow-matching loss of most of the batch plus the shortcut loss of the rest; or regression's.
 
@@ -376,6 +337,7 @@ class LatentPredictor(nn.Module):
             latents: Standardised latents of consecutive frames.
             actions: Actions in row convention.
             generator: CPU source of noise and noise levels.
+            memory: Remembered frames of each window, for models with a memory.
         """
         batch, time = latents.shape[:2]
         past_tau, tau = (levels.to(latents) for levels in self.sample_levels(batch, time, generator))
@@ -384,16 +346,22 @@ class LatentPredictor(nn.Module):
         if self.masked is not None:
             led_by = self.shift(self.embed_actions(actions))
             return masked_loss(self, latents, past, past_tau, tau, led_by, generator)
-        return flow_loss(self, past, past_tau, latents, tau, noise, actions, generator)
+        return flow_loss(self, past, past_tau, latents, tau, noise, actions, generator, memory)
 
     @torch.no_grad()
-    def prefill(self, latents: Float[Tensor, "frames tokens width"], actions: ActionInputs) -> Context:
+    def prefill(
+        self,
+        latents: Float[Tensor, "frames tokens width"],
+        actions: ActionInputs,
+        past: Float[Tensor, "earlier tokens width"] | None = None,
+    ) -> Context:
         """Encode a context once, for all candidates.
 
         Args:
             latents: Clean latents of the context, oldest first; where attention is the memory the last `window - 1`
                 frames are used, and a longer context is cut with a warning in the log, once.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
+            past: Clean latents of all frames before them, of which a model with a memory remembers some.
 
         Raises:
             ValueError: If there is no frame, or a latent is not finite.
@@ -411,21 +379,42 @@ class LatentPredictor(nn.Module):
                 "a context of %d frames is longer than the window of %d: only its last %d frames are seen (told once)",
                 len(latents), self.config.window, keep,
             )  # fmt: skip
+        memory = self.recall(past, latents[-keep:])
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         end = (keep, keep, latents[-1], latents[-2:][0])
         if isinstance(self.transformer, GatedDeltaTransformer):
             states = self.transformer.states(*self._context_blocks(latents[None], led_by))
             return Context((), (), *end, states)
-        keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by))
-        return Context(tuple(keys), tuple(values), *end)
+        keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by, memory))
+        return Context(tuple(keys), tuple(values), *end, memory_tokens=self.config.memory * self.block)
+
+    def recall(
+        self, past: Float[Tensor, "earlier tokens width"] | None, latents: Float[Tensor, "frames tokens width"]
+    ) -> Float[Tensor, "1 memory tokens width"] | None:
+        """Return what a model with a memory remembers of the past when it sees these frames; None without one.
+
+        Raises:
+            ValueError: If latents of the past are not finite.
+        """
+        if not self.config.memory:
+            return None
+        if past is None or not len(past):
+            return latents[:1].expand(self.config.memory, -1, -1)[None]
+        check_finite(past)
+        return past[furthest_apart(past, latents, self.config.memory)][None]
 
     def keys_values(
-        self, latents: Float[Tensor, "batch frames tokens width"], led_by: Float[Tensor, "batch frames model"]
+        self,
+        latents: Float[Tensor, "batch frames tokens width"],
+        led_by: Float[Tensor, "batch frames model"],
+        memory: Float[Tensor, "batch memory tokens width"] | None = None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return every layer's keys and values, [B, h, N, d] each, of clean context frames."""
+        """Return every layer's keys and values, [B, h, N, d] each, of remembered and of clean context frames."""
         tokens, modulation, positions = self._context_blocks(latents, led_by)
-        mask = block_causal_mask(len(positions), self.config.window, latents.device)
-        return self.transformer.keys_values(tokens, modulation, positions, mask)
+        inputs = (tokens, modulation, positions, block_causal_mask(len(positions), self.config.window, latents.device))
+        if memory is not None:
+            inputs = before_window(self, memory, *inputs)
+        return self.transformer.keys_values(*inputs)
 
     def _context_blocks(self, latents: Tensor, led_by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks of clean context frames, the modulation of each frame, and their positions."""

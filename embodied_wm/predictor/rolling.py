@@ -38,12 +38,18 @@ def roll(
         max_frames: Frames that are kept, at most `window - 1`, which None keeps; the same in every call.
 
     Raises:
-        ValueError: If latents are not finite, `max_frames` is out of range, or the context is one of matrices.
+        ValueError: If latents are not finite, `max_frames` is out of range, or the context is one of matrices or holds
+            remembered frames.
     """
     if context.states:
         raise ValueError(
             "got a context of matrices (transformer.mixer='gated_delta'), which new frames are not written to; prefill "
             "it anew"
+        )
+    if context.memory_tokens:
+        raise ValueError(
+            "got a context with remembered frames (predictor.memory > 0), which are chosen anew for every frame; "
+            "prefill it anew (rolling=false)"
         )
     most = model.config.window - 1
     max_frames = most if max_frames is None else max_frames

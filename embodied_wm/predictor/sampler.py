@@ -259,6 +259,7 @@ def imagine_uncached(
     noise: Float[Tensor, "candidates horizon tokens noise"],
     *,
     num_steps: int = 1,
+    memory: Float[Tensor, "1 memory tokens width"] | None = None,
 ) -> Float[Tensor, "candidates horizon tokens width"]:
     """Imagine as `imagine` does, re-running the whole window at every step; the reference for tests and timings.
 
@@ -269,9 +270,11 @@ def imagine_uncached(
         led_by: Embedded actions of the candidates.
         noise: Start of each frame.
         num_steps: Denoising steps per frame.
+        memory: Remembered frames, for models with a memory (from `recall`).
     """
     _check_steps(model, num_steps)
     candidates, horizon = led_by.shape[:2]
+    remembered = None if memory is None else memory.expand(candidates, -1, -1, -1)
     past = repeat(context_latents, "t k d -> s t k d", s=candidates)
     tokens = torch.cat([repeat(context_led_by, "1 t w -> s t w", s=candidates), led_by], dim=1)
     num_context, step, is_clean = past.shape[1], 1 / num_steps, model.config.clean_pass
@@ -286,7 +289,7 @@ def imagine_uncached(
             frames = torch.cat([seen, x_tau[:, None]], dim=1)
             levels = torch.cat([tau, torch.full_like(like, substep * step)], dim=1)
             sizes = torch.cat([size, torch.full_like(like, step)], dim=1)
-            out = model.see(frames, levels, sizes, tokens[:, :time], *windows)[:, -1]
+            out = model.see(frames, levels, sizes, tokens[:, :time], *windows, remembered)[:, -1]
             before = past[:, -1], past_tau[:, -1, None, None]
             x_tau = model.improve(out, x_tau, noise[:, index], *before, number=substep, num_steps=num_steps)
         past = torch.cat([past, x_tau[:, None]], dim=1)

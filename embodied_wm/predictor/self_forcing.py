@@ -70,6 +70,11 @@ def check_rollouts(model: LatentPredictor, rollouts: Rollouts) -> None:
     """Raise ValueError unless a predictor can imagine such rollouts."""
     if model.config.kind not in KINDS:
         raise ValueError(f"self-forcing trains predictors of kind {', '.join(KINDS)}; got {model.config.kind!r}")
+    if model.config.memory:
+        raise ValueError(
+            f"self-forcing imagines windows without remembered frames; got predictor.memory={model.config.memory}, "
+            "expected 0"
+        )
     mixer = model.config.transformer.mixer
     if mixer != "attention":
         raise ValueError(f"self-forcing goes on from keys and values; got mixer={mixer!r}, expected 'attention'")

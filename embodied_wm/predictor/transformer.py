@@ -69,6 +69,24 @@ def two_streams_mask(num_frames: int, window: int, device: torch.device) -> Bool
     return torch.cat([of_context, torch.cat([seen & ~itself, itself], dim=1)])
 
 
+def two_frames_mask(
+    num_seen: int, block: int, window_tokens: int, num_fixed: int, device: torch.device
+) -> Bool[Tensor, "new seen"]:
+    """Return what two new frames may attend to: the first not the second, which reaches one frame less far back.
+
+    Args:
+        num_seen: Tokens that are there, new ones included.
+        block: Tokens of a frame.
+        window_tokens: Most tokens that a frame reaches back over.
+        num_fixed: How many of them, at the front, no window drops.
+        device: Where the mask is wanted.
+    """
+    mask = torch.ones(2 * block, num_seen, dtype=torch.bool, device=device)
+    mask[:block, -block:] = False
+    mask[block:, num_fixed : num_fixed + max(0, num_seen - num_fixed - window_tokens)] = False
+    return mask
+
+
 def rotary_angles(positions_N: Int[Tensor, "tokens"], head_width: int, base: float) -> tuple[Tensor, Tensor]:
     """Return cos and sin tables [N, head_width / 2] of rotary embedding (arXiv 2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_width, 2, device=positions_N.device) / head_width)
@@ -277,13 +295,8 @@ class BlockCausalTransformer(nn.Module):
             if is_last:
                 x, q, mod = layer.select(x, q, mod, 1)
             elif frames > 1:
-                mask = self._two_frames_mask(shared[0].shape[-2] + own[0].shape[2], block, window_tokens, x.device)
+                fixed = self.config.sinks + cache.context.memory_tokens
+                num_seen = self.config.sinks + shared[0].shape[-2] + own[0].shape[2]
+                mask = two_frames_mask(num_seen, block, window_tokens, fixed, x.device)
             x = layer.finish(x, attend_shared(q, layer.with_sinks(*shared), own, mask_NL=mask), mod)
         return x[:, 0]
-
-    def _two_frames_mask(self, num_seen: int, block: int, window_tokens: int, device: torch.device) -> Tensor:
-        """Return what two new frames may attend to: the first not the second, which reaches one frame less far back."""
-        mask = torch.ones(2 * block, self.config.sinks + num_seen, dtype=torch.bool, device=device)
-        mask[:block, -block:] = False
-        mask[block:, self.config.sinks : self.config.sinks + max(0, num_seen - window_tokens)] = False
-        return mask

@@ -17,7 +17,7 @@ from embodied_wm.predictor.distillation import check_distillable, distillation_l
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.self_forcing import Rollouts, check_rollouts, self_forced_loss
 from embodied_wm.training.loop import StageConfig
-from embodied_wm.training.losses import conditioning
+from embodied_wm.training.losses import conditioning, predictor_loss
 from embodied_wm.training.processes import Batch, Loss, Metrics
 from embodied_wm.world_model import WorldModel
 
@@ -129,6 +129,7 @@ def _shared(
     model: WorldModel, own: Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]], share: float, fraction: float
 ) -> Loss:
     """Return the loss that trains the first windows of a batch by `own` and the others as the predictor stage does."""
+    as_before = predictor_loss(model, fraction)
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         size = len(batch["latents"])
@@ -137,9 +138,7 @@ def _shared(
         if count == size:
             return first, metrics
         rest = {name: values[count:] for name, values in batch.items()}
-        second, others = model.predictor.loss(
-            rest["latents"], conditioning(model, rest, fraction, generator), generator
-        )
+        second, others = as_before(rest, generator)
         return (count * first + (size - count) * second) / size, others | metrics
 
     return loss

@@ -133,15 +133,25 @@ class LatentEpisodes:
         return self._read(starts, length)
 
     def sampler(
-        self, *, length: int, batch_size: int, seed: int, members: Sequence[int] | None = None, stride: int = 1
+        self,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        members: Sequence[int] | None = None,
+        stride: int = 1,
+        memory: int = 0,
     ) -> "LatentSampler":
         """Return a sampler of random windows from some (all by default) of the held episodes.
 
         With a stride a window is one row in so many, and its actions are all those up to the next row, side by side;
-        where latents are not in memory, the rows in between are read all the same.
+        where latents are not in memory, the rows in between are read all the same. With a memory a batch also holds
+        latents [B, M, K, D] of that many random rows from before each window, of its episode.
         """
         chosen = list(range(self.num_episodes)) if members is None else list(members)
-        return LatentSampler(self, length=length, batch_size=batch_size, seed=seed, members=chosen, stride=stride)
+        return LatentSampler(
+            self, length=length, batch_size=batch_size, seed=seed, members=chosen, stride=stride, memory=memory
+        )
 
     def _load(self, name: str) -> Tensor:
         rows = [self._store.read(name, *self._store_rows(place)) for place in range(self.num_episodes)]
@@ -223,10 +233,11 @@ class LatentSampler:
         seed: int,
         members: Sequence[int],
         stride: int = 1,
+        memory: int = 0,
     ) -> None:
         self.num_rows = (length - 1) * stride + 1
         index = index_windows(data.ends, members, self.num_rows)
-        self.data, self.batch_size, self.seed, self.stride = data, batch_size, seed, stride
+        self.data, self.batch_size, self.seed, self.stride, self.memory = data, batch_size, seed, stride, memory
         self.starts, self.episodes = torch.from_numpy(index.starts), torch.from_numpy(index.episodes)
         self.offsets = torch.arange(self.num_rows)
 
@@ -245,7 +256,16 @@ class LatentSampler:
         if self.stride > 1 and "action" in batch:
             batch["action"] = chunked(self.data.features["action"][rows], self.stride)
         latents = self.data.windows(starts, self.num_rows)[:, :: self.stride]
+        if self.memory:
+            batch["memory"] = self._remembered(starts, self.episodes[chosen], generator)
         return batch | {"latents": latents, "episode": self.episodes[chosen]}
+
+    def _remembered(self, starts: Tensor, episodes: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents [B, M, K, D] of random rows before the windows; of its first row where a window has none."""
+        firsts = torch.from_numpy(np.concatenate([[0], self.data.ends]))[episodes]
+        earlier = (starts - firsts).clamp_min(1)[:, None]
+        rows = firsts[:, None] + (torch.rand(len(starts), self.memory, generator=generator) * earlier).long()
+        return self.data.windows(rows.flatten(), 1)[:, 0].unflatten(0, rows.shape)
 
 
 def _fingerprint(module: nn.Module) -> str:

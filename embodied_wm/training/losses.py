@@ -1,4 +1,4 @@
-"""The tokenizer's loss, what the predictor is told, and the readouts' loss: shared by training and refinement."""
+"""The losses of tokenizer, predictor and readouts, and what the predictor is told: for training and refinement."""
 
 from collections.abc import Callable
 
@@ -57,6 +57,16 @@ def conditioning(
     codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
     real = torch.where((kind == REAL)[:, None, None], model.normalized(batch["action"]), 0.0)
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
+
+
+def predictor_loss(model: WorldModel, code_fraction: float) -> Loss:
+    """Return the loss of a model's predictor on batches of windows, told as `conditioning` chooses."""
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        told = conditioning(model, batch, code_fraction, generator)
+        return model.predictor.loss(batch["latents"], told, generator, batch.get("memory"))
+
+    return loss
 
 
 def readout_loss(

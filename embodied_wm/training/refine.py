@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.training.forcing import (
@@ -24,7 +24,7 @@ from embodied_wm.training.forcing import (
 )
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
 from embodied_wm.training.loop import Batch, Loss, Metrics, StageConfig, fit
-from embodied_wm.training.losses import conditioning, readout_loss
+from embodied_wm.training.losses import predictor_loss, readout_loss
 from embodied_wm.world_model import WorldModel
 
 
@@ -103,20 +103,17 @@ def refine_model(
     """
 
     def batches(length: int, size: int) -> Callable[[int], Batch]:
-        count, stride = round(config.new_share * size), model.stride
-        first = old.sampler(length=length, batch_size=size - count, seed=seed, stride=stride)
-        return mixed(first, new.sampler(length=length, batch_size=count, seed=seed + 1, stride=stride))
-
-    def predictor_loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        told = conditioning(model, batch, config.code_fraction, generator)
-        return model.predictor.loss(batch["latents"], told, generator)
+        count, stride, memory = round(config.new_share * size), model.stride, model.config.predictor.memory
+        first = old.sampler(length=length, batch_size=size - count, seed=seed, stride=stride, memory=memory)
+        second = new.sampler(length=length, batch_size=count, seed=seed + 1, stride=stride, memory=memory)
+        return mixed(first, second)
 
     windows = batches(config.sequence_length, config.batch_size)
-    extra = _later_losses(model, config)
+    extra = {"predictor": (lambda: predictor_loss(model, config.code_fraction), config.predictor_steps)}
+    extra |= _later_losses(model, config)
     # What makes a loss is called when its stage begins: a teacher is the predictor as the stage before left it.
     stages: dict[str, tuple[nn.Module, Callable[[int], Batch], Callable[[], Loss], int]] = {
-        "predictor": (model.predictor, windows, lambda: predictor_loss, config.predictor_steps),
-        **{name: (model.predictor, windows, make, num_steps) for name, (make, num_steps) in extra.items()},
+        name: (model.predictor, windows, make, num_steps) for name, (make, num_steps) in extra.items()
     }
     if model.embodiment.readouts:
         frames = batches(1, 8 * config.batch_size)

@@ -44,7 +44,7 @@ from embodied_wm.training.frames import (
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
-from embodied_wm.training.losses import conditioning, readout_loss, tokenizer_loss
+from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -193,13 +193,20 @@ class Trainer:
         return self.data[part]
 
     def samplers(
-        self, length: int, config: StageConfig, *, labelled_only: bool = False, stride: int = 0
+        self,
+        length: int,
+        config: StageConfig,
+        *,
+        labelled_only: bool = False,
+        stride: int = 0,
+        wants_memory: bool = False,
     ) -> tuple[LatentSampler, Callable[[int], Batch], Callable[[int], Batch] | None]:
         """Return the sampler of training windows, what reads its batches, and what reads held-out ones if wanted.
 
-        Windows are every `stride`-th row, which is the model's own unless another is given.
+        Windows are every `stride`-th row, by default the model's own, and come with what it remembers where wanted.
         """
         given: Any = {"length": length, "batch_size": config.batch_size, "stride": stride or self.model.stride}
+        given["memory"] = wants_memory * self.model.config.predictor.memory
         members = self.labelled if labelled_only else None
         sampler = self.latents().sampler(seed=self.seed, members=members, **given)
         is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
@@ -276,14 +283,8 @@ class Trainer:
         if predictor.masked is not None:
             predictor.masked.codes.fit_to(self.model.tokenizer)
         predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
-        self._fit_predictor(
-            "predictor",
-            lambda batch, g: predictor.loss(
-                batch["latents"], conditioning(self.model, batch, self.config.code_fraction, g), g
-            ),
-            config,
-            self.config.sequence_length,
-        )
+        loss = predictor_loss(self.model, self.config.code_fraction)
+        self._fit_predictor("predictor", loss, config, self.config.sequence_length)
 
     def train_distillation(self) -> None:
         """Make one denoising step of the predictor's many, where that is asked for."""
@@ -301,7 +302,7 @@ class Trainer:
 
     def _fit_predictor(self, name: str, loss: Loss, config: StageConfig, length: int) -> None:
         """Run a stage of the predictor on windows of latents, whose episodes' labels may be used or not."""
-        _, read, held_out_of = self.samplers(length, config)
+        _, read, held_out_of = self.samplers(length, config, wants_memory=True)
         if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
             self.observer.drawing[name] = drawn_imagination(self.store, self.shown, self.model, self.seed)
 

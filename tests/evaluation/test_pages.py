@@ -26,7 +26,7 @@ from embodied_wm.evaluation.plan_once import plan_once
 from embodied_wm.evaluation.planning import Episodes, measure_agents
 from embodied_wm.evaluation.report import Section, run_record, write_report
 from embodied_wm.evaluation.statistics import estimate
-from embodied_wm.predictor.model import PredictorConfig
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
 from embodied_wm.types import Episode, FeatureSpec

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import ABSENT, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 HORIZON, CANDIDATES = 22, 4

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from embodied_wm.predictor import sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.distillation import check_distillable, denoise, distillation_loss
 from embodied_wm.predictor.inputs import REAL, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.predictor import joint, sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import ABSENT, REAL, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.world_model import WorldModel
 from planners import CEM, GoalDistance

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor import sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import ABSENT, REAL, ActionInputs
 from embodied_wm.predictor.masked import Codes, MaskedTokens, hide, num_undecided
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from embodied_wm.predictor import sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from embodied_wm.predictor import recurrent, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import REAL, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 

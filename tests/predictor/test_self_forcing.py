@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor import sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import REAL, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.self_forcing import Rollouts, check_rollouts, imagine_own, self_forced_loss
 from embodied_wm.predictor.transformer import TransformerConfig
 

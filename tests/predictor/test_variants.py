@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor import sampler
+from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.inputs import ABSENT, ActionInputs
-from embodied_wm.predictor.model import LatentPredictor, PredictorConfig
+from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 Kind = Literal["flow", "regression"]

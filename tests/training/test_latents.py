@@ -86,3 +86,20 @@ def test_sources_that_do_not_exist(tiny_store: Path, tmp_path: Path) -> None:
         episodes(tiny_store, "disk", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one of memory, zarr, online"):
         tiny.training(2, latents="disk")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["memory", "zarr", "online"])
+def test_what_is_remembered_lies_before_its_window(tiny_store: Path, tmp_path: Path, mode: LatentsMode) -> None:
+    data, held = episodes(tiny_store, mode, tmp_path / "l.zarr"), episodes(tiny_store, "memory", tmp_path)
+    sampler = data.sampler(length=5, batch_size=64, seed=3, memory=4)
+    batch, places = sampler.batch(0), []
+    assert batch["memory"].shape == (64, 4, 1, 8)
+    for window, episode, memory in zip(batch["latents"], batch["episode"], batch["memory"], strict=True):
+        rows = held.latents[held.rows_of(int(episode))]
+        start = int((rows.unfold(0, 5, 1).movedim(-1, 1) - window).abs().sum((1, 2, 3)).argmin())
+        gaps = (memory[:, None] - rows[None, : max(1, start)]).abs().amax((2, 3))
+        assert gaps.amin(1).max() < 1e-5
+        places += [(start, int(place)) for place in gaps.argmin(1)]
+    assert len({place for start, place in places if start > 4}) > 4  # not the same ones always
+    plain = data.sampler(length=5, batch_size=64, seed=3).batch(0)
+    assert torch.equal(plain["latents"], batch["latents"])

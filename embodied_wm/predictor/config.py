@@ -1,0 +1,82 @@
+"""Settings of a `LatentPredictor`, and which of them go together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from embodied_wm.predictor.transformer import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """Configure a `LatentPredictor`.
+
+    Attributes:
+        kind: "flow" (diffusion forcing), "regression" (one pass without noise, the baseline that flow must beat) or
+            "masked" (codes of an FSQ tokenizer, decided in rounds).
+        transformer: Size of the network.
+        window: Frames that attention reaches back over, the present one included; a mixer of constant memory has none.
+        max_steps: Most denoising steps the model is trained for; a power of two.
+        context_tau: Noise level (told, not added) of context frames that the model imagined itself.
+        context_noise: Most noise (1 - tau) of nearly clean context frames in training.
+        noisy_context_fraction: Part of the sequences whose context frames have any noise level.
+        shortcut_fraction: Part of each batch that trains large steps.
+        absent_fraction: Part of the sequences trained without actions.
+        action_token: Whether the action is a token of its own in each block; if not, it is added to the latent tokens
+            that it led to, which halves the cost of a frame of one token.
+        clean_pass: Whether a frame, once known, goes through the network again to be context for later ones; if not,
+            the pass that predicted it is what they attend to, which halves the cost of training and of one-step
+            imagination.
+        joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
+        memory: Frames from before the window that every frame may attend to as well (`predictor.memory`); 0 for none.
+    """
+
+    kind: Literal["flow", "regression", "masked"] = "flow"
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    window: int = 16
+    max_steps: int = 4
+    context_tau: float = 0.97
+    context_noise: float = 0.06
+    noisy_context_fraction: float = 0.1
+    shortcut_fraction: float = 0.25
+    absent_fraction: float = 0.1
+    action_token: bool = True
+    clean_pass: bool = True
+    joint_actions: bool = False
+    memory: int = 0
+
+    def check(self, levels: Sequence[int], token_width: int) -> None:
+        """Raise ValueError if the settings are impossible, or do not go with tokens of that width.
+
+        Args:
+            levels: FSQ levels of the channels of a token, where each token is one code.
+            token_width: Channels of a token.
+        """
+        if self.max_steps < 1 or self.max_steps & (self.max_steps - 1):
+            raise ValueError(f"max_steps={self.max_steps} must be a power of two (1, 2, 4, ...)")
+        if self.kind not in ("flow", "regression", "masked"):
+            raise ValueError(f"predictor.kind={self.kind!r}; expected 'flow', 'regression' or 'masked'")
+        if self.kind == "masked" and len(levels) != token_width:
+            raise ValueError(
+                f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "
+                "single FSQ codes. Set model.tokenizer.bottleneck.kind=fsq with levels=[8,5,5,5], width=4, "
+                "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
+                "predictor.kind=flow."
+            )
+        if self.joint_actions and (self.kind != "flow" or not self.action_token):
+            raise ValueError(
+                f"joint_actions=true denoises actions; got kind={self.kind!r} and action_token="
+                f"{self.action_token}, expected 'flow' and a token for the action"
+            )
+        mixer = self.transformer.mixer
+        if not self.clean_pass and (self.joint_actions or self.kind == "masked" or mixer != "attention"):
+            raise ValueError(
+                "clean_pass=false is for kind 'flow' or 'regression', mixer 'attention' and no joint_actions; got "
+                f"kind={self.kind!r}, mixer={mixer!r}, joint_actions={self.joint_actions}"
+            )
+        if self.memory < 0 or (self.memory and (self.kind == "masked" or mixer != "attention" or self.joint_actions)):
+            raise ValueError(
+                "memory is a number of frames, for kind 'flow' or 'regression', mixer 'attention' and no "
+                f"joint_actions; got memory={self.memory}, kind={self.kind!r}, mixer={mixer!r}, joint_actions="
+                f"{self.joint_actions}"
+            )

@@ -1,0 +1,316 @@
+"""Views that come back: what does a memory of frames from before the window know, and what does it cost?
+
+    embodied-wm collect task=glance episodes=600 rows=45 out=glance.zarr
+    python scripts/bench_memory.py glance.zarr --seeds 0 1 2 --picture glance.png
+
+In `glance` a camera slides along a table, a third of which it sees, and four boxes lie still. From held-out episodes
+come points at which a box will be seen again within eight steps that was seen before the last three frames, and in none
+of them. Predictors of the same CPU seconds on one tokenizer (with proprioception, so that a model knows where it looks)
+imagine those steps with the recorded actions: with a window of four frames; with the same window and six remembered
+frames; and with a window of 36, which holds nearly all that was seen. Measured:
+
+- boxes found: which of the four boxes' colours, or the table's, is nearest to what is imagined where the box is; 20% by
+  chance among the five, about 0% for a model that expects an empty table;
+- PSNR of the 9 x 9 pixels around it, and of the whole frame;
+- the right way: given the picture of an earlier view, a known distance away, is its side, left or right, the one whose
+  imagined end looks more like it? 50% by chance.
+
+Frames are remembered by several choices: those furthest apart (what the library does), those nearest to the present,
+random ones, all of the past, and none.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from bench_predictors import figure, of_seeds, print_table, train_predictor, with_predictor
+from rich.console import Console
+from torch import Tensor
+
+from embodied_wm.data.loader import split_episodes
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.predictor.config import PredictorConfig
+from embodied_wm.predictor.memory import furthest_apart
+from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig
+from embodied_wm.tokenizer.frames import FrameTokenizerConfig, psnr
+from embodied_wm.training.latents import LatentEpisodes, felt_by
+from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.train import TrainConfig, train_world_model
+from embodied_wm.world_model import WorldModel, WorldModelConfig
+from sim.tasks.glance import BOXES, RAIL_M, STEP_M, VIEW_M
+
+CAMERA = "observation.images.hand"
+CONTEXT, HORIZON, WINDOW, MEMORY, LONG = 3, 8, 4, 6, 36
+SEEN_M, UNSEEN_M, AROUND = VIEW_M / 2 - 0.035, VIEW_M / 2 + 0.035, 4
+"""A box whose middle is that near the picture's is whole, that far it is gone; pixels to each side of its middle."""
+COLOURS = {"table": (245, 245, 241), "red": (219, 51, 36), "green": (41, 158, 71), "blue": (36, 82, 204),
+           "black": (31, 31, 36)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """Hold one moment of an episode before a box comes back.
+
+    Attributes:
+        row: Of the episode, the last frame that is seen.
+        box: Index of the box.
+        ahead: Steps, from 1, after which it is whole again.
+        goal: Row of an earlier view, from which the side is asked; None where there is none that could lie on both.
+    """
+
+    frames: Tensor
+    latents: Tensor
+    actions: Tensor
+    quantities: np.ndarray
+    row: int
+    box: int
+    ahead: int
+    goal: int | None
+
+    def place(self) -> tuple[int, int]:
+        """Return the pixel (row, column) of the box's middle when it is back."""
+        now = self.quantities[self.row + self.ahead]
+        x, y = now[1 + 2 * self.box] - now[0], now[2 + 2 * self.box]
+        size = self.frames.shape[1]
+        return round(size * (0.5 - y / VIEW_M) - 0.5), round(size * (0.5 + x / VIEW_M) - 0.5)
+
+
+def points_of(data: LatentEpisodes, store: EpisodeStore, episode: int, place: int, rng: np.random.Generator) -> list:
+    """Return the points of one held-out episode: one for each box that comes back, at its first return from there."""
+    stop = int(store.episode_ends[episode])
+    start = stop - int(store.episode_lengths[episode])
+    quantities = store.read("sim.quantities", start, stop)
+    gaps = np.abs(quantities[:, 1::2] - quantities[:, :1])
+    rows, found = data.rows_of(place), []
+    for row in rng.permutation(np.arange(12, len(gaps) - HORIZON)):
+        context, before, after = gaps[row + 1 - CONTEXT : row + 1], gaps[: row + 1 - CONTEXT], gaps[row + 1 :][:HORIZON]
+        back = (context > UNSEEN_M).all(0) & (before < SEEN_M).any(0) & (after < SEEN_M).any(0)
+        for box in np.flatnonzero(back):
+            head = quantities[:, 0]
+            away = np.abs(head[: row + 1 - CONTEXT] - head[row])
+            fits = (gaps[: row + 1 - CONTEXT] < SEEN_M).any(1) & (away > VIEW_M / 2) & (away < HORIZON * STEP_M)
+            fits &= np.abs(head[row]) + away < RAIL_M  # so that either side could be it
+            goals = np.flatnonzero(fits)
+            found.append(
+                Point(
+                    frames=torch.from_numpy(store.read(CAMERA, start, stop)),
+                    latents=data.latents[rows],
+                    actions=data.features["action"][rows],
+                    quantities=quantities,
+                    row=int(row),
+                    box=int(box),
+                    ahead=int((after[:, box] < SEEN_M).argmax()) + 1,
+                    goal=int(rng.choice(goals)) if len(goals) else None,
+                )
+            )
+        if len(found) >= 3:
+            break
+    return found[:3]
+
+
+Choice = Callable[[Tensor, Tensor], Tensor]
+
+
+def nearest(past: Tensor, seen: Tensor) -> Tensor:
+    """Return the frames of the past that are most like the present one."""
+    return (past - seen[-1]).flatten(1).norm(dim=1).argsort()[:MEMORY]
+
+
+CHOICES: dict[str, Choice] = {
+    "furthest apart": lambda past, seen: furthest_apart(past, seen, MEMORY),
+    "nearest": nearest,
+    "random": lambda past, seen: torch.randperm(len(past), generator=torch.Generator().manual_seed(len(past)))[:MEMORY],
+    "all": lambda past, seen: torch.arange(len(past)),
+}
+
+
+def imagine(model: WorldModel, point: Point, actions: Tensor, choice: Choice | None) -> Tensor:
+    """Return the latents [S, H, K, D] after actions [S, H, A] from a point."""
+    context = CONTEXT if model.config.predictor.window < LONG else LONG - 1
+    first = max(0, point.row + 1 - context)
+    seen, past = point.latents[first : point.row + 1], point.latents[:first]
+    memory = past[choice(past, seen)] if choice and model.config.predictor.memory else None
+    predictor, settings = model.predictor, model.predictor.config
+    if memory is not None:
+        predictor.config = replace(settings, memory=len(memory))  # all that is chosen, however much
+    known = model.prefill_latents(seen, point.actions[first : point.row], past=memory)
+    predictor.config = settings
+    return model.imagine(known, actions, generator=torch.Generator().manual_seed(point.row))
+
+
+def measured(model: WorldModel, point: Point, choice: Choice | None) -> tuple[dict[str, float], Tensor]:
+    """Return the measures of a point and the picture that is imagined when the box is back."""
+    following = point.actions[point.row : point.row + point.ahead][None]
+    imagined = model.decode(imagine(model, point, following, choice)[0, -1])
+    found = judged(imagined, point)
+    if point.goal is not None:
+        head = point.quantities[:, 0]
+        away = float(head[point.goal] - head[point.row])
+        steps = int(np.ceil(abs(away) / STEP_M))
+        both = torch.tensor([away, -away])[:, None, None].expand(2, steps, 1) / steps / STEP_M
+        tokens = model.config.tokenizer.num_tokens  # those of the picture, without what is felt
+        ends = imagine(model, point, both, choice)[:, -1, :tokens]
+        gaps = (ends - point.latents[point.goal, :tokens]).square().sum((1, 2))
+        found["right way %"] = 100.0 * float(gaps[0] < gaps[1])
+    return found, imagined
+
+
+def judged(imagined: Tensor, point: Point) -> dict[str, float]:
+    """Return what a picture [h, w, 3] of the moment when the box is back says of it."""
+    true, (row, column) = point.frames[point.row + point.ahead], point.place()
+    middle = imagined[row - 1 : row + 2, column - 1 : column + 2].float().mean((0, 1))
+    gaps = (middle - torch.tensor(list(COLOURS.values())).float()).norm(dim=1)
+    around = tuple(slice(max(0, at - AROUND), at + AROUND + 1) for at in (row, column))
+    return {
+        "found %": 100.0 * (list(COLOURS)[int(gaps.argmin())] == BOXES[point.box]),
+        "box dB": float(psnr(imagined[around][None], true[around][None])),
+        "frame dB": float(psnr(imagined[None], true[None])),
+    }
+
+
+def milliseconds(model: WorldModel, point: Point, choice: Choice | None) -> float:
+    """Return the processor time of imagining 128 candidates, prefill included; median of 15."""
+    actions, times = torch.zeros(128, HORIZON, 1), []
+    for _ in range(16):
+        began = time.thread_time()
+        imagine(model, point, actions, choice)
+        times.append(1000 * (time.thread_time() - began))
+    return float(np.median(times[1:]))
+
+
+def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> None:
+    """Draw what was seen last, what came, and what each model imagined, one point a row."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = {
+        "last seen": [point.frames[point.row] for point in points],
+        "what came": [point.frames[point.row + point.ahead] for point in points],
+        **pictures,
+    }
+    rows = range(min(6, len(points)))
+    canvas, axes = pyplot.subplots(len(rows), len(columns), figsize=(1.35 * len(columns), 1.3 * len(rows) + 0.3))
+    for row in rows:
+        for axis, (name, column) in zip(axes[row], columns.items(), strict=True):
+            axis.imshow(column[row].numpy())
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(name, fontsize=8)
+    canvas.tight_layout(pad=0.3)
+    canvas.savefig(path, dpi=110)
+    pyplot.close(canvas)
+
+
+def config_for(image_size: int) -> WorldModelConfig:
+    """Return sizes for a camera that moves: four tokens a frame, and one of where the camera is."""
+    return WorldModelConfig(
+        tokenizer=FrameTokenizerConfig(
+            image_size=(image_size, image_size),
+            channels=(16, 32, 64),
+            token_grid=(2, 2),
+            cells_per_token=(2, 2),
+            rare_weight=5.0,
+            bottleneck=BottleneckConfig(width=8),
+        ),
+        predictor=PredictorConfig(
+            transformer=TransformerConfig(width=128, depth=2, num_heads=4, hidden=352),
+            window=WINDOW,
+            action_token=False,
+            clean_pass=False,
+        ),
+        proprioception="observation.state",
+    )
+
+
+def main() -> None:
+    """Train on `glance`, and measure what each predictor knows of views that come back."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds for each predictor")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the predictors; pictures show the first")
+    parser.add_argument("--tokenizer-steps", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_memory"))
+    parser.add_argument("--picture", type=Path, default=None, help="PNG of what is imagined")
+    options, console = parser.parse_args(), Console(width=200)
+    torch.set_num_threads(1)
+    store = EpisodeStore.open(options.store)
+    stage = StageConfig(num_steps=options.tokenizer_steps, batch_size=24, learning_rate=2e-3, num_threads=1)
+    base = train_world_model(
+        store,
+        config_for(store.features[CAMERA].shape[0]),
+        TrainConfig(tokenizer=stage, camera=CAMERA),
+        options.out,
+        seed=0,
+        stages=("tokenizer", "readouts"),
+        console=console,
+    )
+    train, held_out = split_episodes(store.num_episodes)
+    data, unseen = (
+        LatentEpisodes(
+            store,
+            base.tokenizer,
+            camera=CAMERA,
+            episodes=part.tolist(),
+            features=["action"],
+            felt=felt_by(base),
+        )
+        for part in (train, held_out)
+    )
+    rng = np.random.default_rng(0)
+    points = [
+        point
+        for place, episode in enumerate(held_out.tolist())
+        for point in points_of(unseen, store, episode, place, rng)
+    ]
+    asked = sum(point.goal is not None for point in points)
+    console.print(f"{len(points)} boxes come back in {len(held_out)} held-out episodes; {asked} sides are asked")
+    rows: dict[str, list[dict[str, np.ndarray]]] = {}
+    pictures: dict[str, list[Tensor]] = {}
+
+    def note(name: str, found: list[tuple[dict[str, float], Tensor]], **extra: float) -> None:
+        keys = dict.fromkeys(key for row, _ in found for key in row)
+        row = {key: np.array([each[key] for each, _ in found if key in each]) for key in keys}
+        rows.setdefault(name, []).append(row | {key: np.array([value]) for key, value in extra.items()})
+        pictures.setdefault(name, [picture for _, picture in found])
+
+    ends = [(point, point.frames[point.row + point.ahead]) for point in points]
+    shown = [(point, base.decode(base.tokenizer.encode(true))) for point, true in ends]
+    note("encoded and decoded", [(judged(picture, point), picture) for point, picture in shown])
+    empty = torch.tensor(COLOURS["table"], dtype=torch.uint8).expand_as(points[0].frames[0])
+    note("an empty table", [(judged(empty, point), empty) for point in points])
+    for seed in options.seeds:
+        for name, window, memory, choices in (
+            (f"window of {WINDOW}", WINDOW, 0, {"": None}),
+            (f"window of {WINDOW}, {MEMORY} remembered", WINDOW, MEMORY, CHOICES | {"none": None}),
+            (f"window of {LONG}", LONG, 0, {"": None}),
+        ):
+            model = with_predictor(base, seed, window=window, memory=memory)
+            train_predictor(model, data, options.seconds, seed, console, length=40 if window == LONG else 11)
+            model.save(options.out / f"{window}_{memory}_{seed}")
+            for how, choice in choices.items():
+                found = [measured(model, point, choice) for point in points]
+                spent = milliseconds(model, points[0], choice)
+                note(f"{name}{': ' * bool(how)}{how}", found, **{"ms for 128": spent})
+    table = {
+        name: {
+            key: of_seeds([row[key] for row in each]) if len(each) > 1 else figure(each[0][key].tolist())
+            for key in each[0]
+        }
+        for name, each in rows.items()
+    }
+    print_table(console, f"{options.store.name}: boxes that come back; (each seed)", table)
+    if options.picture:
+        remembers = f"window of {WINDOW}, {MEMORY} remembered: furthest apart"
+        keep = ("encoded and decoded", f"window of {WINDOW}", remembers, f"window of {LONG}")
+        draw(options.picture, points, {name.replace(": ", ":\n"): pictures[name] for name in keep})
+
+
+if __name__ == "__main__":
+    main()
