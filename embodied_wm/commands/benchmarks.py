@@ -55,6 +55,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         rolling=config.get("rolling", False),
         adapter=config.get("adapter"),
         precision=config.get("precision", "fp32"),
+        denoising_steps=config.get("denoising_steps", 1),
         control=config.get("control", Control()),
     )
 

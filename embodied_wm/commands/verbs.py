@@ -129,6 +129,7 @@ def imagine(config: Config, run: Run) -> None:
         start=config["start"],
         context_frames=config["context_frames"],
         horizon=config["horizon"],
+        denoising_steps=config["denoising_steps"],
         seed=config["seed"],
         console=run.console,
     )
@@ -147,6 +148,7 @@ def plan(config: Config, run: Run) -> None:
         config["objective"]["weights"],
         objective=config["objective"]["kind"],
         control=config["control"],
+        denoising_steps=config["denoising_steps"],
         seed=config["seed"],
         run_dir=run.folder,
         console=run.console,
@@ -199,7 +201,8 @@ def _add_to_card(config: Config, run: Run) -> None:
     from embodied_wm.model_card import add_figures
     from embodied_wm.pretrained import FOLDER
 
-    if not config["card"] or config.get("adapter") is not None or config.get("precision", "fp32") != "fp32":
+    is_plain = config.get("precision", "fp32") == "fp32" and config.get("denoising_steps", 1) == 1
+    if not config["card"] or config.get("adapter") is not None or not is_plain:
         return
     folder = checkpoint_folder(config)
     if folder.parent == FOLDER:

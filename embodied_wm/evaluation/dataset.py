@@ -18,7 +18,7 @@ from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.progress import Track
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.embodiment import check_compatible
-from embodied_wm.training.frames import felt_rows
+from embodied_wm.training.frames import felt_rows, past_latents
 from embodied_wm.world_model import WorldModel
 
 NUM_FILMS = 4
@@ -67,6 +67,7 @@ def imagine_window(
     generator: torch.Generator,
     num_steps: int = 1,
     proprioception: Tensor | None = None,
+    past: Tensor | None = None,
 ) -> ImaginedWindow:
     """Imagine the end of a recorded window from its first frames and its actions, and compare.
 
@@ -78,12 +79,13 @@ def imagine_window(
         generator: CPU source of noise.
         num_steps: Denoising steps per imagined frame.
         proprioception: [C + H, P], for models that want it with their frames.
+        past: Latents of the frames before the window, for models with a memory.
     """
     device = next(world_model.parameters()).device
     real = torch.from_numpy(frames).to(device)
     led_by = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(device)
     felt, felt_later = (None, None) if proprioception is None else proprioception.split([context, len(real) - context])
-    known = world_model.prefill(real[:context], led_by[: context - 1], proprioception=felt)
+    known = world_model.prefill(real[:context], led_by[: context - 1], proprioception=felt, past=past)
     future = led_by[None, context - 1 : len(frames) - 1]
     latents = world_model.imagine(known, future, num_steps=num_steps, generator=generator)[0]
     true = real[context:]
@@ -168,6 +170,7 @@ def judge_dataset(
                     generator=generator,
                     num_steps=num_steps,
                     proprioception=felt_rows(store, world_model, first + start, first + start + length),
+                    past=past_latents(store, world_model, first, first + start),
                 )
                 groups.append(episode)
                 for key, curve in window.curves.items():

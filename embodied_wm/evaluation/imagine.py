@@ -15,7 +15,7 @@ from embodied_wm.evaluation.pages_imagination import last_step, quality_charts, 
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.training.embodiment import check_compatible
-from embodied_wm.training.frames import felt_rows
+from embodied_wm.training.frames import felt_rows, past_latents
 from embodied_wm.world_model import WorldModel
 
 
@@ -28,6 +28,7 @@ def imagine_episode(
     start: int,
     context_frames: int,
     horizon: int,
+    denoising_steps: int = 1,
     seed: int,
     console: Console | None = None,
 ) -> Path:
@@ -41,6 +42,7 @@ def imagine_episode(
         start: First context frame, a row of the episode.
         context_frames: C, frames that the model is given.
         horizon: Frames to imagine; fewer where the episode ends earlier.
+        denoising_steps: Of each imagined frame.
         seed: Of the noise.
         console: Where to say what was written; the terminal if None.
 
@@ -74,7 +76,9 @@ def imagine_episode(
         np.asarray(rows["action"])[start:stop],
         context=context_frames,
         generator=torch.Generator().manual_seed(seed),
+        num_steps=denoising_steps,
         proprioception=felt_rows(store, world_model, first + start, first + stop),
+        past=past_latents(store, world_model, first, first + start),
     )
     measures = {key: by_horizon(curve[None], seed=seed) for key, curve in window.curves.items()}
     labels = step_labels(context_frames, imagined_steps)
@@ -89,6 +93,7 @@ def imagine_episode(
         "start": start,
         "context_frames": context_frames,
         "horizon": imagined_steps,
+        "denoising_steps": denoising_steps,
     }
     report = write_report(
         run_dir,

@@ -44,6 +44,7 @@ class PlanningSetup:
         kind: How actions condition the model.
         adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
         precision: What imagination multiplies in; see `predictor.int8`.
+        denoising_steps: Of each imagined frame.
         control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
     """
 
@@ -56,6 +57,7 @@ class PlanningSetup:
     kind: ActionKind = "real"
     adapter: str | None = None
     precision: Precision = "fp32"
+    denoising_steps: int = 1
     control: Control = field(default_factory=Control)
 
 
@@ -78,8 +80,11 @@ def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
         world_model = WorldModel.load(checkpoint)
         set_precision(world_model.predictor.transformer, setup.precision)
         model = judged_world_model(world_model, setup)
-    elif setup.precision != "fp32":
-        raise ValueError(f"precision={setup.precision}: the model of adapter={setup.adapter} chooses its own; leave it")
+    elif setup.precision != "fp32" or setup.denoising_steps != 1:
+        raise ValueError(
+            f"precision={setup.precision}, denoising_steps={setup.denoising_steps}: the model of adapter="
+            f"{setup.adapter} chooses its own; leave them"
+        )
     else:
         model = _adapter(setup.adapter)(checkpoint, setup)
     check_fits(model, task)
@@ -89,7 +94,12 @@ def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
 def judged_world_model(world_model: WorldModel, setup: PlanningSetup) -> JudgedModel:
     """Put our model behind its adapter."""
     return JudgedWorldModel(
-        world_model, get_task(setup.task), objective=setup.objective, weights=setup.weights, kind=setup.kind
+        world_model,
+        get_task(setup.task),
+        objective=setup.objective,
+        weights=setup.weights,
+        kind=setup.kind,
+        num_steps=setup.denoising_steps,
     )
 
 

@@ -319,7 +319,16 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]
     time = format_duration(run["wall_seconds"]) if run["wall_seconds"] else ""
     precision = run["config"].get("precision", "fp32")
     rounded = "" if precision == "fp32" else f"imagined in {precision}"
-    facts = [KINDS.get(report["kind"], report["kind"]), str(run["device"]), rounded, time, f"seed {run['seed']}"]
+    steps = run["config"].get("denoising_steps", 1)
+    denoised = f"{steps} denoising steps" if isinstance(steps, int) and steps > 1 else ""
+    facts = [
+        KINDS.get(report["kind"], report["kind"]),
+        str(run["device"]),
+        rounded,
+        denoised,
+        time,
+        f"seed {run['seed']}",
+    ]
     return compose_page(
         title=report["title"],
         kind=" \u00b7 ".join(fact for fact in facts if fact),

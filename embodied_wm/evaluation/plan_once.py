@@ -64,6 +64,7 @@ def plan_once(
     objective: ObjectiveKind,
     control: Control | None = None,
     context: int = 3,
+    denoising_steps: int = 1,
     seed: int,
     run_dir: Path,
     console: Console,
@@ -78,6 +79,7 @@ def plan_once(
         objective: What the planner minimises.
         control: Budget, chunks and safety.
         context: Frames that the model is given at each decision.
+        denoising_steps: Of each imagined frame.
         seed: Draws the pair and the planner's candidates.
         run_dir: Where the report goes.
         console: Where progress and the outcome are shown.
@@ -89,7 +91,7 @@ def plan_once(
         ValueError: If the model belongs to another robot or camera.
     """
     began = time.monotonic()
-    model = JudgedWorldModel(world_model, task, objective=objective, weights=weights)
+    model = JudgedWorldModel(world_model, task, objective=objective, weights=weights, num_steps=denoising_steps)
     check_fits(model, task)
     control = control or Control()
     agent = ModelAgent(model, planner, context=context, control=control)
@@ -116,6 +118,7 @@ def plan_once(
         "weights": repr(weights),
         "control": repr(control),
         "precision": world_model.predictor.transformer.precision,
+        "denoising_steps": denoising_steps,
     }
     report = write_report(
         run_dir,

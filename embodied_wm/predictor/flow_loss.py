@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embodied_wm.predictor import flow
 from embodied_wm.predictor.inputs import ABSENT, REAL, ActionInputs
+from embodied_wm.predictor.joint import UNLED_WEIGHT
 
 if TYPE_CHECKING:
     from embodied_wm.predictor.model import LatentPredictor
@@ -78,6 +79,8 @@ def flow_loss(
     out, before, tau_before = model.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by, memory)
     error = (model.read(out, before, tau_before) - target).square().mean((2, 3))
     weight = (1 - 0.9 * tau) * _trusted(past_tau)
+    if noised is not None:
+        weight = weight * torch.where(noised.chosen[:, None], UNLED_WEIGHT, 1.0)
     loss = (error * weight)[:, 1:].mean()
     with torch.no_grad():
         clean = (past_tau.mean(1, keepdim=True) >= 0.8).expand_as(tau)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FRACTION, GIVEN_LATENTS, UNKNOWN_PAST = 0.3, 1 / 3, 0.5
 """Part of the sequences with noised actions; of these, parts with clean latents and with no actions in the past."""
+ACTION_WEIGHT, UNLED_WEIGHT = 0.1, 0.1
+"""Weights of the error of actions, and of latents that are foretold without knowing the action that leads to them."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class JointActions(nn.Module):
             clean = given.tau[:, 1:] == 1
             picks = {"inverse": asked & clean, "policy": asked & ~clean}
             metrics = {name: float(error[pick].mean()) for name, pick in picks.items()}
-        return (error * weight).mean(), metrics
+        return ACTION_WEIGHT * (error * weight).mean(), metrics
 
 
 @torch.no_grad()

@@ -149,6 +149,15 @@ def felt_rows(store: EpisodeStore, model: WorldModel, start: int, stop: int) -> 
     return torch.from_numpy(rows.astype(np.float32)).to(model.action_low.device)
 
 
+@torch.no_grad()
+def past_latents(store: EpisodeStore, model: WorldModel, start: int, stop: int) -> Tensor | None:
+    """Return the latents [stop - start, K, D] of a store's rows for a model with a memory; None where there is none."""
+    if not model.config.predictor.memory or stop <= start:
+        return None
+    rows = side_by_side(partial(store.read, start=start, stop=stop), model.embodiment.camera)
+    return model.encode(torch.from_numpy(rows).to(model.action_low.device), felt_rows(store, model, start, stop))
+
+
 def _window(
     store: EpisodeStore, episode: int, model: WorldModel, length: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], Tensor | None]:
