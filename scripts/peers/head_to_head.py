@@ -63,6 +63,7 @@ from embodied_wm.world_model import WorldModel
 ADAPTER = f"{Path(__file__).resolve().parents[1] / 'judge_lewm.py'}:load"
 OWN_STEPS, OWN_CANDIDATES, OWN_ELITES, OWN_ITERATIONS = 5, 300, 30, 10
 """Of the peer's released evaluation (config/eval/solver/cem.yaml, pusht.yaml); it refits 30 times."""
+PEERS = {"lewm": "LeWM", "pldm": "PLDM"}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -126,7 +127,7 @@ def lewm_entrants(checkpoint: Path, task: str) -> list[Entrant]:
         "planner.include_zero=false",
         "planner.choose=mean",
     ]
-    adapter, name = f"adapter={ADAPTER}", f"LeWM {checkpoint.stem}"
+    adapter, name = f"adapter={ADAPTER}", f"{PEERS[recipe.get('peer', 'lewm')]} {checkpoint.stem}"
     settings = {
         "our planner, state": (("objective=state", ahead), ()),
         "our planner, own cost": (("objective=latent", ahead), ()),

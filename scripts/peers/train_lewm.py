@@ -1,9 +1,10 @@
 # pyright: reportMissingImports=false
 # (the peer's package and transformers are no dependencies of this project)
-"""Train stable-worldmodel's LeWM on the episodes of a store, for a given time, to be judged beside our model.
+"""Train stable-worldmodel's LeWM or PLDM on the episodes of a store, for a given time, to be judged beside our model.
 
     pip install stable-worldmodel==0.1.1 transformers
     python scripts/peers/train_lewm.py push.zarr lewm.pt --minutes 30
+    python scripts/peers/train_lewm.py push.zarr pldm.pt --minutes 30 --peer pldm
 
 Model class, SIGReg and the recipe are the peer's own (github.com/lucas-maes/le-wm: config/train/lewm.yaml, train.py):
 the loss is the squared error of the next embedding, without a stopped gradient, plus 0.09 SIGReg (17 knots, 1024
@@ -11,6 +12,13 @@ projections); AdamW at 5e-5 with weight decay 1e-3, linear warm-up and cosine, g
 of history and one predicted, dropout 0.1 in the predictor, frames in ImageNet's units, actions in units of their std,
 the last tenth of the data held out. Theirs are 100 epochs of 224x224 in bf16 on a GPU, with five actions a step. On a
 CPU widths (`--size small`), rate, batch and frameskip are open; what was tried is written in head_to_head.py.
+
+PLDM (arXiv 2502.14819) is in the peer's hands the same encoder and predictor with another loss: instead of SIGReg the
+variance and covariance of embeddings, over sequences and along each, and how far embeddings move in a step, by the
+peer's weights (scripts/train/config/pldm.yaml; its inverse dynamics have weight 0 there). As the networks are the same
+it is judged as a LeWM is, whose rollout is the faster one of the two. The peer's goal-conditioned
+behaviour cloning needs weights of DINOv2 that are downloaded, which a machine without a network has not; ours, on our
+latents, is measured beside.
 
 Time is CPU time of this process on one thread: other work on the machine takes nothing from the peer. Afterwards, not
 counted, our own readouts are fitted on embeddings of the training episodes' real frames, with the steps and the rate of
@@ -21,13 +29,14 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from stable_worldmodel.wm.loss import SIGReg
+from stable_worldmodel.wm.loss import PLDMLoss, SIGReg
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,6 +55,7 @@ from sim.tasks import get_task
 from sim.tasks.base import Task
 
 SIZES = {"reference": REFERENCE, "small": SMALL}
+PLDM_WEIGHTS = {"std_loss": 18.0, "std_t_loss": 0.7, "cov_loss": 12.0, "temp_align_loss": 0.2}
 WARMUP = 0.01
 PROBE_STEPS, PROBE_BATCH, PROBE_RATE = 1500, 256, 4e-3
 AHEAD, NUM_HELD_OUT = 10, 64
@@ -57,16 +67,18 @@ class Recipe:
     """Say how LeWM is trained; the defaults are the peer's.
 
     Attributes:
+        peer: "lewm" or "pldm".
         size: Key of SIZES.
         frameskip: Actions of one step.
         batch_size: Windows of an optimiser step.
         learning_rate: Peak of AdamW's rate.
         weight_decay: AdamW's, of all parameters.
-        sigreg: Weight of SIGReg.
+        sigreg: Weight of SIGReg, of LeWM alone.
         clip_norm: Largest gradient norm.
         seed: Of weights, batches and projections.
     """
 
+    peer: str = "lewm"
     size: str = "reference"
     frameskip: int = 5
     batch_size: int = 128
@@ -77,19 +89,36 @@ class Recipe:
     seed: int = 0
 
 
-def losses(model: Any, sigreg: nn.Module, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the error of the next embedding and SIGReg, as the peer's train.py takes them.
+Regulariser = Callable[[Tensor], Tensor]
+
+
+def regulariser_of(recipe: Recipe) -> Regulariser:
+    """Return what keeps embeddings [B, T, W] from collapsing, weighed as the peer weighs it."""
+    if recipe.peer == "pldm":
+        terms = PLDMLoss()
+
+        def weighed(embeddings: Tensor) -> Tensor:
+            found = terms(embeddings)
+            return torch.stack([weight * found[name] for name, weight in PLDM_WEIGHTS.items()]).sum()
+
+        return weighed
+    sigreg = SIGReg(knots=17, num_proj=1024)
+    return lambda embeddings: recipe.sigreg * sigreg(embeddings.transpose(0, 1))
+
+
+def losses(model: Any, regulariser: Regulariser, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the error of the next embedding and the regulariser, as the peer's training takes them.
 
     Args:
-        model: The LeWM.
-        sigreg: The peer's.
+        model: The LeWM or PLDM.
+        regulariser: From `regulariser_of`.
         frames: uint8 [B, HISTORY + 1, h, w, 3].
         actions: Normalised, all of a step together, [B, HISTORY, frameskip x A].
     """
     seen = model.encode({"pixels": normalised(frames), "action": actions})
     embeddings = seen["emb"]
     expected = model.predict(embeddings[:, :HISTORY], seen["act_emb"])
-    return (expected - embeddings[:, 1:]).square().mean(), sigreg(embeddings.transpose(0, 1))
+    return (expected - embeddings[:, 1:]).square().mean(), regulariser(embeddings)
 
 
 def rate_at(progress: float) -> float:
@@ -105,15 +134,15 @@ def train(
     """Train for some seconds of CPU time; return the model and how many steps it saw."""
     torch.manual_seed(recipe.seed)
     model = build(recipe.frameskip * len(mean), SIZES[recipe.size]).train()
-    sigreg = SIGReg(knots=17, num_proj=1024)
+    regulariser = regulariser_of(recipe)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     began, step, shown = time.process_time(), 0, -PRINT_EVERY_S
     while (spent := time.process_time() - began) < seconds:
         batch = loader.batch(step)
         frames = torch.from_numpy(batch[camera][:, :: recipe.frameskip])
         actions = (torch.from_numpy(batch["action"][:, :-1]) - mean) / std
-        error, gaussian = losses(model, sigreg, frames, actions.unflatten(1, (HISTORY, -1)).flatten(2))
-        loss = error + recipe.sigreg * gaussian
+        error, regular = losses(model, regulariser, frames, actions.unflatten(1, (HISTORY, -1)).flatten(2))
+        loss = error + regular
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {float(loss)} at step {step}: take a smaller --learning-rate")
         for group in optimiser.param_groups:
@@ -125,7 +154,7 @@ def train(
         step += 1
         if spent - shown >= PRINT_EVERY_S:
             shown = spent
-            print(f"{spent:5.0f} s, step {step}: prediction {error:.4f}, SIGReg {gaussian:.2f}", flush=True)
+            print(f"{spent:5.0f} s, step {step}: prediction {error:.4f}, regulariser {regular:.3f}", flush=True)
     return model.eval(), step
 
 
@@ -205,6 +234,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path, help="checkpoint to write, for scripts/judge_lewm.py")
     parser.add_argument("--minutes", type=float, required=True, help="CPU time of training")
+    parser.add_argument("--peer", choices=["lewm", "pldm"], default=Recipe.peer)
     parser.add_argument("--size", choices=list(SIZES), default=Recipe.size)
     parser.add_argument("--frameskip", type=int, default=Recipe.frameskip)
     parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
