@@ -1,19 +1,18 @@
-"""Views that come back: what does a memory of frames from before the window know, and what does it cost?
+"""What comes to light again: what does a memory of frames from before the window know, and what does it cost?
 
-    embodied-wm collect task=glance episodes=600 rows=45 out=glance.zarr
-    python scripts/bench_memory.py glance.zarr --seeds 0 1 2 --picture glance.png
+    embodied-wm collect task=curtain episodes=600 rows=45 out=curtain.zarr
+    python scripts/bench_memory.py curtain.zarr --seeds 0 1 2 --picture curtain.png
 
-In `glance` a camera slides along a table, a third of which it sees, and four boxes lie still. From held-out episodes
-come points at which a box will be seen again within eight steps that was seen before the last three frames, and in none
-of them. Predictors of the same CPU seconds on one tokenizer (with proprioception, so that a model knows where it looks)
-imagine those steps with the recorded actions: with a window of four frames; with the same window and six remembered
-frames; and with a window of 36, which holds nearly all that was seen. Measured:
+In `curtain` a curtain that hides half of a table slides to and fro over four boxes that lie still. From held-out
+episodes come points at which a box will be whole again within eight steps that was whole before the last three frames,
+and of which none of these shows anything. Predictors of the same CPU seconds on one tokenizer imagine those steps with
+the recorded actions: with a window of four frames; with the same window and six remembered frames; and with a window of
+36, which holds nearly all that was seen. Measured where and when the box is back:
 
-- boxes found: which of the four boxes' colours, or the table's, is nearest to what is imagined where the box is; 20% by
-  chance among the five, about 0% for a model that expects an empty table;
-- PSNR of the 9 x 9 pixels around it, and of the whole frame;
-- the right way: given the picture of an earlier view, a known distance away, is its side, left or right, the one whose
-  imagined end looks more like it? 50% by chance.
+- boxes found: whether of the four boxes' colours, the table's and the curtain's the right one is nearest to what is
+  imagined in its middle;
+- the box's place, read from imagined latents, in cm;
+- PSNR of the 9 x 9 pixels around it, and of the whole frame.
 
 Frames are remembered by several choices: those furthest apart (what the library does), those nearest to the present,
 random ones, all of the past, and none.
@@ -39,18 +38,20 @@ from embodied_wm.predictor.memory import furthest_apart
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig, psnr
-from embodied_wm.training.latents import LatentEpisodes, felt_by
+from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import TrainConfig, train_world_model
 from embodied_wm.world_model import WorldModel, WorldModelConfig
-from sim.tasks.glance import BOXES, RAIL_M, STEP_M, VIEW_M
+from sim.tasks.curtain import BOX_M, BOXES, HIDES_M
 
-CAMERA = "observation.images.hand"
+CAMERA = "observation.images.top"
 CONTEXT, HORIZON, WINDOW, MEMORY, LONG = 3, 8, 4, 6, 36
-SEEN_M, UNSEEN_M, AROUND = VIEW_M / 2 - 0.035, VIEW_M / 2 + 0.035, 4
-"""A box whose middle is that near the picture's is whole, that far it is gone; pixels to each side of its middle."""
-COLOURS = {"table": (245, 245, 241), "red": (219, 51, 36), "green": (41, 158, 71), "blue": (36, 82, 204),
-           "black": (31, 31, 36)}  # fmt: skip
+WHOLE_M, HIDDEN_M = 1.03 * HIDES_M + BOX_M + 0.005, 1.03 * HIDES_M - BOX_M
+"""A box whose middle is that far from the curtain's is whole in the picture, that near it is hidden."""
+VIEW_M, AROUND = 0.408, 4
+"""Width of the picture at the height of the boxes; pixels to each side of a box's middle."""
+COLOURS = {"table": (245, 245, 241), "curtain": (92, 107, 153), "red": (219, 51, 36), "green": (41, 158, 71),
+           "yellow": (230, 184, 26), "black": (31, 31, 36)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,6 @@ class Point:
         row: Of the episode, the last frame that is seen.
         box: Index of the box.
         ahead: Steps, from 1, after which it is whole again.
-        goal: Row of an earlier view, from which the side is asked; None where there is none that could lie on both.
     """
 
     frames: Tensor
@@ -71,12 +71,10 @@ class Point:
     row: int
     box: int
     ahead: int
-    goal: int | None
 
     def place(self) -> tuple[int, int]:
         """Return the pixel (row, column) of the box's middle when it is back."""
-        now = self.quantities[self.row + self.ahead]
-        x, y = now[1 + 2 * self.box] - now[0], now[2 + 2 * self.box]
+        x, y = self.quantities[0, 1 + 2 * self.box : 3 + 2 * self.box]
         size = self.frames.shape[1]
         return round(size * (0.5 - y / VIEW_M) - 0.5), round(size * (0.5 + x / VIEW_M) - 0.5)
 
@@ -90,13 +88,8 @@ def points_of(data: LatentEpisodes, store: EpisodeStore, episode: int, place: in
     rows, found = data.rows_of(place), []
     for row in rng.permutation(np.arange(12, len(gaps) - HORIZON)):
         context, before, after = gaps[row + 1 - CONTEXT : row + 1], gaps[: row + 1 - CONTEXT], gaps[row + 1 :][:HORIZON]
-        back = (context > UNSEEN_M).all(0) & (before < SEEN_M).any(0) & (after < SEEN_M).any(0)
+        back = (context < HIDDEN_M).all(0) & (before > WHOLE_M).any(0) & (after > WHOLE_M).any(0)
         for box in np.flatnonzero(back):
-            head = quantities[:, 0]
-            away = np.abs(head[: row + 1 - CONTEXT] - head[row])
-            fits = (gaps[: row + 1 - CONTEXT] < SEEN_M).any(1) & (away > VIEW_M / 2) & (away < HORIZON * STEP_M)
-            fits &= np.abs(head[row]) + away < RAIL_M  # so that either side could be it
-            goals = np.flatnonzero(fits)
             found.append(
                 Point(
                     frames=torch.from_numpy(store.read(CAMERA, start, stop)),
@@ -105,8 +98,7 @@ def points_of(data: LatentEpisodes, store: EpisodeStore, episode: int, place: in
                     quantities=quantities,
                     row=int(row),
                     box=int(box),
-                    ahead=int((after[:, box] < SEEN_M).argmax()) + 1,
-                    goal=int(rng.choice(goals)) if len(goals) else None,
+                    ahead=int((after[:, box] > WHOLE_M).argmax()) + 1,
                 )
             )
         if len(found) >= 3:
@@ -147,31 +139,25 @@ def imagine(model: WorldModel, point: Point, actions: Tensor, choice: Choice | N
 def measured(model: WorldModel, point: Point, choice: Choice | None) -> tuple[dict[str, float], Tensor]:
     """Return the measures of a point and the picture that is imagined when the box is back."""
     following = point.actions[point.row : point.row + point.ahead][None]
-    imagined = model.decode(imagine(model, point, following, choice)[0, -1])
-    found = judged(imagined, point)
-    if point.goal is not None:
-        head = point.quantities[:, 0]
-        away = float(head[point.goal] - head[point.row])
-        steps = int(np.ceil(abs(away) / STEP_M))
-        both = torch.tensor([away, -away])[:, None, None].expand(2, steps, 1) / steps / STEP_M
-        tokens = model.config.tokenizer.num_tokens  # those of the picture, without what is felt
-        ends = imagine(model, point, both, choice)[:, -1, :tokens]
-        gaps = (ends - point.latents[point.goal, :tokens]).square().sum((1, 2))
-        found["right way %"] = 100.0 * float(gaps[0] < gaps[1])
-    return found, imagined
+    return judged(model, imagine(model, point, following, choice)[0, -1], point)
 
 
-def judged(imagined: Tensor, point: Point) -> dict[str, float]:
-    """Return what a picture [h, w, 3] of the moment when the box is back says of it."""
+@torch.no_grad()
+def judged(model: WorldModel, latents: Tensor, point: Point) -> tuple[dict[str, float], Tensor]:
+    """Return what latents [K, D] of the moment when the box is back say of it, and their picture."""
+    imagined = model.decode(latents)
     true, (row, column) = point.frames[point.row + point.ahead], point.place()
     middle = imagined[row - 1 : row + 2, column - 1 : column + 2].float().mean((0, 1))
     gaps = (middle - torch.tensor(list(COLOURS.values())).float()).norm(dim=1)
     around = tuple(slice(max(0, at - AROUND), at + AROUND + 1) for at in (row, column))
+    read = model.readout("sim.quantities")(latents).numpy()
+    place = slice(1 + 2 * point.box, 3 + 2 * point.box)
     return {
         "found %": 100.0 * (list(COLOURS)[int(gaps.argmin())] == BOXES[point.box]),
+        "place, cm": 100.0 * float(np.linalg.norm(read[place] - point.quantities[0, place])),
         "box dB": float(psnr(imagined[around][None], true[around][None])),
         "frame dB": float(psnr(imagined[None], true[None])),
-    }
+    }, imagined
 
 
 def milliseconds(model: WorldModel, point: Point, choice: Choice | None) -> float:
@@ -209,7 +195,7 @@ def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> 
 
 
 def config_for(image_size: int) -> WorldModelConfig:
-    """Return sizes for a camera that moves: four tokens a frame, and one of where the camera is."""
+    """Return sizes for the curtain: four tokens a frame."""
     return WorldModelConfig(
         tokenizer=FrameTokenizerConfig(
             image_size=(image_size, image_size),
@@ -225,12 +211,11 @@ def config_for(image_size: int) -> WorldModelConfig:
             action_token=False,
             clean_pass=False,
         ),
-        proprioception="observation.state",
     )
 
 
 def main() -> None:
-    """Train on `glance`, and measure what each predictor knows of views that come back."""
+    """Train on `curtain`, and measure what each predictor knows of views that come back."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("store", type=Path)
     parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds for each predictor")
@@ -259,7 +244,6 @@ def main() -> None:
             camera=CAMERA,
             episodes=part.tolist(),
             features=["action"],
-            felt=felt_by(base),
         )
         for part in (train, held_out)
     )
@@ -269,8 +253,7 @@ def main() -> None:
         for place, episode in enumerate(held_out.tolist())
         for point in points_of(unseen, store, episode, place, rng)
     ]
-    asked = sum(point.goal is not None for point in points)
-    console.print(f"{len(points)} boxes come back in {len(held_out)} held-out episodes; {asked} sides are asked")
+    console.print(f"{len(points)} boxes come back in {len(held_out)} held-out episodes")
     rows: dict[str, list[dict[str, np.ndarray]]] = {}
     pictures: dict[str, list[Tensor]] = {}
 
@@ -280,11 +263,8 @@ def main() -> None:
         rows.setdefault(name, []).append(row | {key: np.array([value]) for key, value in extra.items()})
         pictures.setdefault(name, [picture for _, picture in found])
 
-    ends = [(point, point.frames[point.row + point.ahead]) for point in points]
-    shown = [(point, base.decode(base.tokenizer.encode(true))) for point, true in ends]
-    note("encoded and decoded", [(judged(picture, point), picture) for point, picture in shown])
-    empty = torch.tensor(COLOURS["table"], dtype=torch.uint8).expand_as(points[0].frames[0])
-    note("an empty table", [(judged(empty, point), empty) for point in points])
+    seen = [judged(base, point.latents[point.row + point.ahead], point) for point in points]
+    note("encoded and decoded", seen)
     for seed in options.seeds:
         for name, window, memory, choices in (
             (f"window of {WINDOW}", WINDOW, 0, {"": None}),

@@ -6,9 +6,9 @@ They see nothing but themselves, so their keys and values are the same whatever 
 are read by all candidates from the shared context; what imagination costs grows with M and not with the past.
 
 Which of the past they are is decided outside of the network, at each decision: `furthest_apart` takes those that differ
-most from each other and from what the window shows. Where a camera looks around, these are its views (see
-`scripts/bench_memory.py`, also for other choices). In training they are frames at random from before each window. Where
-less than M frames have passed some stand there more than once, and where none have, the first of the window.
+most from each other and from what the window shows. In training they are frames at random from before each window.
+Where less than M frames have passed some stand there more than once, and where none have, the first of the window.
+What it brings, also by other choices: `scripts/bench_memory.py`.
 """
 
 from typing import TYPE_CHECKING

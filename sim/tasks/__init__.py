@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 
 from sim.tasks.base import Task
+from sim.tasks.curtain import CURTAIN
 from sim.tasks.drawer import DRAWER
 from sim.tasks.fork import FORK
-from sim.tasks.glance import GLANCE
 from sim.tasks.gym import environment_task
 from sim.tasks.maze import MAZE
 from sim.tasks.pick_place import PICK_PLACE
@@ -18,7 +18,7 @@ from sim.tasks.stack import STACK
 
 _TASKS = {task.name: task for task in (REACH, PUSH, PUSH_T, MAZE, DRAWER, PICK_PLACE, STACK, ROPE)}
 
-_STUDIES = {task.name: task for task in (FORK, GLANCE)}
+_STUDIES = {task.name: task for task in (FORK, CURTAIN)}
 """Tasks that are asked for by name and are no part of the suite."""
 
 
