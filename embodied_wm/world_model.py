@@ -196,6 +196,8 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         past: Float[Tensor, "earlier tokens width"] | None = None,
     ) -> Context:
         """Do what `prefill` does, from latents."""
+        if past is not None:
+            self._check_latents(past)
         inputs, latents = self._context_inputs(latents, actions, kind)
         return self.predictor.prefill(latents, inputs, past)
 

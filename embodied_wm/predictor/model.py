@@ -359,7 +359,8 @@ class LatentPredictor(nn.Module):
 
         Args:
             latents: Clean latents of the context, oldest first; where attention is the memory the last `window - 1`
-                frames are used, and a longer context is cut with a warning in the log, once.
+                frames are used, and a longer context is cut with a warning in the log, once; a model with a memory
+                counts what is cut to the past.
             actions: [1, frames - 1] actions between them (row convention); further rows are ignored.
             past: Clean latents of all frames before them, of which a model with a memory remembers some.
 
@@ -373,13 +374,14 @@ class LatentPredictor(nn.Module):
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         is_recurrent = isinstance(self.transformer, GatedDeltaTransformer)
         keep = len(latents) if is_recurrent else min(len(latents), self.config.window - 1)
-        if keep < len(latents) and not self._has_told_window:
+        gone = latents[:-keep]
+        if len(gone) and not self.config.memory and not self._has_told_window:
             self._has_told_window = True
             _LOG.warning(
                 "a context of %d frames is longer than the window of %d: only its last %d frames are seen (told once)",
                 len(latents), self.config.window, keep,
             )  # fmt: skip
-        memory = self.recall(past, latents[-keep:])
+        memory = self.recall(gone if past is None else torch.cat([past, gone]), latents[-keep:])
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         end = (keep, keep, latents[-1], latents[-2:][0])
         if isinstance(self.transformer, GatedDeltaTransformer):
@@ -389,16 +391,12 @@ class LatentPredictor(nn.Module):
         return Context(tuple(keys), tuple(values), *end, memory_tokens=self.config.memory * self.block)
 
     def recall(
-        self, past: Float[Tensor, "earlier tokens width"] | None, latents: Float[Tensor, "frames tokens width"]
+        self, past: Float[Tensor, "earlier tokens width"], latents: Float[Tensor, "frames tokens width"]
     ) -> Float[Tensor, "1 memory tokens width"] | None:
-        """Return what a model with a memory remembers of the past when it sees these frames; None without one.
-
-        Raises:
-            ValueError: If latents of the past are not finite.
-        """
+        """Return what a model with a memory remembers of the past when it sees these frames; None without one."""
         if not self.config.memory:
             return None
-        if past is None or not len(past):
+        if not len(past):
             return latents[:1].expand(self.config.memory, -1, -1)[None]
         check_finite(past)
         return past[furthest_apart(past, latents, self.config.memory)][None]

@@ -25,6 +25,7 @@ from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.tokenizer.plannable import PlannableConfig
+from embodied_wm.training.card import ADOPTED, training_card
 from embodied_wm.training.embodiment import check_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.forcing import (
@@ -398,7 +399,7 @@ def train_world_model(
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
-        for name in ("tokenizer", "latent_actions"):
+        for name in ADOPTED:
             if start_from is not None and name not in stages:
                 model.take_over(name, start_from)
         fit_scales(trainer)
@@ -407,19 +408,7 @@ def train_world_model(
             with resumable(f"the data of {name} could not be read or kept"):
                 getattr(trainer, f"train_{name}")()
             model.eval()
-        model.card = {
-            "store": store.address,
-            "fingerprint": store.fingerprint(),
-            "source": store.metadata.get("source"),
-            "seed": seed,
-            "episodes": len(trainer.train_episodes),
-            "labelled_episodes": len(trainer.labelled),
-            "held_out_episodes": len(trainer.held_out),
-            "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
-            "steps": {name: getattr(config, name).num_steps for name in trainer.seconds},
-            "seconds": trainer.seconds,
-            "metrics": trainer.metrics,
-        }
+        model.card = training_card(trainer, start_from)
         if trainer.observer:
             trainer.observer.close()
             model.save(run_dir / "model")

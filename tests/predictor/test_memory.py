@@ -90,6 +90,17 @@ def test_joined_environments_have_memories_of_their_own() -> None:
         torch.testing.assert_close(joined[2 * index : 2 * index + 2], alone, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_what_a_long_context_loses_to_the_window_is_past(caplog: pytest.LogCaptureFixture) -> None:
+    model, latents = make(), torch.randn(9, 2, 8)
+    whole = model.prefill(latents, absent(9))
+    apart = model.prefill(latents[-3:], absent(3), latents[:-3])
+    halves = model.prefill(latents[-5:], absent(5), latents[:-5])
+    for other in (apart, halves):
+        torch.testing.assert_close(whole.keys, other.keys)
+    assert not caplog.records
+
+
 def test_frames_furthest_apart_are_chosen_and_none_that_is_in_sight() -> None:
     past = torch.tensor([0.0, 0.1, 5.0, 5.1, 9.0, 2.0])[:, None]
     assert furthest_apart(past, torch.tensor([[0.0]]), 3).tolist() == [4, 2, 5]
