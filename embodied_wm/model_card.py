@@ -296,7 +296,7 @@ def _limits(described: Mapping[str, Any]) -> str:
     lines = [
         f"It knows {experience}{embodiment['robot']} as that one camera saw them: another view, light, object or robot "
         "is outside of what it was trained on, and it does not say so by itself.",
-        f"It remembers {config['predictor']['window']} frames: what left that window and is out of sight is forgotten.",
+        _forgets(config["predictor"]),
         "Imagined futures can be wrong and look right. A planner searches for actions whose imagined outcome is good, "
         "and so finds the model's mistakes: trust `elite_regret`, `ghost_motion` and `cpg`, not films.",
         "What it reads from latents (positions, contacts) is a fit to simulated or recorded values, with the errors "
@@ -304,6 +304,14 @@ def _limits(described: Mapping[str, Any]) -> str:
         "It has no notion of safety: nothing keeps an imagined or planned action from being harmful.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _forgets(predictor: Mapping[str, Any]) -> str:
+    """Say what a predictor remembers."""
+    window, memory = predictor["window"], predictor.get("memory", 0)
+    if memory:
+        return f"It sees the last {window} frames, and remembers {memory} of those before: the rest is forgotten."
+    return f"It remembers {window} frames: what left that window and is out of sight is forgotten."
 
 
 def _last(measure: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         *,
         kind: ActionKind = "real",
         proprioception: Float[Tensor, "rows size"] | None = None,
-        past: Float[Tensor, "earlier tokens width"] | None = None,
+        past: Float[Tensor, "earlier tokens channels"] | None = None,
     ) -> Context:
         """Encode context frames and the actions between them, once per decision.
 
@@ -182,7 +182,8 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             kind: "real" conditions on the actions, "adapted" on the codes that the adapter gives them, "latent" on
                 codes inferred from the frames themselves (`actions` are not read).
             proprioception: What the robot felt at each frame, for models that want it.
-            past: Latents of all frames before them, from `encode`, of which a model with a memory chooses some.
+            past: Latents of all frames before them, from `encode`, of which a model with a memory (`predictor.memory`
+                above 0) chooses some; other models refuse them.
         """
         return self.prefill_latents(self.encode(frames, proprioception), actions, kind=kind, past=past)
 

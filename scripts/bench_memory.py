@@ -21,13 +21,15 @@ random ones, all of the past, and none.
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import numpy as np
 import torch
-from bench_predictors import figure, of_seeds, print_table, train_predictor, with_predictor
+from bench_predictors import CONTEXT, HORIZON, LENGTH, figure, of_seeds, print_table, train_predictor, with_predictor
 from rich.console import Console
 from torch import Tensor
 
@@ -45,7 +47,7 @@ from embodied_wm.world_model import WorldModel, WorldModelConfig
 from sim.tasks.curtain import BOX_M, BOXES, HIDES_M
 
 CAMERA = "observation.images.top"
-CONTEXT, HORIZON, WINDOW, MEMORY, LONG = 3, 8, 4, 6, 36
+WINDOW, MEMORY, LONG = 4, 6, 36
 WHOLE_M, HIDDEN_M = 1.03 * HIDES_M + BOX_M + 0.005, 1.03 * HIDES_M - BOX_M
 """A box whose middle is that far from the curtain's is whole in the picture, that near it is hidden."""
 VIEW_M, AROUND = 0.408, 4
@@ -59,6 +61,10 @@ class Point:
     """Hold one moment of an episode before a box comes back.
 
     Attributes:
+        frames: Of the whole episode, uint8 [T, h, w, 3].
+        latents: Of the same, [T, K, D].
+        actions: [T, A].
+        quantities: By MuJoCo, [T, Q], in metres.
         row: Of the episode, the last frame that is seen.
         box: Index of the box.
         ahead: Steps, from 1, after which it is whole again.
@@ -79,8 +85,10 @@ class Point:
         return round(size * (0.5 - y / VIEW_M) - 0.5), round(size * (0.5 + x / VIEW_M) - 0.5)
 
 
-def points_of(data: LatentEpisodes, store: EpisodeStore, episode: int, place: int, rng: np.random.Generator) -> list:
-    """Return the points of one held-out episode: one for each box that comes back, at its first return from there."""
+def points_of(
+    data: LatentEpisodes, store: EpisodeStore, episode: int, place: int, rng: np.random.Generator
+) -> list[Point]:
+    """Return the points of one held-out episode: three at most, each of a box that comes back."""
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
     quantities = store.read("sim.quantities", start, stop)
@@ -128,11 +136,8 @@ def imagine(model: WorldModel, point: Point, actions: Tensor, choice: Choice | N
     first = max(0, point.row + 1 - context)
     seen, past = point.latents[first : point.row + 1], point.latents[:first]
     memory = past[choice(past, seen)] if choice and model.config.predictor.memory else None
-    predictor, settings = model.predictor, model.predictor.config
-    if memory is not None:
-        predictor.config = replace(settings, memory=len(memory))  # all that is chosen, however much
-    known = model.prefill_latents(seen, point.actions[first : point.row], past=memory)
-    predictor.config = settings
+    with nullcontext() if memory is None else patch.object(model.predictor, "recall", lambda *_: memory[None]):
+        known = model.prefill_latents(seen, point.actions[first : point.row], past=memory)
     return model.imagine(known, actions, generator=torch.Generator().manual_seed(point.row))
 
 
@@ -181,7 +186,9 @@ def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> 
         **pictures,
     }
     rows = range(min(6, len(points)))
-    canvas, axes = pyplot.subplots(len(rows), len(columns), figsize=(1.35 * len(columns), 1.3 * len(rows) + 0.3))
+    canvas, axes = pyplot.subplots(
+        len(rows), len(columns), figsize=(1.35 * len(columns), 1.3 * len(rows) + 0.3), squeeze=False
+    )
     for row in rows:
         for axis, (name, column) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(column[row].numpy())
@@ -258,8 +265,8 @@ def main() -> None:
     pictures: dict[str, list[Tensor]] = {}
 
     def note(name: str, found: list[tuple[dict[str, float], Tensor]], **extra: float) -> None:
-        keys = dict.fromkeys(key for row, _ in found for key in row)
-        row = {key: np.array([each[key] for each, _ in found if key in each]) for key in keys}
+        keys = found[0][0]
+        row = {key: np.array([each[key] for each, _ in found]) for key in keys}
         rows.setdefault(name, []).append(row | {key: np.array([value]) for key, value in extra.items()})
         pictures.setdefault(name, [picture for _, picture in found])
 
@@ -272,7 +279,7 @@ def main() -> None:
             (f"window of {LONG}", LONG, 0, {"": None}),
         ):
             model = with_predictor(base, seed, window=window, memory=memory)
-            train_predictor(model, data, options.seconds, seed, console, length=40 if window == LONG else 11)
+            train_predictor(model, data, options.seconds, seed, console, length=40 if window == LONG else LENGTH)
             model.save(options.out / f"{window}_{memory}_{seed}")
             for how, choice in choices.items():
                 found = [measured(model, point, choice) for point in points]

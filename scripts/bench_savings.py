@@ -93,10 +93,10 @@ def scheduled(model: JudgedWorldModel) -> Iterator[None]:
     """Let each search of a decision denoise by its own number of steps; a decision begins with its context."""
     prefill, imagine, steps = model.prefill, model.imagine, iter(SCHEDULE)
 
-    def begin(codes: Tensor, actions: Tensor) -> Any:
+    def begin(*known: Tensor) -> Any:
         nonlocal steps
         steps = iter(SCHEDULE)
-        return prefill(codes, actions)
+        return prefill(*known)
 
     def search(context: Any, actions: Tensor) -> Tensor:
         model.dynamics.num_steps = next(steps, SCHEDULE[-1])  # the mean that CEM imagines last is as its last search

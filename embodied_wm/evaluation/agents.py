@@ -125,7 +125,10 @@ class ModelAgent:
         if rolling and model.stride > 1:
             raise ValueError(f"rolling=true extends a context by one frame; a step of this model is {model.stride}")
         if rolling and model.remembers:
-            raise ValueError("rolling=true keeps no frames from before the window, which this model has a memory of")
+            raise ValueError(
+                "rolling=true keeps no frames from before the window, which this model (predictor.memory > 0) "
+                "remembers; use rolling=false"
+            )
         self.context = context = context_frames(context, model.stride)
         self.rolled: Any = None
         self.control = MPC(planner, model, seed=0, control=control, clock=clock)

@@ -58,6 +58,8 @@ class BranchStart:
         frames: Context frames, uint8 [C, h, w, 3], the last one at the branch state.
         past_actions: Actions between them [C - 1, A].
         context_physics: Physics states at the context frames [C, nstate]; only what a robot feels may be taken of them.
+        earlier_frames: Frames of the episode before the context, uint8 [N, h, w, 3], for models that remember.
+        earlier_physics: Physics states at those [N, nstate].
         physics: Exact physics state at the last context frame.
         quantities: The task's quantities there [Q].
         touching: Whether a contact that counts happened in the step to that state.
@@ -70,6 +72,8 @@ class BranchStart:
     frames: np.ndarray
     past_actions: np.ndarray
     context_physics: np.ndarray
+    earlier_frames: np.ndarray
+    earlier_physics: np.ndarray
     physics: np.ndarray
     quantities: np.ndarray
     touching: bool
@@ -158,8 +162,11 @@ def branch_starts(
         physics = episode["sim.physics"][time]
         goal = task.sample_goal(task.model, physics, rng)
         first = max(0, time - (config.context - 1) * stride)
+        frames = side_by_side(episode.__getitem__, f"observation.images.{camera}")
         yield BranchStart(
-            frames=side_by_side(episode.__getitem__, f"observation.images.{camera}")[first : time + 1],
+            frames=frames[first : time + 1],
+            earlier_frames=frames[:first],
+            earlier_physics=episode["sim.physics"][:first],
             past_actions=episode["action"][first:time],
             context_physics=episode["sim.physics"][first : time + 1],
             physics=physics,

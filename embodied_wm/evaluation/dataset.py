@@ -79,7 +79,7 @@ def imagine_window(
         generator: CPU source of noise.
         num_steps: Denoising steps per imagined frame.
         proprioception: [C + H, P], for models that want it with their frames.
-        past: Latents of the frames before the window, for models with a memory.
+        past: Latents [N, K, D] of the frames before the window, for models with a memory.
     """
     device = next(world_model.parameters()).device
     real = torch.from_numpy(frames).to(device)

@@ -105,7 +105,8 @@ def measure_growth(world_model: WorldModel, pair: Pair, timed: Timed) -> dict[st
 
     Returns:
         "growth": for each of DOUBLED {"seconds": {size: estimate}, "slope"}. "decide": {context: {"prefilled",
-        "rolled"}} seconds of a decision, and "prefilled_growth" and "rolled_growth" from the first context to the last.
+        "rolled"}} seconds of a decision, and "prefilled_growth" and "rolled_growth" from the first context to the last;
+        a model with a memory does not roll.
     """
     growth = {}
     for name, sizes in DOUBLED.items():
@@ -131,21 +132,15 @@ def measure_growth(world_model: WorldModel, pair: Pair, timed: Timed) -> dict[st
 
 def _decisions(world_model: WorldModel, timed: Timed) -> dict[str, Any]:
     """Time decisions: encode the newest frame, bring the context up to date, imagine the candidates of all searches."""
-    runs = [run for context in CONTEXTS for run in _decision(world_model, context)]
-    seconds = timed(runs)
-    rows = {
-        str(context): {"prefilled": seconds[2 * index], "rolled": seconds[2 * index + 1]}
-        for index, context in enumerate(CONTEXTS)
-    }
+    runs = {context: _decision(world_model, context) for context in CONTEXTS}
+    seconds = iter(timed([run for ways in runs.values() for run in ways.values()]))
+    rows = {str(context): {way: next(seconds) for way in ways} for context, ways in runs.items()}
     first, last = rows[str(CONTEXTS[0])], rows[str(CONTEXTS[-1])]
-    return {
-        "seconds": rows,
-        **{f"{way}_growth": last[way]["value"] / first[way]["value"] for way in ("prefilled", "rolled")},
-    }
+    return {"seconds": rows, **{f"{way}_growth": last[way]["value"] / first[way]["value"] for way in first}}
 
 
-def _decision(world_model: WorldModel, num_frames: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return decisions from a context that is prefilled, and from one that is rolled on."""
+def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[], object]]:
+    """Return decisions from a context that is "prefilled", and from one that is "rolled" on where the model can."""
     longer = with_context(world_model, num_frames + BASE["horizon"] + 1)
     model = longer.predictor
     device, generator = world_model.action_low.device, torch.Generator().manual_seed(0)
@@ -171,7 +166,7 @@ def _decision(world_model: WorldModel, num_frames: int) -> tuple[Callable[[], ob
     def rolled() -> None:
         decide(lambda code: roll(model, old, code, led_by, max_frames=num_frames))
 
-    return prefilled, rolled
+    return {"prefilled": prefilled} if model.config.memory else {"prefilled": prefilled, "rolled": rolled}
 
 
 def measure_memory(

@@ -162,7 +162,11 @@ class ImaginationJudge:
     def context(self, start: BranchStart) -> tuple[Tensor, Any]:
         """Return the codes of the context frames and the context."""
         codes = encode_seen(self.model, torch.from_numpy(start.frames), start.context_physics)
-        return codes, self.model.prefill(codes, torch.from_numpy(start.past_actions))
+        known = codes, torch.from_numpy(start.past_actions)
+        if not self.model.remembers or not len(start.earlier_frames):
+            return codes, self.model.prefill(*known)
+        past = encode_seen(self.model, torch.from_numpy(start.earlier_frames), start.earlier_physics)
+        return codes, self.model.prefill(*known, past)  # pyright: ignore[reportCallIssue]
 
     def _imagine(self, point: BranchPoint) -> _Imagined:
         codes, context = self.context(point.start)

@@ -14,6 +14,7 @@ from embodied_wm.evaluation.figures import film_strip, looping
 from embodied_wm.evaluation.pages_imagination import last_step, quality_charts, step_labels
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.statistics import by_horizon
+from embodied_wm.predictor.sampler import check_steps
 from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.frames import felt_rows, past_latents
 from embodied_wm.world_model import WorldModel
@@ -50,10 +51,12 @@ def imagine_episode(
         The path of report.json; report.html and pictures/ lie beside it.
 
     Raises:
-        ValueError: If the store does not fit the model, or the episode has no frame left to imagine.
+        ValueError: If the store does not fit the model, the episode has no frame left to imagine, or the model was not
+            trained for so many denoising steps.
     """
     began = time.monotonic()
     check_compatible(store, world_model)
+    check_steps(world_model.predictor, denoising_steps)
     if start < 0 or context_frames < 1 or horizon < 1:
         raise ValueError(
             f"start={start}, context_frames={context_frames}, horizon={horizon}: expected a row from 0 and at least 1 "

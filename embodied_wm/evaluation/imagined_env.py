@@ -142,6 +142,11 @@ class Imagination:
         self, world_model: WorldModel, config: ImaginedEnvConfig, objective: Callable[[Tensor], Objective] | None
     ) -> None:
         world_model.check_stride("be an environment", "planning")
+        if world_model.config.predictor.memory:
+            raise ValueError(
+                "this model remembers frames from before the window and cannot be an environment, whose copies have "
+                "pasts of their own; use planning, or a model with predictor.memory=0"
+            )
         if config.observation == "state":
             world_model.readout(config.readout)  # says what there is where this is not
         if config.reward is not None:

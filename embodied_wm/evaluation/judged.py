@@ -25,6 +25,7 @@ from torch import Tensor
 from embodied_wm.data.cameras import camera_names
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.oracle import task_cost
+from embodied_wm.predictor.sampler import check_steps
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Objective
 from planners.objectives import (
@@ -176,9 +177,10 @@ class JudgedWorldModel(JudgedModel):
             num_steps: Denoising steps per imagined frame.
 
         Raises:
-            ValueError: If the model reads another task's quantities, feels what tasks do not tell, or lacks a readout
-                that the objective needs.
+            ValueError: If the model reads another task's quantities, feels what tasks do not tell, lacks a readout
+                that the objective needs, or was not trained for so many denoising steps.
         """
+        check_steps(world_model.predictor, num_steps)
         read, _ = world_model.embodiment.readouts.get(QUANTITIES, (task.quantity_names, ()))
         if tuple(read) != task.quantity_names:
             raise ValueError(

@@ -120,6 +120,7 @@ def _growth(growth: Mapping[str, Any]) -> Section:
 
 
 def _decisions(decide: Mapping[str, Any]) -> Section:
+    rolled = f" and {decide['rolled_growth']:.2f} times rolled" if "rolled_growth" in decide else ""
     rows = [
         [f"C = {context}, {way}", in_unit(each, 1000)]
         for context, ways in decide["seconds"].items()
@@ -129,7 +130,7 @@ def _decisions(decide: Mapping[str, Any]) -> Section:
         title="A decision by context",
         text="Encoding the newest frame, bringing the context up to date (prefilled: all frames anew; rolled: the new "
         "one behind the old), and imagining the candidates of three searches. From the shortest to the longest context "
-        f"it grows {decide['prefilled_growth']:.2f} times prefilled and {decide['rolled_growth']:.2f} times rolled.",
+        f"it grows {decide['prefilled_growth']:.2f} times prefilled{rolled}.",
         table=Table(columns=["decision", "time"], rows=rows, units=["", "ms"]),
     )
 

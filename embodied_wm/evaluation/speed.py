@@ -158,7 +158,8 @@ def imagination_pair(
         )
 
     def uncached() -> torch.Tensor:
-        return sampler.imagine_uncached(model, latents, led_by, embedded, noise, num_steps=num_steps)
+        memory = model.recall(latents[:0], latents)
+        return sampler.imagine_uncached(model, latents, led_by, embedded, noise, num_steps=num_steps, memory=memory)
 
     return cached, uncached
 
@@ -252,9 +253,9 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
         slopes = ", ".join(f"{name} {found['slope']:.2f}" for name, found in speed["growth"].items())
         lines.append(f"slopes of doubling: {slopes}")
         decide, memory = speed["decide"], speed["memory"]
+        rolled = f" (rolled: {decide['rolled_growth']:.2f})" if "rolled_growth" in decide else ""
         lines.append(
-            f"a decision grows {decide['prefilled_growth']:.2f} times (rolled: {decide['rolled_growth']:.2f}) from the "
-            "shortest context to the longest"
+            f"a decision grows {decide['prefilled_growth']:.2f} times{rolled} from the shortest context to the longest"
         )
         peak = f", the process at its peak {memory['peak_ratio']:.2f}" if "peak" in memory else ""
         lines.append(f"memory over the candidates' own keys and values: {memory['ratio']:.3f}{peak}")

@@ -32,7 +32,9 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
     card = model.card
     sections = [training_section({"training": run_dir}), *_pictures(run_dir), *_speed(run_dir, card)]
     losses = {
-        stage: {key: _figure(value) for key, value in metrics.items()} for stage, metrics in card["metrics"].items()
+        stage: {key: _figure(value) for key, value in metrics.items()}
+        for stage, metrics in card["metrics"].items()
+        if stage not in card.get("adopted", ())
     }
     written = write_report(
         run_dir,
@@ -41,7 +43,7 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
             config,
             card["seed"],
             device=model.action_low.device,
-            wall_seconds=sum(card["seconds"].values()),
+            wall_seconds=sum(spent for stage, spent in card["seconds"].items() if stage not in card.get("adopted", ())),
             **model.fingerprints(),
         ),
         tasks={stage: figures for stage, figures in losses.items() if figures},

@@ -29,7 +29,7 @@ class Context:
     Attributes:
         keys: Per layer, [h, P, d], already rotated to their frame positions; [B, h, P, d] where B contexts are joined.
         values: Per layer, the same.
-        num_frames: Frames in the context (P = num_frames * tokens per block).
+        num_frames: Frames in the context (P = num_frames * tokens per block + memory_tokens).
         next_position: Rotary position of the frame that follows the context.
         last_latents: [K, D], latents of the last context frame ([S, K, D] where candidates have a past of their own).
         before_last: [K, D], latents of the frame before it; the same where there is none.
@@ -134,7 +134,7 @@ class CandidateCache:
         if first.memory_tokens:
             raise ValueError(
                 "candidates with pasts of their own cannot remember frames from before the window; got a context of a "
-                "model with predictor.memory > 0, expected one without"
+                "model with predictor.memory > 0: imagine from one context (imagine()), or take a model without"
             )
         nothing = tuple(keys[:, :0] for keys in first.keys)
         joined = Context(

@@ -31,7 +31,8 @@ def check_distillable(model: LatentPredictor, num_steps: int) -> None:
         )
     if model.config.memory:
         raise ValueError(
-            f"distillation knows no remembered frames; got predictor.memory={model.config.memory}, expected 0"
+            f"distillation knows no remembered frames; got predictor.memory={model.config.memory}, expected 0. "
+            "Set the stage's num_steps to 0, or train a model without a memory"
         )
     if num_steps not in model.step_counts[1:]:
         raise ValueError(

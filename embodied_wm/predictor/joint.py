@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FRACTION, GIVEN_LATENTS, UNKNOWN_PAST = 0.3, 1 / 3, 0.5
 """Part of the sequences with noised actions; of these, parts with clean latents and with no actions in the past."""
 ACTION_WEIGHT, UNLED_WEIGHT = 0.1, 0.1
-"""Weights of the error of actions, and of latents that are foretold without knowing the action that leads to them."""
+"""Weights of the error of actions, and of latents in the sequences whose actions are noised."""
 
 
 @dataclass(frozen=True)

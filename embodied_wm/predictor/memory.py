@@ -1,9 +1,11 @@
 """A memory of frames from before the window, for views that come back.
 
 A bounded window forgets what left it. With `memory=M` every frame also attends to M frames of the past, which stand
-before the window as if one step older than its first frame, whenever they were seen: what counts is what they show.
-They see nothing but themselves, so their keys and values are the same whatever follows, are made once per decision and
-are read by all candidates from the shared context; what imagination costs grows with M and not with the past.
+before the context as if one step older than its first frame, whenever they were seen: what counts is what they show.
+(As imagination goes on they grow older, past what training windows show where context and horizon together are longer
+than `trainer.sequence_length`.) They see nothing but themselves, so their keys and values are the same whatever
+follows, are made once per decision and are read by all candidates from the shared context; what imagination costs grows
+with M and not with the past. (Choosing them takes a distance to each frame of the past, once per decision.)
 
 Which of the past they are is decided outside of the network, at each decision: `furthest_apart` takes those that differ
 most from each other and from what the window shows. In training they are frames at random from before each window.

@@ -338,7 +338,15 @@ class LatentPredictor(nn.Module):
             actions: Actions in row convention.
             generator: CPU source of noise and noise levels.
             memory: Remembered frames of each window, for models with a memory.
+
+        Raises:
+            ValueError: If remembered frames are missing, or not wanted.
         """
+        if (memory is None) == bool(self.config.memory):
+            raise ValueError(
+                f"got {'no' if memory is None else len(memory[0])} remembered frames to train on; this predictor wants "
+                f"{self.config.memory}: draw windows by sampler(memory={self.config.memory})"
+            )
         batch, time = latents.shape[:2]
         past_tau, tau = (levels.to(latents) for levels in self.sample_levels(batch, time, generator))
         noise, other = (torch.randn(latents.shape, generator=generator).to(latents) for _ in range(2))
@@ -365,7 +373,7 @@ class LatentPredictor(nn.Module):
             past: Clean latents of all frames before them, of which a model with a memory remembers some.
 
         Raises:
-            ValueError: If there is no frame, or a latent is not finite.
+            ValueError: If there is no frame, a latent is not finite, or a past is given that is not remembered.
         """
         if len(latents) == 0:
             raise ValueError("got a context of 0 frames; imagination needs at least 1")
@@ -374,6 +382,8 @@ class LatentPredictor(nn.Module):
         led_by = torch.cat([self.kinds[ABSENT].expand(1, 1, -1), embedded], dim=1)
         is_recurrent = isinstance(self.transformer, GatedDeltaTransformer)
         keep = len(latents) if is_recurrent else min(len(latents), self.config.window - 1)
+        if past is not None and not self.config.memory:
+            raise ValueError("got frames of the past; a predictor with memory=0 remembers none, leave them out")
         gone = latents[:-keep]
         if len(gone) and not self.config.memory and not self._has_told_window:
             self._has_told_window = True
@@ -381,14 +391,16 @@ class LatentPredictor(nn.Module):
                 "a context of %d frames is longer than the window of %d: only its last %d frames are seen (told once)",
                 len(latents), self.config.window, keep,
             )  # fmt: skip
-        memory = self.recall(gone if past is None else torch.cat([past, gone]), latents[-keep:])
+        past = gone if past is None else torch.cat([past, gone])
+        memory = self.recall(past, latents[-keep:])
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         end = (keep, keep, latents[-1], latents[-2:][0])
         if isinstance(self.transformer, GatedDeltaTransformer):
             states = self.transformer.states(*self._context_blocks(latents[None], led_by))
             return Context((), (), *end, states)
         keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by, memory))
-        return Context(tuple(keys), tuple(values), *end, memory_tokens=self.config.memory * self.block)
+        remembered = 0 if memory is None else memory.shape[1] * self.block
+        return Context(tuple(keys), tuple(values), *end, memory_tokens=remembered)
 
     def recall(
         self, past: Float[Tensor, "earlier tokens width"], latents: Float[Tensor, "frames tokens width"]

@@ -51,9 +51,13 @@ def draw_noise(
     return noise.expand(num_candidates, -1, -1, -1).to(model.slots.device)
 
 
-def _check_steps(model: LatentPredictor, num_steps: int) -> None:
+def check_steps(model: LatentPredictor, num_steps: int) -> None:
+    """Raise ValueError for a number of denoising steps that a model was not trained for."""
     if num_steps not in model.step_counts:
-        raise ValueError(f"got num_steps={num_steps}; this model was trained for {model.step_counts}")
+        raise ValueError(
+            f"got {num_steps} denoising steps (num_steps, denoising_steps); this model was trained for "
+            f"{model.step_counts}: choose one of them"
+        )
 
 
 def imagine(
@@ -184,7 +188,7 @@ def _frames(
     num_steps: int,
     cut_every: int = 0,
 ) -> Iterator[Tensor]:
-    _check_steps(model, num_steps)
+    check_steps(model, num_steps)
     candidates, horizon = noise.shape[:2]
     block, device, context = model.block, noise.device, cache.context
     is_clean = model.config.clean_pass
@@ -272,7 +276,7 @@ def imagine_uncached(
         num_steps: Denoising steps per frame.
         memory: Remembered frames, for models with a memory (from `recall`).
     """
-    _check_steps(model, num_steps)
+    check_steps(model, num_steps)
     candidates, horizon = led_by.shape[:2]
     remembered = None if memory is None else memory.expand(candidates, -1, -1, -1)
     past = repeat(context_latents, "t k d -> s t k d", s=candidates)

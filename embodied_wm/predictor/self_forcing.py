@@ -73,7 +73,7 @@ def check_rollouts(model: LatentPredictor, rollouts: Rollouts) -> None:
     if model.config.memory:
         raise ValueError(
             f"self-forcing imagines windows without remembered frames; got predictor.memory={model.config.memory}, "
-            "expected 0"
+            "expected 0. Set the stage's num_steps to 0, or train a model without a memory"
         )
     mixer = model.config.transformer.mixer
     if mixer != "attention":

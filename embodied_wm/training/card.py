@@ -1,5 +1,6 @@
 """What a model's card says of its training: on what, in which stages, how long, with what losses at the end."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from embodied_wm.world_model import WorldModel
@@ -7,13 +8,17 @@ from embodied_wm.world_model import WorldModel
 if TYPE_CHECKING:
     from embodied_wm.training.train import Trainer
 
-ADOPTED = ("tokenizer", "latent_actions")
-"""Parts that are taken over from another model where their stages are left out."""
 
+def training_card(trainer: "Trainer", start_from: WorldModel | None, adopted: Sequence[str]) -> dict[str, Any]:
+    """Return the card of a model that was just trained.
 
-def training_card(trainer: "Trainer", start_from: WorldModel | None) -> dict[str, Any]:
-    """Return the card of a model that was just trained; of parts that were taken over it says what their card said."""
-    store, seconds = trainer.store, trainer.seconds
+    Args:
+        trainer: What trained it.
+        start_from: The model that other weights were taken over from, if any.
+        adopted: Stages of which these are; what that model's card says of them stands in this one, too, and their names
+            under "adopted".
+    """
+    store, metrics = trainer.store, trainer.metrics
     found: dict[str, Any] = {
         "store": store.address,
         "fingerprint": store.fingerprint(),
@@ -23,13 +28,15 @@ def training_card(trainer: "Trainer", start_from: WorldModel | None) -> dict[str
         "labelled_episodes": len(trainer.labelled),
         "held_out_episodes": len(trainer.held_out),
         "rows": int(store.episode_lengths[trainer.train_episodes].sum()),
-        "steps": {name: getattr(trainer.config, name).num_steps for name in seconds},
-        "seconds": seconds,
-        "metrics": trainer.metrics,
+        "steps": {name: getattr(trainer.config, name).num_steps for name in metrics},
+        "seconds": trainer.seconds,
+        "metrics": metrics,
     }
-    if start_from is not None:
-        adopted = [name for name in ADOPTED if name not in seconds]
-        for key in ("steps", "seconds", "metrics"):
-            before = start_from.card.get(key, {})
-            found[key] = {name: before[name] for name in adopted if name in before} | found[key]
+    before = {} if start_from is None else start_from.card
+    found["adopted"] = [name for name in adopted if name not in metrics and name in before.get("steps", {})]
+    for key in ("steps", "seconds", "metrics"):
+        found[key] = {name: before[key][name] for name in found["adopted"] if name in before[key]} | found[key]
     return found
+
+
+__all__ = ["training_card"]

@@ -26,6 +26,7 @@ from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.family import Family, copy_shared
+from embodied_wm.training.card import training_card
 from embodied_wm.training.embodiment import check_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
@@ -300,8 +301,10 @@ def train_together(
                         if member.labelled or stage == "temporal_distance":
                             getattr(member, f"train_{stage}")()
                             member.model.eval()
-        for member in members.values():
-            member.model.card = _card(member, list(robots), config, seed)
+        for name, member in members.items():
+            before = None if start_from is None else start_from.models.get(name, next(iter(start_from.models.values())))
+            card = training_card(member, before, STAGES if name in known else SHARED_STAGES)
+            member.model.card = card | {"trained_together": list(robots)}
         _finish(family, joint, run_dir)
         processes.wait()
     return family
@@ -361,25 +364,6 @@ def _take_over(start_from: Family | None, models: Mapping[str, WorldModel]) -> l
             )
         models[name].load_state_dict(start_from.models[name].state_dict())
     return known
-
-
-def _card(member: _Member, names: list[str], config: TrainConfig, seed: int) -> dict[str, Any]:
-    """Return what a member's card says."""
-    store = member.store
-    return {
-        "store": store.address,
-        "fingerprint": store.fingerprint(),
-        "source": store.metadata.get("source"),
-        "seed": seed,
-        "episodes": len(member.train_episodes),
-        "labelled_episodes": len(member.labelled),
-        "held_out_episodes": len(member.held_out),
-        "rows": int(store.episode_lengths[member.train_episodes].sum()),
-        "steps": {name: getattr(config, name).num_steps for name in member.metrics},
-        "seconds": member.seconds,
-        "metrics": member.metrics,
-        "trained_together": names,
-    }
 
 
 def _finish(family: Family, joint: _JointTrainer, run_dir: Path) -> None:

@@ -25,7 +25,7 @@ from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.tokenizer.plannable import PlannableConfig
-from embodied_wm.training.card import ADOPTED, training_card
+from embodied_wm.training.card import training_card
 from embodied_wm.training.embodiment import check_camera, describe_embodiment
 from embodied_wm.training.folder import owned
 from embodied_wm.training.forcing import (
@@ -207,7 +207,7 @@ class Trainer:
         Windows are every `stride`-th row, by default the model's own, and come with what it remembers where wanted.
         """
         given: Any = {"length": length, "batch_size": config.batch_size, "stride": stride or self.model.stride}
-        given["memory"] = wants_memory * self.model.config.predictor.memory
+        given["memory"] = self.model.config.predictor.memory if wants_memory else 0
         members = self.labelled if labelled_only else None
         sampler = self.latents().sampler(seed=self.seed, members=members, **given)
         is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
@@ -359,6 +359,7 @@ STAGES = (
     "readouts",
     "temporal_distance",
 )
+TAKEN_OVER = ("tokenizer", "latent_actions")
 
 
 def train_world_model(
@@ -399,7 +400,7 @@ def train_world_model(
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
-        for name in ADOPTED:
+        for name in TAKEN_OVER:
             if start_from is not None and name not in stages:
                 model.take_over(name, start_from)
         fit_scales(trainer)
@@ -408,7 +409,7 @@ def train_world_model(
             with resumable(f"the data of {name} could not be read or kept"):
                 getattr(trainer, f"train_{name}")()
             model.eval()
-        model.card = training_card(trainer, start_from)
+        model.card = training_card(trainer, start_from, TAKEN_OVER)
         if trainer.observer:
             trainer.observer.close()
             model.save(run_dir / "model")

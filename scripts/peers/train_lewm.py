@@ -64,7 +64,7 @@ PRINT_EVERY_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Say how LeWM is trained; the defaults are the peer's.
+    """Say how a LeWM or PLDM is trained; the defaults are the peer's.
 
     Attributes:
         peer: "lewm" or "pldm".

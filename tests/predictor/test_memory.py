@@ -34,8 +34,12 @@ def absent(frames: int) -> ActionInputs:
     return ActionInputs(torch.full((1, frames), ABSENT))
 
 
-def imagine(model: LatentPredictor, context: Context, led_by: Tensor, noise: Tensor, num_steps: int = 1) -> Tensor:
-    return sampler.imagine(model, context, lambda h, _: led_by[:, h], noise, num_steps=num_steps)
+def imagine(
+    model: LatentPredictor, context: Context, led_by: Tensor, noise: Tensor, num_steps: int = 1, gradient: bool = False
+) -> Tensor:
+    return sampler.imagine(
+        model, context, lambda h, _: led_by[:, h], noise, num_steps=num_steps, is_differentiable=gradient
+    )
 
 
 @torch.no_grad()
@@ -54,6 +58,9 @@ def test_cached_equals_uncached(num_steps: int, clean_pass: bool, frames: int) -
         num_steps=num_steps, memory=model.recall(past, latents),
     )  # fmt: skip
     assert (cached - uncached).abs().max() <= 1e-4 * uncached.abs().max()
+    with torch.enable_grad():
+        differentiable = imagine(model, context, led_by.requires_grad_(), noise, num_steps, gradient=True)
+    assert (differentiable - uncached).abs().max() <= 1e-4 * uncached.abs().max()
     forgetful = imagine(model, model.prefill(latents, absent(frames)), led_by, noise, num_steps)
     assert ((cached - forgetful)[:, -1].abs().amax((1, 2)) > 1e-3).all()  # it still counts at the last step
 
@@ -74,9 +81,8 @@ def test_it_is_shared_by_all_candidates_and_its_cost_does_not_grow_with_the_past
     sizes = [model.prefill(latents, absent(3), torch.randn(long, 2, 8)).num_bytes for long in (1, 10, 500)]
     assert sizes[0] == sizes[1] == sizes[2] == 2 * 2 * WIDTH * (MEMORY + 3) * model.block * 4
     context = model.prefill(latents, absent(3), torch.randn(9, 2, 8))
-    own = [CandidateCache(each, num_candidates=CANDIDATES, max_tokens=20).num_bytes
-           for each in (context, make(memory=0).prefill(latents, absent(3)))]  # fmt: skip
-    assert own[0] == own[1]
+    assert context.memory_tokens == MEMORY * model.block
+    assert all(keys.shape[1] == (MEMORY + 3) * model.block for keys in context.keys)
 
 
 @torch.no_grad()
@@ -150,8 +156,17 @@ def test_what_does_not_go_with_a_memory_is_refused(changes: dict[str, int | str 
         replace(PredictorConfig(memory=2), **changes).check((2,) * 8, 8)  # type: ignore[arg-type]
 
 
+def test_a_memory_is_trained_with_what_it_remembers_or_not_at_all() -> None:
+    latents, told = torch.randn(2, 5, 2, 8), ActionInputs(torch.full((2, 5), ABSENT))
+    for memory, given in ((3, None), (0, torch.randn(2, 3, 2, 8))):
+        with pytest.raises(ValueError, match=rf"memory={memory}"):
+            make(memory=memory).loss(latents, told, torch.Generator(), given)
+
+
 def test_what_knows_no_memory_says_so() -> None:
     model = make()
+    with pytest.raises(ValueError, match="memory=0"):
+        make(memory=0).prefill(torch.randn(2, 2, 8), absent(2), torch.randn(3, 2, 8))
     context = model.prefill(torch.randn(2, 2, 8), absent(2))
     with pytest.raises(ValueError, match=r"predictor\.memory > 0"):
         CandidateCache.apart([context], max_tokens=9)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.training import refine
+from embodied_wm.training import losses
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.refine import RefineConfig, mixed, refine_model
 from embodied_wm.world_model import WorldModel
@@ -67,7 +67,7 @@ def test_a_round_that_was_stopped_goes_on_bit_for_bit(
 ) -> None:
     whole = run(data, tmp_path / "whole")
     calls = 0
-    original: Callable = refine.conditioning
+    original: Callable = losses.conditioning
 
     def stops(*arguments: object) -> object:
         nonlocal calls
@@ -76,7 +76,7 @@ def test_a_round_that_was_stopped_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(refine, "conditioning", stops)
+    monkeypatch.setattr(losses, "conditioning", stops)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "parts")
     again = run(data, tmp_path / "parts")
