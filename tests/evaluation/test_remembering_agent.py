@@ -117,7 +117,7 @@ def test_an_imagined_episode_and_a_branch_remember_what_was_before(
         )
     model, task = judged(remembers), get_task("reach")
     (start,) = branch_starts(
-        task, BranchConfig(num_branch_points=1, horizon=4), image_size=model.image_size, camera="top", seed=0
+        task, BranchConfig(num_branch_points=1, horizon=4, context=2), image_size=model.image_size, camera="top", seed=0
     )
     ImaginationJudge(task, model, weights=StepWeights()).context(start)
     assert told[-1] == len(start.earlier_frames) == len(start.earlier_physics) > 0
