@@ -47,7 +47,7 @@ from embodied_wm.world_model import WorldModel, WorldModelConfig
 from sim.tasks.curtain import BOX_M, BOXES, HIDES_M
 
 CAMERA = "observation.images.top"
-WINDOW, MEMORY, LONG = 4, 6, 36
+WINDOW, MEMORY, LONG, SHOWN = 4, 6, 36, 5
 WHOLE_M, HIDDEN_M = 1.03 * HIDES_M + BOX_M + 0.005, 1.03 * HIDES_M - BOX_M
 """A box whose middle is that far from the curtain's is whole in the picture, that near it is hidden."""
 VIEW_M, AROUND = 0.408, 4
@@ -185,16 +185,15 @@ def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> 
         "what came": [point.frames[point.row + point.ahead] for point in points],
         **pictures,
     }
-    rows = range(min(6, len(points)))
-    canvas, axes = pyplot.subplots(
-        len(rows), len(columns), figsize=(1.35 * len(columns), 1.3 * len(rows) + 0.3), squeeze=False
-    )
-    for row in rows:
-        for axis, (name, column) in zip(axes[row], columns.items(), strict=True):
+    rows = [round(place) for place in np.linspace(0, len(points) - 1, min(SHOWN, len(points)))]  # of many episodes
+    size = (1.35 * len(columns), 1.3 * len(rows) + 0.3)
+    canvas, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis, (name, column) in zip(line, columns.items(), strict=True):
             axis.imshow(column[row].numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-            if row == 0:
+            if line is axes[0]:
                 axis.set_title(name, fontsize=8)
     canvas.tight_layout(pad=0.3)
     canvas.savefig(path, dpi=110)
