@@ -36,8 +36,8 @@ from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig, distilling_loss, self_forcing_loss
 from embodied_wm.training.latents import LatentEpisodes
-from embodied_wm.training.loop import Batch, StageConfig, fit
-from embodied_wm.training.losses import conditioning
+from embodied_wm.training.loop import StageConfig, fit
+from embodied_wm.training.losses import predictor_loss
 from embodied_wm.world_model import WorldModel
 
 CONTEXT, HORIZONS = 3, (1, 4, 8, 16)
@@ -197,14 +197,11 @@ def train(base: WorldModel, data: LatentEpisodes, stage: str, config: Any, seed:
     """Return a copy of a model after one more stage."""
     model = deepcopy(base)
     length = 10 if stage == "distillation" else config.length
-    sampler = data.sampler(length=length, batch_size=config.batch_size, seed=seed)
+    memory = model.config.predictor.memory
+    sampler = data.sampler(length=length, batch_size=config.batch_size, seed=seed, memory=memory)
     everything = torch.ones(config.batch_size, dtype=torch.bool)
 
-    def ordinary(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        told = conditioning(model, batch, CODE_FRACTION, generator)
-        return model.predictor.loss(batch["latents"], told, generator)
-
-    loss = ordinary
+    loss = predictor_loss(model, CODE_FRACTION)
     if stage == "self_forcing":
         loss = self_forcing_loss(model, config, CODE_FRACTION)
     elif stage == "distillation":

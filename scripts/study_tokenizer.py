@@ -49,7 +49,7 @@ from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.latents import LatentEpisodes
-from embodied_wm.training.losses import conditioning
+from embodied_wm.training.losses import predictor_loss
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 from planners.cem import CEM
 from planners.objectives import StepWeights
@@ -198,10 +198,11 @@ def judge_predictor(
     sampler = latents.sampler(length=10, batch_size=2 * BATCH, seed=0)
     model.predictor.fit_change(torch.cat([sampler.batch(number)["latents"] for number in range(16)]))
 
+    loss = predictor_loss(model, 0.0)
+
     def loss_of(step: int) -> Tensor:
         batch = sampler.batch(step) | {"labelled": torch.ones(2 * BATCH, dtype=torch.bool)}
-        generator = torch.Generator().manual_seed(step)
-        return model.predictor.loss(batch["latents"], conditioning(model, batch, 0.0, generator), generator)[0]
+        return loss(batch, torch.Generator().manual_seed(step))[0]
 
     steps = train_for(seconds, [model.predictor], loss_of, rate=2e-3)
     weights = StepWeights()
