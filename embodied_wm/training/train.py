@@ -44,8 +44,18 @@ from embodied_wm.training.frames import (
     drawn_reconstruction,
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
-from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
+from embodied_wm.training.loop import (
+    Batch,
+    Conduct,
+    KeepConfig,
+    Loss,
+    Metrics,
+    StageConfig,
+    fit,
+    resumable,
+    step_generator,
+)
+from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss, with_rests
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -73,6 +83,7 @@ class TrainConfig:
         held_out_fraction: Last part of the episodes that training never sees.
         labelled_fraction: Part of the training episodes whose action labels (and readout targets) may be used.
         code_fraction: Part of the labelled sequences that are conditioned on latent codes instead of real actions.
+        rest_fraction: Part of the predictor's windows that stand still under actions of zero; see `losses.with_rests`.
         latents: Where the latents of the stages after the tokenizer come from: "memory" (encoded once), "zarr"
             (encoded once, into the run folder) or "online" (each batch anew).
         memory_budget_mb: What the tokenizer stage keeps of the frames in memory; the others it reads from the store.
@@ -99,6 +110,7 @@ class TrainConfig:
     held_out_fraction: float = 0.1
     labelled_fraction: float = 1.0
     code_fraction: float = 0.15
+    rest_fraction: float = 0.0
     latents: str = "memory"
     memory_budget_mb: int = 2048
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -194,20 +206,14 @@ class Trainer:
         return self.data[part]
 
     def samplers(
-        self,
-        length: int,
-        config: StageConfig,
-        *,
-        labelled_only: bool = False,
-        stride: int = 0,
-        wants_memory: bool = False,
+        self, length: int, config: StageConfig, *, labelled_only: bool = False, stride: int = 0
     ) -> tuple[LatentSampler, Callable[[int], Batch], Callable[[int], Batch] | None]:
         """Return the sampler of training windows, what reads its batches, and what reads held-out ones if wanted.
 
-        Windows are every `stride`-th row, by default the model's own, and come with what it remembers where wanted.
+        Windows are every `stride`-th row, by default the model's own, and come with what it remembers.
         """
         given: Any = {"length": length, "batch_size": config.batch_size, "stride": stride or self.model.stride}
-        given["memory"] = self.model.config.predictor.memory if wants_memory else 0
+        given["memory"] = self.model.config.predictor.memory
         members = self.labelled if labelled_only else None
         sampler = self.latents().sampler(seed=self.seed, members=members, **given)
         is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
@@ -303,12 +309,12 @@ class Trainer:
 
     def _fit_predictor(self, name: str, loss: Loss, config: StageConfig, length: int) -> None:
         """Run a stage of the predictor on windows of latents, whose episodes' labels may be used or not."""
-        _, read, held_out_of = self.samplers(length, config, wants_memory=True)
+        _, read, held_out_of = self.samplers(length, config)
         if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
             self.observer.drawing[name] = drawn_imagination(self.store, self.shown, self.model, self.seed)
 
         def labelled(number: int) -> Batch:
-            batch = read(number)
+            batch = with_rests(read(number), self.config.rest_fraction, step_generator(self.seed + 1, number))
             return batch | {"labelled": self.is_labelled[batch["episode"]]}
 
         def held_out(number: int) -> Batch:
@@ -316,8 +322,8 @@ class Trainer:
             batch = held_out_of(number)
             return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
 
-        predictor: dict[str, nn.Module] = {"predictor": self.model.predictor}
-        self.fit(name, predictor, labelled, loss, config, held_out if held_out_of else None)
+        parts: dict[str, nn.Module] = {"predictor": self.model.predictor}
+        self.fit(name, parts, labelled, loss, config, held_out if held_out_of else None)
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
