@@ -9,8 +9,9 @@ data (policy); and success of planning without proposals, with them, and by the 
 
 What came out after 60 CPU seconds each on `push` (one seed): forward error 0.057 without and 0.138 with joint
 actions; inverse RMS 0.39, codes and adapter 0.19, the mean action 0.54; proposals' energy score 0.38, any action
-0.54; CEM solves 1.00 of 20 goals without, 0.00 with joint actions, which its error alone does not explain; why was
-not found yet.
+0.54; CEM solves 1.00 of 20 goals without, 0.00 with joint actions. That is the error's fault: a plain model stopped at
+an error of 0.15 solves 0 of 10, at 0.10 5 of 10. Since then the errors of actions, and of latents that are foretold
+beside noised actions, are weighed a tenth: 0.128 instead of 0.161, 5 of 10 instead of 1, inverse and proposals alike.
 """
 
 import argparse

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 FRACTION, GIVEN_LATENTS, UNKNOWN_PAST = 0.3, 1 / 3, 0.5
 """Part of the sequences with noised actions; of these, parts with clean latents and with no actions in the past."""
 ACTION_WEIGHT, UNLED_WEIGHT = 0.1, 0.1
-"""Weights of the error of actions, and of latents in the sequences whose actions are noised."""
+"""Weights of the error of actions, and of latents in the sequences whose actions are noised.
+
+Much of both cannot be known, and drowned the rest: `push`, 57 CPU seconds, one seed, errors of latents eight steps
+ahead and goals solved: 0.161 and 1 of 10 with weights of 1, 0.128 and 5 with 0.1, 0.139 and 2 with 0.02; inverse errors
+and proposals the same.
+"""
 
 
 @dataclass(frozen=True)
