@@ -54,8 +54,8 @@ the peers 10 minutes of CPU time each, else as above; expected was that LeWM sol
     PLDM, own settings           0.07 [0.02, 0.21]  3.84 s    -0.01              8.3 cm
 
 LeWM at a rate of 1e-3 (3e-4: 0.03, 0.03 and 0.03), PLDM at 1e-3 alone; beside other jobs, so times compare but roughly.
-The oracle solves 1.00, behaviour cloning on our latents 0.57. From true frames the tip is read to 3.4 (LeWM), 3.3 (PLDM)
-and 0.12 cm (ours).
+The oracle solves 1.00, behaviour cloning on our latents 0.57. From true frames the tip is read to 3.4 (LeWM), 3.3
+(PLDM) and 0.12 cm (ours).
 """
 
 import argparse
