@@ -16,6 +16,21 @@ the recorded actions: with a window of four frames; with the same window and six
 
 Frames are remembered by several choices: those furthest apart (what the library does), those nearest to the present,
 random ones, all of the past, and none.
+
+Expected: that the memory finds most boxes, as the large window does, random frames nearly as many, and nearest ones
+few. What came out (102 points, 150 CPU seconds each, mean of three seeds and each; the tokenizer itself shows 98%):
+
+    who imagines                    boxes found         dB around them     128 candidates
+    window of 4                     3% (4, 3, 3)        9.4                64 ms
+    6 remembered, furthest apart    28% (36, 25, 22)    12.7               73 ms
+    6 remembered, at random         25% (33, 23, 19)    12.3               71 ms
+    6 remembered, nearest           7% (10, 4, 7)       10.0               71 ms
+    all of the past remembered      25% (28, 27, 20)    12.4               82 ms
+    none remembered                 0% (0, 0, 1)        9.3                76 ms
+    window of 36                    41% (53, 6, 63)     13.4               72 ms
+
+So what is remembered is used, and which frames it is counts; training was too short for all boxes to be found (colours
+are mixed up before places are), and a window that holds all is better where it was learnt, at 30 frames of context.
 """
 
 import argparse
@@ -188,12 +203,12 @@ def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> 
     rows = [round(place) for place in np.linspace(0, len(points) - 1, min(SHOWN, len(points)))]  # of many episodes
     size = (1.35 * len(columns), 1.3 * len(rows) + 0.3)
     canvas, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
-        for axis, (name, column) in zip(line, columns.items(), strict=True):
+    for line, row in enumerate(rows):
+        for axis, (name, column) in zip(axes[line], columns.items(), strict=True):
             axis.imshow(column[row].numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
+            if line == 0:
                 axis.set_title(name, fontsize=8)
     canvas.tight_layout(pad=0.3)
     canvas.savefig(path, dpi=110)

@@ -59,25 +59,6 @@ def conditioning(
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
 
-def with_rests(batch: Batch, fraction: float, generator: torch.Generator) -> Batch:
-    """Let part of a batch's windows stand still: their first frame throughout, under actions of zero.
-
-    For robots that rest when they are told nothing, as under velocity control, whose play hardly ever rests: without,
-    imagined scenes at rest creep.
-
-    Args:
-        batch: "latents" [B, T, K, D] and "action" [B, T, A] in the robot's units.
-        fraction: Part of the windows.
-        generator: CPU source of which.
-    """
-    if not fraction:
-        return batch
-    chosen = (torch.rand(len(batch["latents"]), generator=generator) < fraction).to(batch["latents"].device)
-    latents, actions = batch["latents"], batch["action"]
-    still = torch.where(chosen[:, None, None, None], latents[:, :1], latents)
-    return batch | {"latents": still, "action": actions.masked_fill(chosen[:, None, None], 0.0)}
-
-
 def predictor_loss(model: WorldModel, code_fraction: float) -> Loss:
     """Return the loss of a model's predictor on batches of windows, told as `conditioning` chooses."""
 

@@ -44,18 +44,8 @@ from embodied_wm.training.frames import (
     drawn_reconstruction,
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import (
-    Batch,
-    Conduct,
-    KeepConfig,
-    Loss,
-    Metrics,
-    StageConfig,
-    fit,
-    resumable,
-    step_generator,
-)
-from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss, with_rests
+from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
+from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -83,7 +73,6 @@ class TrainConfig:
         held_out_fraction: Last part of the episodes that training never sees.
         labelled_fraction: Part of the training episodes whose action labels (and readout targets) may be used.
         code_fraction: Part of the labelled sequences that are conditioned on latent codes instead of real actions.
-        rest_fraction: Part of the predictor's windows that stand still under actions of zero; see `losses.with_rests`.
         latents: Where the latents of the stages after the tokenizer come from: "memory" (encoded once), "zarr"
             (encoded once, into the run folder) or "online" (each batch anew).
         memory_budget_mb: What the tokenizer stage keeps of the frames in memory; the others it reads from the store.
@@ -110,7 +99,6 @@ class TrainConfig:
     held_out_fraction: float = 0.1
     labelled_fraction: float = 1.0
     code_fraction: float = 0.15
-    rest_fraction: float = 0.0
     latents: str = "memory"
     memory_budget_mb: int = 2048
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -314,7 +302,7 @@ class Trainer:
             self.observer.drawing[name] = drawn_imagination(self.store, self.shown, self.model, self.seed)
 
         def labelled(number: int) -> Batch:
-            batch = with_rests(read(number), self.config.rest_fraction, step_generator(self.seed + 1, number))
+            batch = read(number)
             return batch | {"labelled": self.is_labelled[batch["episode"]]}
 
         def held_out(number: int) -> Batch:
@@ -322,8 +310,8 @@ class Trainer:
             batch = held_out_of(number)
             return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
 
-        parts: dict[str, nn.Module] = {"predictor": self.model.predictor}
-        self.fit(name, parts, labelled, loss, config, held_out if held_out_of else None)
+        predictor: dict[str, nn.Module] = {"predictor": self.model.predictor}
+        self.fit(name, predictor, labelled, loss, config, held_out if held_out_of else None)
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""

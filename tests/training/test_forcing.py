@@ -13,7 +13,6 @@ from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.training import forcing, refine
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.latents import LatentEpisodes
-from embodied_wm.training.losses import with_rests
 from embodied_wm.training.refine import RefineConfig, refine_model
 from embodied_wm.training.train import train_world_model
 
@@ -102,14 +101,3 @@ def test_a_round_of_refinement_with_both_stages_goes_on_bit_for_bit(
     before = weights(tiny.make_model())
     assert not same(before, weights(whole))
     assert refine.RefineConfig().self_forcing_steps == 0
-
-
-def test_some_windows_stand_still_under_actions_of_zero() -> None:
-    batch = {"latents": torch.randn(400, 5, 2, 8), "action": torch.randn(400, 5, 3), "episode": torch.arange(400)}
-    rested = with_rests(batch, 0.25, torch.Generator().manual_seed(0))
-    still = (rested["action"] == 0).all((1, 2))
-    assert 0.2 < still.float().mean() < 0.3
-    assert torch.equal(rested["latents"][still], batch["latents"][still][:, :1].expand(-1, 5, -1, -1))
-    assert all(torch.equal(rested[name][~still], batch[name][~still]) for name in batch)
-    none = with_rests(batch, 0.0, torch.Generator())
-    assert all(torch.equal(none[name], batch[name]) for name in batch)
