@@ -41,10 +41,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import matplotlib
 import numpy as np
 import torch
-from bench_predictors import CONTEXT, HORIZON, LENGTH, figure, of_seeds, print_table, train_predictor, with_predictor
+from bench_predictors import (
+    CONTEXT,
+    HORIZON,
+    LENGTH,
+    draw_grid,
+    figure,
+    of_seeds,
+    print_table,
+    train_predictor,
+    with_predictor,
+)
 from rich.console import Console
 from torch import Tensor
 
@@ -190,31 +199,6 @@ def milliseconds(model: WorldModel, point: Point, choice: Choice | None) -> floa
     return float(np.median(times[1:]))
 
 
-def draw(path: Path, points: list[Point], pictures: dict[str, list[Tensor]]) -> None:
-    """Draw what was seen last, what came, and what each model imagined, one point a row."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = {
-        "last seen": [point.frames[point.row] for point in points],
-        "what came": [point.frames[point.row + point.ahead] for point in points],
-        **pictures,
-    }
-    rows = [round(place) for place in np.linspace(0, len(points) - 1, min(SHOWN, len(points)))]  # of many episodes
-    size = (1.35 * len(columns), 1.3 * len(rows) + 0.3)
-    canvas, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
-    for line, row in enumerate(rows):
-        for axis, (name, column) in zip(axes[line], columns.items(), strict=True):
-            axis.imshow(column[row].numpy())
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if line == 0:
-                axis.set_title(name, fontsize=8)
-    canvas.tight_layout(pad=0.3)
-    canvas.savefig(path, dpi=110)
-    pyplot.close(canvas)
-
-
 def config_for(image_size: int) -> WorldModelConfig:
     """Return sizes for the curtain: four tokens a frame."""
     return WorldModelConfig(
@@ -309,8 +293,14 @@ def main() -> None:
     print_table(console, f"{options.store.name}: boxes that come back; (each seed)", table)
     if options.picture:
         remembers = f"window of {WINDOW}, {MEMORY} remembered: furthest apart"
-        keep = ("encoded and decoded", f"window of {WINDOW}", remembers, f"window of {LONG}")
-        draw(options.picture, points, {name.replace(": ", ":\n"): pictures[name] for name in keep})
+        shown = np.linspace(0, len(points) - 1, min(SHOWN, len(points))).round().astype(int)  # of many episodes
+        columns = [
+            ("last seen", [points[place].frames[points[place].row] for place in shown]),
+            ("what came", [points[place].frames[points[place].row + points[place].ahead] for place in shown]),
+        ]
+        for name in ("encoded and decoded", f"window of {WINDOW}", remembers, f"window of {LONG}"):
+            columns.append((name.replace(": ", ":\n"), [pictures[name][place] for place in shown]))
+        draw_grid(options.picture, columns)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from rich.console import Console
@@ -90,6 +91,23 @@ def print_table(console: Console, title: str, rows: dict[str, dict[str, str]]) -
     for name, row in rows.items():
         table.add_row(name, *(row.get(column, "") for column in columns))
     console.print(table)
+
+
+def draw_grid(path: Path, columns: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
+    """Draw pictures uint8 [h, w, 3], a column under each heading."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = len(columns[0][1])
+    canvas, axes = pyplot.subplots(rows, len(columns), figsize=(1.3 * len(columns), 1.3 * rows + 0.3), squeeze=False)
+    for place, (name, pictures) in enumerate(columns):
+        for axis, picture in zip(axes[:, place], pictures, strict=True):
+            axis.imshow(picture.numpy())
+            axis.axis("off")
+        axes[0, place].set_title(name, fontsize=8)
+    canvas.tight_layout(pad=0.3)
+    canvas.savefig(path, dpi=110)
+    pyplot.close(canvas)
 
 
 def figure(values: Sequence[float]) -> str:

@@ -16,13 +16,12 @@ RESULTS.md has the table and the picture.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import bench_predictors
-import matplotlib
 import numpy as np
 import torch
 from rich.console import Console
@@ -143,29 +142,16 @@ def known(model: WorldModel, points: Sequence[Branching]) -> dict[str, dict[str,
 
 def draw(path: Path, points: Sequence[Branching], pictures: dict[str, list[Tensor]]) -> None:
     """Draw samples beside outcomes, one branching a row."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = {name: [ends[:1] if name.startswith("regression") else ends[:4] for ends in all_ends]
-             for name, all_ends in pictures.items()}  # fmt: skip
-    columns: list[tuple[str, Callable[[int], Tensor]]] = [
-        ("last seen", lambda row: points[row].frames[-1]),
-        ("if heads", lambda row: points[row].outcomes[0]),
-        ("if tails", lambda row: points[row].outcomes[1]),
+    rows = range(min(4, len(points)))
+    columns = [
+        ("last seen", [points[row].frames[-1] for row in rows]),
+        ("if heads", [points[row].outcomes[0] for row in rows]),
+        ("if tails", [points[row].outcomes[1] for row in rows]),
     ]
-    for name, ends in shown.items():
-        columns += [(name if not n else "", lambda row, e=ends, n=n: e[row][n]) for n in range(len(ends[0]))]
-    rows = min(4, len(points))
-    canvas, axes = pyplot.subplots(rows, len(columns), figsize=(1.1 * len(columns), 1.2 * rows + 0.3), squeeze=False)
-    for row in range(rows):
-        for axis, (name, picture) in zip(axes[row], columns, strict=True):
-            axis.imshow(picture(row).numpy())
-            axis.axis("off")
-            if row == 0:
-                axis.set_title(name, fontsize=8)
-    canvas.tight_layout(pad=0.3)
-    canvas.savefig(path, dpi=110)
-    pyplot.close(canvas)
+    for name, ends in pictures.items():
+        for sample in range(1 if name.startswith("regression") else 4):
+            columns.append((name if not sample else "", [ends[row][sample] for row in rows]))
+    bench_predictors.draw_grid(path, columns)
 
 
 def fork_config(image_size: int) -> WorldModelConfig:

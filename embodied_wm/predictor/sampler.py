@@ -55,8 +55,8 @@ def check_steps(model: LatentPredictor, num_steps: int) -> None:
     """Raise ValueError for a number of denoising steps that a model was not trained for."""
     if num_steps not in model.step_counts:
         raise ValueError(
-            f"got {num_steps} denoising steps (num_steps, denoising_steps); this model was trained for "
-            f"{model.step_counts}: choose one of them"
+            f"got num_steps={num_steps} denoising steps of an imagined frame; this model was trained for "
+            f"{model.step_counts}: choose one of them (denoising_steps=... of a verb)"
         )
 
 

@@ -145,5 +145,5 @@ def test_imagination_is_in_the_precision_that_is_asked_for(checkpoint: Path) -> 
     model = load_judged(Path("model"), setup)
     assert isinstance(model, JudgedWorldModel)
     assert model.world_model.predictor.transformer.precision == "int8"
-    with pytest.raises(ValueError, match=r"precision=int8: the model of adapter=.* chooses its own; leave it"):
+    with pytest.raises(ValueError, match=r"precision=int8.*the model of adapter=.* chooses its own; leave them"):
         load_judged(checkpoint, replace(SETUP, precision="int8"))

@@ -111,7 +111,7 @@ def test_an_imagined_episode_and_a_branch_remember_what_was_before(
     store = EpisodeStore.open(tiny.write_store(tmp_path / "store.zarr"))
     imagine_episode(remembers, store, 0, tmp_path / "run", start=5, context_frames=2, horizon=3, seed=0)
     assert told == [5]
-    with pytest.raises(ValueError, match=r"3 denoising steps.*\[1, 2, 4\]"):
+    with pytest.raises(ValueError, match=r"num_steps=3 denoising steps.*\[1, 2, 4\]"):
         imagine_episode(
             remembers, store, 0, tmp_path / "r", start=5, context_frames=2, horizon=3, denoising_steps=3, seed=0
         )

@@ -57,7 +57,7 @@ def test_regression_has_one_answer_one_step_and_no_noise() -> None:
     found = samples(model)
     assert torch.equal(found, found[:1].expand(256, -1))
     assert (model.step_counts, make("flow").step_counts) == ([1], [1, 2, 4])
-    with pytest.raises(ValueError, match=r"num_steps=2; this model was trained for \[1\]"):
+    with pytest.raises(ValueError, match=r"num_steps=2.*this model was trained for \[1\]"):
         samples(model, num_steps=2)
     with pytest.raises(ValueError, match=r"predictor.kind='gan'; expected 'flow', 'regression' or 'masked'"):
         make("gan")  # type: ignore[arg-type]
