@@ -116,7 +116,7 @@ def points_of(
     """Return the points of one held-out episode: three at most, each of a box that comes back."""
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
-    quantities = store.read("sim.quantities", start, stop)
+    quantities, frames = store.read("sim.quantities", start, stop), torch.from_numpy(store.read(CAMERA, start, stop))
     gaps = np.abs(quantities[:, 1::2] - quantities[:, :1])
     rows, found = data.rows_of(place), []
     for row in rng.permutation(np.arange(12, len(gaps) - HORIZON)):
@@ -125,7 +125,7 @@ def points_of(
         for box in np.flatnonzero(back):
             found.append(
                 Point(
-                    frames=torch.from_numpy(store.read(CAMERA, start, stop)),
+                    frames=frames,
                     latents=data.latents[rows],
                     actions=data.features["action"][rows],
                     quantities=quantities,

@@ -16,6 +16,7 @@ What came out on `push` (32 states; expected was that contacts make it chaotic, 
 import argparse
 from dataclasses import dataclass
 
+import mujoco
 import numpy as np
 import torch
 from rich.console import Console
@@ -44,7 +45,7 @@ class Far:
 def beside(task: Task, physics: np.ndarray, noise_cm: float, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return physics states [count, nstate] whose joint positions are off."""
     model = task.model
-    turns = np.array([model.jnt_type[joint] == 3 for joint in range(model.njnt)])  # hinges
+    turns = np.asarray(model.jnt_type) == mujoco.mjtJoint.mjJNT_HINGE  # pyright: ignore[reportAttributeAccessIssue]
     sizes = np.where(turns, noise_cm / RIM_CM, noise_cm / 100)
     states = np.repeat(physics[None], count, axis=0)
     states[:, 1 : 1 + model.nq] += rng.normal(size=(count, model.nq)) * sizes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.evaluation.baselines import GoalPolicy
-from embodied_wm.evaluation.judged import JudgedModel, encode_seen, goal_image
+from embodied_wm.evaluation.judged import JudgedModel, encode_seen, goal_image, prefill_seen
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
 from embodied_wm.stride import context_frames
 from embodied_wm.world_model import WorldModel
@@ -190,10 +190,9 @@ class ModelAgent:
         """Return the context of the last frames and the actions between them."""
         past = list(self.actions)[len(self.actions) - len(self.codes) + 1 :]
         none = self.model.action_low.new_zeros(0, self.model.action_size)
-        known = torch.stack(list(self.codes)), torch.stack(past) if past else none
-        if not self.past:
-            return self.model.prefill(*known)
-        return self.model.prefill(*known, torch.stack(self.past))  # pyright: ignore[reportCallIssue]
+        codes = torch.stack(list(self.codes))
+        earlier = torch.stack(self.past) if self.past else codes[:0]
+        return prefill_seen(self.model, codes, torch.stack(past) if past else none, earlier)
 
     def did(self, action: np.ndarray) -> None:
         """Say that another action than the one returned last was applied, so that the context tells the truth."""

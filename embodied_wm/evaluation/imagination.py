@@ -30,7 +30,7 @@ from embodied_wm.evaluation.branches import (
     planner_candidates,
 )
 from embodied_wm.evaluation.contacts import onset_f1
-from embodied_wm.evaluation.judged import JudgedModel, check_fits, encode_seen
+from embodied_wm.evaluation.judged import JudgedModel, check_fits, encode_seen, prefill_seen
 from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import bootstrap_mean, by_horizon, spearman
 from embodied_wm.progress import Track
@@ -162,11 +162,10 @@ class ImaginationJudge:
     def context(self, start: BranchStart) -> tuple[Tensor, Any]:
         """Return the codes of the context frames and the context."""
         codes = encode_seen(self.model, torch.from_numpy(start.frames), start.context_physics)
-        known = codes, torch.from_numpy(start.past_actions)
-        if not self.model.remembers or not len(start.earlier_frames):
-            return codes, self.model.prefill(*known)
-        past = encode_seen(self.model, torch.from_numpy(start.earlier_frames), start.earlier_physics)
-        return codes, self.model.prefill(*known, past)  # pyright: ignore[reportCallIssue]
+        past = codes[:0]
+        if self.model.remembers and len(start.earlier_frames):
+            past = encode_seen(self.model, torch.from_numpy(start.earlier_frames), start.earlier_physics)
+        return codes, prefill_seen(self.model, codes, torch.from_numpy(start.past_actions), past)
 
     def _imagine(self, point: BranchPoint) -> _Imagined:
         codes, context = self.context(point.start)

@@ -303,6 +303,13 @@ def encode_seen(model: JudgedModel, frames: Tensor, physics: np.ndarray) -> Tens
     return model.encode(frames) if felt is None else model.encode(frames, felt)  # pyright: ignore[reportCallIssue]
 
 
+def prefill_seen(model: JudgedModel, codes: Tensor, actions: Tensor, past: Tensor) -> Any:
+    """Return the context of codes [C, ...] and the actions between; a model that remembers has the past [N, ...]."""
+    if not model.remembers or not len(past):
+        return model.prefill(codes, actions)
+    return model.prefill(codes, actions, past)  # pyright: ignore[reportCallIssue]
+
+
 def goal_image(frame: np.ndarray | None, image_size: tuple[int, int]) -> Tensor:
     """Return a goal image uint8 [h, w, 3]; raise ValueError if there is none, or none that a model's encoder takes."""
     shape = (*image_size, 3)

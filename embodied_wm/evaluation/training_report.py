@@ -31,10 +31,11 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
     """
     card = model.card
     sections = [training_section({"training": run_dir}), *_pictures(run_dir), *_speed(run_dir, card)]
+    adopted = card.get("adopted", ())  # stages of an earlier run, which has a report of its own
     losses = {
         stage: {key: _figure(value) for key, value in metrics.items()}
         for stage, metrics in card["metrics"].items()
-        if stage not in card.get("adopted", ())
+        if stage not in adopted
     }
     written = write_report(
         run_dir,
@@ -43,7 +44,7 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
             config,
             card["seed"],
             device=model.action_low.device,
-            wall_seconds=sum(spent for stage, spent in card["seconds"].items() if stage not in card.get("adopted", ())),
+            wall_seconds=sum(spent for stage, spent in card["seconds"].items() if stage not in adopted),
             **model.fingerprints(),
         ),
         tasks={stage: figures for stage, figures in losses.items() if figures},
