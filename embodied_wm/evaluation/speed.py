@@ -21,6 +21,7 @@ from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.inputs import ABSENT
 from embodied_wm.predictor.int8 import set_precision
+from embodied_wm.predictor.memory import recall
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
@@ -158,7 +159,7 @@ def imagination_pair(
         )
 
     def uncached() -> torch.Tensor:
-        memory = model.recall(latents[:0], latents)
+        memory = recall(latents[:0], latents, model.config.memory)
         return sampler.imagine_uncached(model, latents, led_by, embedded, noise, num_steps=num_steps, memory=memory)
 
     return cached, uncached

@@ -1,5 +1,6 @@
 """Settings of a `LatentPredictor`, and which of them go together."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +30,10 @@ class PredictorConfig:
             imagination.
         joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
         memory: Frames from before the window that every frame may attend to as well (`predictor.memory`); 0 for none.
+        shrinkage: Dead zone of predicted changes, in usual changes: those within it are none, larger ones nearer to
+            none by it (`flow.shrink`), so that what rests stays where it is; frames that are as good as known are then
+            taken as they are. 0 for none.
+        fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 
     kind: Literal["flow", "regression", "masked"] = "flow"
@@ -44,6 +49,8 @@ class PredictorConfig:
     clean_pass: bool = True
     joint_actions: bool = False
     memory: int = 0
+    shrinkage: float = 0.0
+    fourier_features: int = 0
 
     def check(self, levels: Sequence[int], token_width: int) -> None:
         """Raise ValueError if the settings are impossible, or do not go with tokens of that width.
@@ -62,6 +69,14 @@ class PredictorConfig:
                 "single FSQ codes. Set model.tokenizer.bottleneck.kind=fsq with levels=[8,5,5,5], width=4, "
                 "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
                 "predictor.kind=flow."
+            )
+        if not 0 <= self.shrinkage < math.inf:
+            raise ValueError(
+                f"predictor.shrinkage={self.shrinkage}; expected a part of the usual change, such as 0.3, or 0 for none"
+            )
+        if self.fourier_features < 0:
+            raise ValueError(
+                f"predictor.fourier_features={self.fourier_features}; expected a number of them, such as 128, or 0"
             )
         if self.joint_actions and (self.kind != "flow" or not self.action_token):
             raise ValueError(

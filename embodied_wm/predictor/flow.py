@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LEAK = 0.1
+"""Part of the gradient of changes that passes, in training, where they are shrunk to none."""
+
 
 def interpolate(
     noise: Float[Tensor, "*batch"], data: Float[Tensor, "*batch"], tau: Float[Tensor, "*#batch"]
@@ -30,9 +33,28 @@ def corrupt(
     return data + (1 - tau) * noise
 
 
-def trust(tau: Float[Tensor, "*batch"] | float) -> Float[Tensor, "*batch"] | float:
-    """Return the share of a corrupted value that is data in the mean, for data of unit variance."""
-    return 1 / (1 + (1 - tau) ** 2)
+def trust(tau: Float[Tensor, "*batch"] | float, clean: float = 1.0) -> Float[Tensor, "*batch"] | float:
+    """Return the share of a corrupted value that is data in the mean, for data of unit variance.
+
+    From level `clean` on values are taken as they are, and levels below are counted from there.
+    """
+    missing = clean - tau
+    return 1 / (1 + ((missing > 0) * missing) ** 2)
+
+
+def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, leak: float = 0.0) -> Float[Tensor, "*batch"]:
+    """Return changes that are nearer to none by `zone`, and none within it (soft thresholding).
+
+    What rests must be said exactly to stay where it is: an error of a hundredth of the usual change each frame costs a
+    squared loss nothing, and adds up. A network whose small outputs are no change need not be exact.
+
+    Args:
+        change: What a network says.
+        zone: Largest change that is none.
+        leak: Part of the gradient that passes within the zone, so that a network which is there can learn to leave.
+    """
+    within = change.clamp(-zone, zone)
+    return change - within + (leak * (within - within.detach()) if leak else 0.0)
 
 
 def velocity(

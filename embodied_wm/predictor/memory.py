@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from embodied_wm.predictor.inputs import ABSENT
+from embodied_wm.predictor.inputs import ABSENT, check_finite
 
 if TYPE_CHECKING:
     from embodied_wm.predictor.model import LatentPredictor
@@ -45,6 +45,18 @@ def furthest_apart(
         gap = torch.minimum(gap, (past - past[chosen[-1]]).norm(dim=1))
         gap[chosen[-1]] = 0
     return torch.tensor(chosen, device=past.device)
+
+
+def recall(
+    past: Float[Tensor, "earlier tokens width"], latents: Float[Tensor, "frames tokens width"], num: int
+) -> Float[Tensor, "1 memory tokens width"] | None:
+    """Return `num` remembered frames of the past, when these frames are seen; None where nothing is remembered."""
+    if not num:
+        return None
+    if not len(past):
+        return latents[:1].expand(num, -1, -1)[None]
+    check_finite(past)
+    return past[furthest_apart(past, latents, num)][None]
 
 
 def remembered(
@@ -82,4 +94,4 @@ def before_window(
     )
 
 
-__all__ = ["before_window", "furthest_apart", "remembered"]
+__all__ = ["before_window", "furthest_apart", "recall", "remembered"]

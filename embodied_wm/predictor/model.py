@@ -41,10 +41,11 @@ from embodied_wm.predictor import flow
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.flow_loss import flow_loss
+from embodied_wm.predictor.fourier import FourierFeatures
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs, check_finite, previous, previous_change
 from embodied_wm.predictor.joint import JointActions
 from embodied_wm.predictor.masked import MaskedTokens, masked_loss
-from embodied_wm.predictor.memory import before_window, furthest_apart
+from embodied_wm.predictor.memory import before_window, recall
 from embodied_wm.predictor.recurrent import GatedDeltaTransformer, transformer_of
 from embodied_wm.predictor.transformer import block_causal_mask, two_streams_mask
 
@@ -103,6 +104,10 @@ class LatentPredictor(nn.Module):
         self.joint: JointActions | None = None
         if config.joint_actions:
             self.joint = JointActions(action_size=action_size, width=width)
+        num = config.fourier_features
+        self.fourier = FourierFeatures(token_width=token_width, num_features=num, width=width) if num else None
+        # A parameter, as robots that are trained together share it with what it belongs to; buffers are a robot's own.
+        self.zone = nn.Parameter(torch.zeros(1), requires_grad=False) if config.shrinkage else None
         self.remembered = nn.Parameter(torch.randn(width) * 0.02) if config.memory else None
         self.masked: MaskedTokens | None = None
         if config.kind == "masked":
@@ -158,8 +163,10 @@ class LatentPredictor(nn.Module):
 
     @torch.no_grad()
     def fit_change(self, latents: Float[Tensor, "batch time tokens width"]) -> None:
-        """Set the unit in which the network is told how latents change from frame to frame."""
+        """Set the unit in which the network is told how latents change, and, once for all, what is no change."""
         self.change_std.copy_(latents.diff(dim=1).std().clamp_min(1e-3))
+        if self.zone is not None and not self.zone:
+            self.zone.copy_(self.config.shrinkage * self.change_std)
 
     def blocks(
         self, action_tokens_BTW: Tensor, latents_BTKD: Tensor, before_BTKD: Tensor, change_BTKD: Tensor
@@ -175,6 +182,8 @@ class LatentPredictor(nn.Module):
             slots = slots + mark
         inputs = torch.cat([latents_BTKD, before_BTKD, change_BTKD / self.change_std], dim=-1)
         tokens = self.latent_in(inputs) + slots
+        if self.fourier is not None:
+            tokens = tokens + self.fourier(inputs)
         action_tokens = action_tokens_BTW[:, :, None]
         return torch.cat([action_tokens, tokens], dim=2) if self.config.action_token else tokens + action_tokens
 
@@ -186,7 +195,11 @@ class LatentPredictor(nn.Module):
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
         x_SNW = x_SNW[..., -self.num_tokens :, :]  # the action's token may come out before them
-        return before * flow.trust(tau_before) + self.latent_out(self.norm(x_SNW))
+        change = self.latent_out(self.norm(x_SNW))
+        if self.zone is None:
+            return before * flow.trust(tau_before) + change
+        clean = min(self.config.context_tau, 1 - self.config.context_noise)
+        return before * flow.trust(tau_before, clean) + flow.shrink(change, self.zone, leak=flow.LEAK * self.training)
 
     def start(self, noise_SKN: Tensor) -> Tensor:
         """Return what imagining a frame starts from, [S, K, D]: noise, or nothing decided."""
@@ -392,7 +405,7 @@ class LatentPredictor(nn.Module):
                 len(latents), self.config.window, keep,
             )  # fmt: skip
         past = gone if past is None else torch.cat([past, gone])
-        memory = self.recall(past, latents[-keep:])
+        memory = recall(past, latents[-keep:], self.config.memory)
         latents, led_by = latents[-keep:], led_by[:, -keep:]
         end = (keep, keep, latents[-1], latents[-2:][0])
         if isinstance(self.transformer, GatedDeltaTransformer):
@@ -401,17 +414,6 @@ class LatentPredictor(nn.Module):
         keys, values = ([layer[0] for layer in layers] for layers in self.keys_values(latents[None], led_by, memory))
         remembered = 0 if memory is None else memory.shape[1] * self.block
         return Context(tuple(keys), tuple(values), *end, memory_tokens=remembered)
-
-    def recall(
-        self, past: Float[Tensor, "earlier tokens width"], latents: Float[Tensor, "frames tokens width"]
-    ) -> Float[Tensor, "1 memory tokens width"] | None:
-        """Return what a model with a memory remembers of the past when it sees these frames; None without one."""
-        if not self.config.memory:
-            return None
-        if not len(past):
-            return latents[:1].expand(self.config.memory, -1, -1)[None]
-        check_finite(past)
-        return past[furthest_apart(past, latents, self.config.memory)][None]
 
     def keys_values(
         self,

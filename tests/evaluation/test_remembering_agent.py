@@ -20,6 +20,7 @@ from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.report import load_report
 from embodied_wm.evaluation.speed import imagination_pair
 from embodied_wm.evaluation.training_report import write_training_report
+from embodied_wm.predictor.memory import recall
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -101,13 +102,12 @@ def test_an_imagined_episode_and_a_branch_remember_what_was_before(
     remembers: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    true = remembers.predictor.recall
 
-    def recall(past: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
+    def counted(past: torch.Tensor, latents: torch.Tensor, num: int) -> torch.Tensor | None:
         told.append(len(past))
-        return true(past, latents)
+        return recall(past, latents, num)
 
-    monkeypatch.setattr(remembers.predictor, "recall", recall)
+    monkeypatch.setattr("embodied_wm.predictor.model.recall", counted)
     store = EpisodeStore.open(tiny.write_store(tmp_path / "store.zarr"))
     imagine_episode(remembers, store, 0, tmp_path / "run", start=5, context_frames=2, horizon=3, seed=0)
     assert told == [5]

@@ -11,7 +11,7 @@ from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.distillation import check_distillable
 from embodied_wm.predictor.inputs import ABSENT, REAL, ActionInputs
-from embodied_wm.predictor.memory import furthest_apart
+from embodied_wm.predictor.memory import furthest_apart, recall
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.predictor.self_forcing import Rollouts, check_rollouts
@@ -55,7 +55,7 @@ def test_cached_equals_uncached(num_steps: int, clean_pass: bool, frames: int) -
     cached = imagine(model, context, led_by, noise, num_steps)
     uncached = sampler.imagine_uncached(
         model, latents, model.shift(model.embed_actions(absent(frames))), led_by, noise,
-        num_steps=num_steps, memory=model.recall(past, latents),
+        num_steps=num_steps, memory=recall(past, latents, model.config.memory),
     )  # fmt: skip
     assert (cached - uncached).abs().max() <= 1e-4 * uncached.abs().max()
     with torch.enable_grad():

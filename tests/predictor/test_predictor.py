@@ -21,7 +21,10 @@ def make_predictor(
     config = PredictorConfig(transformer=transformer, window=window, **changes)
     model = LatentPredictor(config, num_tokens=num_tokens, token_width=8, action_size=3, code_size=2, levels=(3,) * 8)
     for parameter in model.parameters():  # no zero initialisation: every path must matter
-        torch.nn.init.normal_(parameter, std=0.3)
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    if config.shrinkage:
+        model.fit_change(torch.randn(8, 6, num_tokens, 8))
     return model.eval()
 
 
@@ -187,6 +190,7 @@ def test_a_resting_scene_neither_grows_nor_fades_in_imagination(clean_pass: bool
         {"kind": "regression"},
         {"kind": "regression", "clean_pass": False},
         {"joint_actions": True},
+        {"shrinkage": 0.3, "fourier_features": 8},
     ],
     ids=str,
 )

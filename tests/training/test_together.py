@@ -53,6 +53,21 @@ def test_shared_weights_are_the_same_tensors_and_own_ones_are_not(trained: tuple
     assert three["predictor.real_in.0.weight"].shape[1] == 3
 
 
+def test_what_is_no_change_is_the_same_for_all_who_share_the_predictor(
+    stores: dict[str, EpisodeStore], tmp_path: Path
+) -> None:
+    config = replace(tiny.MODEL, predictor=replace(tiny.MODEL.predictor, shrinkage=0.3, fourier_features=4))
+    family = train_together(robots(stores), config, tiny.training(4), tmp_path / "run", seed=0)
+    two, three = (family.for_robot(name).predictor for name in ("two", "three"))
+    assert two.zone is three.zone
+    assert two.zone is not None
+    assert float(two.zone) == pytest.approx(0.3 * float(two.change_std))
+    assert float(two.change_std) != float(three.change_std)
+    loaded = Family.load(tmp_path / "run").for_robot("three").predictor
+    assert loaded.zone is not None
+    assert torch.equal(loaded.zone, two.zone)
+
+
 def test_every_robot_moves_its_own_parts_and_both_move_the_shared_ones(
     trained: tuple[Family, Path], stores: dict[str, EpisodeStore], tmp_path: Path
 ) -> None:
