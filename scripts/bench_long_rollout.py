@@ -31,11 +31,11 @@ What does not mend it, as squared error of latents of 8 scenes at rest after 32 
 zeros instead of noise 0.102 and 0.71; four denoising steps 0.106 and 0.70; with a window of 10, imagined frames told to
 be clean 0.073 and 0.80, told 0.9 0.21 and 1.9.
 
-The model of `push` that shipped before (key points, self-forcing; 8 scenes): 34.1, 24.5, 20.9, 18.9 and 17.6 dB at rest, 30.4,
-25.0, 21.3, 19.1 and 17.7 in periodic motion, 256 less 32 -7.0 dB [-8.4, -5.5] and -7.3 dB [-8.6, -6.0]; after 512
-frames at rest latents spread 4.6 times as far as true ones, as nothing keeps key points in the picture. Training on
-windows that stand still under actions of zero (a tenth of all, 2,000 steps and 1,000 of self-forcing more) did not
-help: -6.1 dB [-7.7, -4.7] and a spread of 7.0, as many steps without them -6.1 dB [-7.5, -4.5] and 7.0.
+The model of `push` that shipped before (key points, self-forcing; 8 scenes): 34.1, 24.5, 20.9, 18.9 and 17.6 dB at
+rest, 30.4, 25.0, 21.3, 19.1 and 17.7 in periodic motion, 256 less 32 -7.0 dB [-8.4, -5.5] and -7.3 dB [-8.6, -6.0];
+after 512 frames at rest latents spread 4.6 times as far as true ones, as nothing keeps key points in the picture.
+Training on windows that stand still under actions of zero (a tenth of all, 2,000 steps and 1,000 of self-forcing more)
+did not help: -6.1 dB [-7.7, -4.7] and a spread of 7.0, as many steps without them -6.1 dB [-7.5, -4.5] and 7.0.
 
 What did: a dead zone of predicted changes (`predictor.shrinkage`), and to take nearly clean frames as they are. The
 second came to light by the first: with a zone alone, spreads of imagined latents fell by a thousandth each frame, to
@@ -55,8 +55,8 @@ tokenizer, 128 Fourier features, one training each), 8 scenes at rest, PSNR at 3
     | 0.3, soft threshold (the library's)    | yes                   | 56.5, 47.9, 46.5    | 1.02   |
 
 The aim, 256 within 3 dB of 32, is met by the seventh (-1.3 dB [-4.0, 0.0]) and not by the last (-8.6 [-13.7, -3.6]),
-which creeps in some scenes, at a level that nobody sees. Periodic motion adds up its errors as before: 32.0 dB after 16,
-28.1 after 32, 21.8 after 256 for the last. Standing still in training (a tenth of the windows, 4,000 steps) helps a
+which creeps in some scenes, at a level that nobody sees. Periodic motion adds up its errors as before: 32.0 dB after
+16, 28.1 after 32, 21.8 after 256 for the last. Standing still in training (a tenth of the windows, 4,000 steps) helps a
 little beside a zone: squared errors after 64 frames at rest of 0.015 instead of 0.034; without a zone they are 0.28.
 """
 
