@@ -38,9 +38,9 @@ CONTEXT, HORIZON, LENGTH = 3, 8, 11
 
 
 def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
-    """Return a copy of a model with a new predictor, whose configuration differs by some fields."""
+    """Return a copy of a model with a new predictor, plain but for some fields: no dead zone, no Fourier features."""
     torch.manual_seed(seed)
-    predictor = replace(base.config.predictor, **changes)
+    predictor = replace(base.config.predictor, **({"shrinkage": 0.0, "fourier_features": 0} | changes))
     model = WorldModel(replace(base.config, predictor=predictor), base.embodiment)
     kept = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("predictor.")}
     model.load_state_dict(kept, strict=False)

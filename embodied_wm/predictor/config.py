@@ -30,9 +30,9 @@ class PredictorConfig:
             imagination.
         joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
         memory: Frames from before the window that every frame may attend to as well (`predictor.memory`); 0 for none.
-        shrinkage: Dead zone of predicted changes, in usual changes: those within it are none, larger ones nearer to
-            none by it (`flow.shrink`), so that what rests stays where it is; frames that are as good as known are then
-            taken as they are. 0 for none.
+        shrinkage: Predicted changes smaller than this times the usual change (`change_std` when first trained) are
+            none, larger ones nearer to none by as much (`flow.shrink`), so that what rests stays where it is; frames
+            that are as good as known are then taken as they are. 0 for none.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 

@@ -46,6 +46,18 @@ def test_imagined_frames_do_not_fade(context_tau: float, context_noise: float) -
     ))  # fmt: skip
 
 
+def test_gradients_leak_in_training_alone() -> None:
+    model = make_predictor(shrinkage=0.3)
+    assert model.zone is not None
+    model.zone.fill_(100.0)  # all changes are none
+    for training, leaks in ((True, True), (False, False)):
+        out = torch.randn(4, 2, 32, requires_grad=True)
+        model.train(training).read(out, torch.zeros(4, 2, 8), 1.0).square().sum().backward()
+        model.read(out, torch.ones(4, 2, 8), 1.0).sum().backward()
+        assert out.grad is not None
+        assert bool(out.grad.any()) is leaks
+
+
 def test_the_zone_is_set_once_in_usual_changes() -> None:
     model = make_predictor(shrinkage=0.3)
     assert model.zone is not None
