@@ -293,7 +293,7 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
 def _limits(described: Mapping[str, Any]) -> str:
     config, embodiment, card = (described[key] for key in ("config", "embodiment", "card"))
     experience = f"{card['episodes']:,} episodes of " if card.get("episodes") else ""
-    views = "those cameras" if "+" in embodiment["camera"] else "that one camera"
+    views = "those cameras" if config["tokenizer"].get("cameras", 1) > 1 else "that one camera"
     lines = [
         f"It knows {experience}{embodiment['robot']} as {views} saw them: another view, light, object or robot "
         "is outside of what it was trained on, and it does not say so by itself.",

@@ -129,8 +129,8 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     store, trained, out = runs / f"{task}.zarr", runs / f"train_{task}", runs / "models" / task
     run("collect", f"task={task}", *recipe.collect, f"out={store}", seeded, f"run_dir={_new(runs / f'collect_{task}')}")
     _train(trained, store, seeded, *recipe.train, *recipe.first)
+    refined = runs / f"refine_{task}"
     if recipe.refine:
-        refined = runs / f"refine_{task}"
         given = (f"task={task}", f"checkpoint={trained}", f"store={store}", f"run_dir={refined}")
         if not (refined / "model" / "config.json").is_file():
             run("refine", *given, seeded, *recipe.refine, *_resume(refined))
@@ -138,7 +138,7 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     if recipe.first:
         everything, trained = runs / f"{task}_all.zarr", runs / f"anew_{task}"
         if not everything.exists():
-            sources = f"sources=[{store},{runs / f'refine_{task}' / 'episodes.zarr'}]"
+            sources = f"sources=[{store},{refined / 'episodes.zarr'}]"
             run("edit", "operation=merge", sources, f"out={everything}", f"run_dir={_new(runs / f'merge_{task}')}")
         _train(trained, everything, seeded, *recipe.train)
     if not (out / "config.json").is_file():

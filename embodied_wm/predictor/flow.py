@@ -54,7 +54,8 @@ def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, leak: f
         leak: Part of the gradient that passes within the zone, so that a network which is there can learn to leave.
     """
     within = change.clamp(-zone, zone)
-    return change - within + (leak * (within - within.detach()) if leak else 0.0)
+    shrunk = change - within
+    return shrunk + leak * (within - within.detach()) if leak else shrunk
 
 
 def velocity(
