@@ -46,7 +46,7 @@ def train(start: WorldModel, mixer: str, options: argparse.Namespace, seed: int)
     stage = StageConfig(num_steps=options.steps, batch_size=32, learning_rate=2e-3, num_threads=1, ema_decay=0.995)
     with tempfile.TemporaryDirectory() as folder:
         return train_world_model(
-            EpisodeStore.open(start.card.get("store") or options.store),
+            EpisodeStore.open(options.store or start.card["store"]),
             with_mixer(start.config, mixer),
             TrainConfig(predictor=stage, sequence_length=options.sequence_length),
             Path(folder),
@@ -100,7 +100,7 @@ def main() -> None:
     """Train, measure, print a line per model and the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder or model folder whose tokenizer and store are used")
-    parser.add_argument("--store", default=None, help="store, where the model's card names none")
+    parser.add_argument("--store", default=None, help="store; that of the model's card where it is left out")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--mixers", nargs="+", default=["attention", "gated_delta"])
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, console = WorldModel.from_pretrained(options.run), Console(width=120, highlight=False)
-    store = EpisodeStore.open(start.card.get("store") or options.store)
+    store = EpisodeStore.open(options.store or start.card["store"])
     latents, actions = held_out_windows(start, store, options.windows)
     copied = (latents[:, CONTEXT - 1 : CONTEXT] - latents[:, CONTEXT:]).square().mean((0, 2, 3))
     console.print("copying: " + ", ".join(f"h={ahead} {copied[ahead - 1]:.4f}" for ahead in AHEAD))

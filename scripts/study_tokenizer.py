@@ -15,7 +15,8 @@ Variants that are done are kept in `--out` and not trained again. Columns:
   truth.
 - `foretold`: what a fresh small network, given the action, foretells of the latents' change in one step, 1 is all.
 - with `--predictor`: a nano predictor trained for the same CPU time on the frozen latents; `spearman` is the rank
-  correlation of imagined with physical cost, `8 steps` the box's error after 8 imagined steps.
+  correlation of imagined with physical cost, `8 steps` the box's error after 8 imagined steps, `solved` the success of
+  planning.
 
 Expected before: key points read best; the further terms read the pusher better and cost some dB; KL is about as good as
 SIGReg, FSQ a little worse and LFQ, with one bit a channel, worst; more tokens decode better and are foretold worse.
@@ -36,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_objectives import measured
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -187,9 +189,14 @@ def errors_of(readout: Readout, test: LatentEpisodes) -> dict[str, float]:
 
 
 def judge_predictor(
-    tokenizer: FrameTokenizer, latents: LatentEpisodes, readout: Readout, data: Data, seconds: float
+    tokenizer: FrameTokenizer,
+    latents: LatentEpisodes,
+    readout: Readout,
+    data: Data,
+    folder: Path,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Train a nano predictor on frozen latents; return how it imagines what a planner compares."""
+    """Train a nano predictor on frozen latents; return how it imagines what a planner compares, and how it plans."""
     torch.manual_seed(0)
     kept = {"sim.quantities": data.embodiment.readouts["sim.quantities"]}
     config = WorldModelConfig(
@@ -208,19 +215,23 @@ def judge_predictor(
         batch = sampler.batch(step) | {"labelled": torch.ones(2 * BATCH, dtype=torch.bool)}
         return loss(batch, torch.Generator().manual_seed(step))[0]
 
-    steps = train_for(seconds, [model.predictor], loss_of, rate=2e-3)
+    steps = train_for(options.predictor_seconds, [model.predictor], loss_of, rate=2e-3)
     weights = StepWeights()
     judged = JudgedWorldModel(model.eval(), data.task, objective="state", weights=weights)
     planner = CEM(horizon=8, num_candidates=64, num_iterations=3)
     found = judge_imagination(data.task, judged, planner, JUDGED, weights=weights, seed=0).measures
     ends = found["spearman"]["ci95"] or [math.nan, math.nan]
     at = {name: found[f"state_error.{name}"]["by_horizon"]["8"]["value"] for name in data.task.quantity_names[2:4]}
+    model.save(folder / "model")
+    pairs = (f"planning.num_pairs={options.pairs}", "planning.controllers=[model]")
+    planned = measured("planning", data.task.name, "state", folder, *pairs)
     return {
-        "predictor_cpu_s": seconds,
+        "predictor_cpu_s": options.predictor_seconds,
         "predictor_steps": steps,
         "spearman": found["spearman"]["value"],
         "spearman_ci95": ends,
         "box_8_m": math.hypot(*at.values()),
+        "solved": planned["success"],
     }
 
 
@@ -229,7 +240,7 @@ def study(variant: Variant, data: Data, out: Path, options: argparse.Namespace) 
     path, weights = out / f"{variant.name}.json", out / f"{variant.name}.safetensors"
     settings = {"cpu_s": options.cpu_seconds, "seed": options.seed, "store": data.store.fingerprint()}
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    wants_predictor = variant.name in options.predictor and "spearman" not in found
+    wants_predictor = variant.name in options.predictor and "solved" not in found
     if found and found["settings"] != settings:
         raise ValueError(f"{path} was made with {found['settings']}, not {settings}; choose another --out")
     if found and not wants_predictor:
@@ -247,7 +258,7 @@ def study(variant: Variant, data: Data, out: Path, options: argparse.Namespace) 
     if "foretold" not in found:
         found |= errors_of(readout, parts[1]) | {"foretold": foretold(*parts, num_steps=PROBE_STEPS)}
     if wants_predictor:
-        found |= judge_predictor(tokenizer, parts[0], readout, data, options.predictor_seconds)
+        found |= judge_predictor(tokenizer, parts[0], readout, data, out / f"{variant.name}_planned", options)
     write_json(path, found)
     return found
 
@@ -271,7 +282,8 @@ def row_of(name: str, found: dict[str, Any]) -> str:
     cells = [format(found[key] * unit, style) if key in found else "" for key, unit, style in COLUMNS.values()]
     if "spearman_ci95" in found:
         cells[-1] += " [{:.2f}, {:.2f}]".format(*found["spearman_ci95"])
-    return f"{name:<14}" + " ".join(f"{cell:>{len(column)}}" for cell, column in zip(cells, COLUMNS, strict=True))
+    row = f"{name:<14}" + " ".join(f"{cell:>{len(column)}}" for cell, column in zip(cells, COLUMNS, strict=True))
+    return f"{row}  {found.get('solved', '')}"
 
 
 def main() -> None:
@@ -284,6 +296,7 @@ def main() -> None:
     parser.add_argument("--predictor-seconds", type=float, default=90.0, help="CPU time of each predictor's training")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--predictor", nargs="*", default=[], choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--pairs", type=int, default=30, help="goals that those with a predictor plan for")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -293,7 +306,7 @@ def main() -> None:
     for name in options.variants:
         rows.append(row_of(name, study(VARIANTS[name], data, options.out, options)))
         console.print(rows[-1], markup=False)
-    console.print(f"\n{'variant':<14}" + " ".join(COLUMNS))
+    console.print(f"\n{'variant':<14}" + " ".join([*COLUMNS, " solved"]))
     console.print("\n".join(rows), markup=False)
 
 

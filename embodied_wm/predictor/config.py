@@ -33,6 +33,10 @@ class PredictorConfig:
         shrinkage: Predicted changes smaller than this times the usual change (`change_std` when first trained) are
             none, larger ones nearer to none by as much (`flow.shrink`), so that what rests stays where it is; frames
             that are as good as known are then taken as they are. 0 for none.
+        stillness: A frame whose predicted change (root mean square) is smaller than this times the usual change is the
+            frame before, once trained: what creeps in a scene at rest adds up. For latents whose numbers all change a
+            little with everything, as those of grids do; key points change one by one, for which there is `shrinkage`.
+            0 for none.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 
@@ -50,7 +54,13 @@ class PredictorConfig:
     joint_actions: bool = False
     memory: int = 0
     shrinkage: float = 0.0
+    stillness: float = 0.0
     fourier_features: int = 0
+
+    @property
+    def known_tau(self) -> float:
+        """Return the noise level from which a frame counts as known: that of imagined ones, at the most."""
+        return min(self.context_tau, 1 - self.context_noise)
 
     def check(self, levels: Sequence[int], token_width: int) -> None:
         """Raise ValueError if the settings are impossible, or do not go with tokens of that width.
@@ -70,10 +80,12 @@ class PredictorConfig:
                 "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
                 "predictor.kind=flow."
             )
-        if not 0 <= self.shrinkage < math.inf:
-            raise ValueError(
-                f"predictor.shrinkage={self.shrinkage}; expected a part of the usual change, such as 0.3, or 0 for none"
-            )
+        for name in ("shrinkage", "stillness"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"predictor.{name}={getattr(self, name)}; expected a part of the usual change, such as 0.3, or 0 "
+                    "for none"
+                )
         if self.fourier_features < 0:
             raise ValueError(
                 f"predictor.fourier_features={self.fourier_features}; expected a number of them, such as 128, or 0"

@@ -13,6 +13,8 @@ from torch import Tensor
 
 LEAK = 0.1
 """Part of the gradient of changes that passes, in training, where they are shrunk to none."""
+HOLD = 0.5
+"""What is left of a shrunk change is none, too, once trained, up to this times the zone: rest holds, as by friction."""
 
 
 def interpolate(
@@ -42,7 +44,7 @@ def trust(tau: Float[Tensor, "*batch"] | float, clean: float = 1.0) -> Float[Ten
     return 1 / (1 + ((missing > 0) * missing) ** 2)
 
 
-def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, leak: float = 0.0) -> Float[Tensor, "*batch"]:
+def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, in_training: bool) -> Float[Tensor, "*batch"]:
     """Return changes that are nearer to none by `zone`, and none within it (soft thresholding).
 
     What rests must be said exactly to stay where it is: an error of a hundredth of the usual change each frame costs a
@@ -51,11 +53,32 @@ def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, leak: f
     Args:
         change: What a network says.
         zone: Largest change that is none.
-        leak: Part of the gradient that passes within the zone, so that a network which is there can learn to leave.
+        in_training: Let LEAK of the gradient pass within the zone, so that a network which is there can learn to leave,
+            and leave HOLD to those who use what was learned: a network that is a little beyond the zone would creep.
     """
     within = change.clamp(-zone, zone)
     shrunk = change - within
-    return shrunk + leak * (within - within.detach()) if leak else shrunk
+    if in_training:
+        return shrunk + LEAK * (within - within.detach())
+    return shrunk.masked_fill(shrunk.abs() < HOLD * zone, 0.0)
+
+
+def settle(
+    after: Float[Tensor, "*batch tokens width"],
+    before: Float[Tensor, "*batch tokens width"],
+    least: Float[Tensor, ""],
+    is_known: Tensor | bool,
+) -> Float[Tensor, "*batch tokens width"]:
+    """Return frames, but those that differ from a known frame before by less than `least` as that one.
+
+    Args:
+        after: Predicted frames.
+        before: The frames before them.
+        least: Least root mean square, over a frame's numbers, of a change that counts.
+        is_known: Whether the frames before are known, or noise.
+    """
+    is_still = (after - before).square().mean(dim=(-2, -1), keepdim=True) < least.square()
+    return torch.where(is_still & is_known, before, after)
 
 
 def velocity(

@@ -101,9 +101,7 @@ class LatentPredictor(nn.Module):
         self.latent_out = nn.Linear(width, token_width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
-        self.joint: JointActions | None = None
-        if config.joint_actions:
-            self.joint = JointActions(action_size=action_size, width=width)
+        self.joint = JointActions(action_size=action_size, width=width) if config.joint_actions else None
         num = config.fourier_features
         self.fourier = FourierFeatures(token_width=token_width, num_features=num, width=width) if num else None
         # A parameter, as robots that are trained together share it with what it belongs to; buffers are a robot's own.
@@ -195,11 +193,13 @@ class LatentPredictor(nn.Module):
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
         x_SNW = x_SNW[..., -self.num_tokens :, :]  # the action's token may come out before them
-        change = self.latent_out(self.norm(x_SNW))
-        if self.zone is None:
-            return before * flow.trust(tau_before) + change
-        clean = min(self.config.context_tau, 1 - self.config.context_noise)
-        return before * flow.trust(tau_before, clean) + flow.shrink(change, self.zone, leak=flow.LEAK * self.training)
+        change, known = self.latent_out(self.norm(x_SNW)), self.config.known_tau
+        if self.zone is not None:
+            change = flow.shrink(change, self.zone, in_training=self.training)
+        after = before * flow.trust(tau_before, 1.0 if self.zone is None else known) + change
+        if self.training or not self.config.stillness:
+            return after
+        return flow.settle(after, before, self.config.stillness * self.change_std, tau_before >= known)
 
     def start(self, noise_SKN: Tensor) -> Tensor:
         """Return what imagining a frame starts from, [S, K, D]: noise, or nothing decided."""

@@ -15,16 +15,16 @@ from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.transformer import TransformerConfig
 
 
-@pytest.mark.parametrize(("leak", "within"), [(0.0, 0.0), (0.1, 0.1)])
-def test_small_changes_are_none_and_can_still_be_learned(leak: float, within: float) -> None:
-    change = torch.tensor([0.0, 0.05, -0.099, 0.3, -1.0], requires_grad=True)
-    shrunk = flow.shrink(change, torch.tensor([0.1]), leak=leak)
+@pytest.mark.parametrize("in_training", [True, False])
+def test_small_changes_are_none_and_can_still_be_learned(in_training: bool) -> None:
+    change = torch.tensor([0.0, 0.05, -0.099, 0.14, 0.3, -1.0], requires_grad=True)
+    shrunk = flow.shrink(change, torch.tensor([0.1]), in_training=in_training)
     assert shrunk[:3].tolist() == [0.0, 0.0, 0.0]
-    assert shrunk.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.2, -0.9], abs=1e-6)
+    assert shrunk.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.04 * in_training, 0.2, -0.9], abs=1e-6)
     shrunk.sum().backward()
     assert change.grad is not None
-    assert change.grad.tolist() == pytest.approx([within] * 3 + [1.0] * 2)
-    assert torch.equal(flow.shrink(change, torch.zeros(1)), change)
+    assert change.grad.tolist() == pytest.approx([flow.LEAK * in_training] * 3 + [1.0 * in_training] + [1.0] * 2)
+    assert torch.equal(flow.shrink(change, torch.zeros(1), in_training=in_training), change)
 
 
 def test_nearly_clean_values_are_taken_as_they_are() -> None:
@@ -44,6 +44,24 @@ def test_imagined_frames_do_not_fade(context_tau: float, context_noise: float) -
     assert torch.equal(model.read(torch.zeros(4, 2, 32), before, context_tau), before + model.read(
         torch.zeros(4, 2, 32), torch.zeros(4, 2, 8), 1.0
     ))  # fmt: skip
+
+
+def test_frames_that_hardly_change_are_the_frames_before() -> None:
+    before = torch.randn(3, 2, 8)
+    after = before + torch.tensor([0.09, 0.11, 0.09])[:, None, None]
+    settled = flow.settle(after, before, torch.tensor(0.1), torch.tensor([True, True, False])[:, None, None])
+    assert torch.equal(settled[0], before[0])
+    assert torch.equal(settled[1:], after[1:])
+
+
+def test_frames_settle_once_trained_and_where_the_frame_before_is_known() -> None:
+    model = make_predictor(stillness=0.3)
+    before, out = torch.randn(3, 2, 8), torch.zeros(3, 2, 32)
+    with torch.no_grad():
+        model.latent_out.bias.fill_(0.2 * float(model.change_std))
+    assert torch.equal(model.read(out, before, model.config.context_tau), before)
+    assert not torch.equal(model.read(out, before, 0.5), before)
+    assert not torch.equal(model.train().read(out, before, 1.0), before)
 
 
 def test_gradients_leak_in_training_alone() -> None:
@@ -74,7 +92,7 @@ def test_the_zone_is_set_once_in_usual_changes() -> None:
 )
 def test_all_ways_to_imagine_agree(variant: dict[str, Any]) -> None:
     """Cached, uncached, and with gradients, which are those of what is imagined."""
-    model = make_predictor(shrinkage=0.3, fourier_features=8, **variant)
+    model = make_predictor(shrinkage=0.3, stillness=0.1, fourier_features=8, **variant)
     latents, past = torch.randn(3, 2, 8), real_actions(1, 3, 3)
     led_by = model.embed_actions(real_actions(3, 4, 3)).detach()
     noise = torch.randn(3, 4, 2, 8)
@@ -145,11 +163,12 @@ def trained(**changes: Any) -> LatentPredictor:
     return model.eval()
 
 
-def test_what_rests_stays() -> None:
-    assert drift_at_rest(trained(shrinkage=0.3)) < 0.1 * drift_at_rest(trained())
+@pytest.mark.parametrize(("changes", "part"), [({"shrinkage": 0.3}, 0.1), ({"stillness": 0.3}, 0.3)])
+def test_what_rests_stays(changes: dict[str, float], part: float) -> None:
+    assert drift_at_rest(trained(**changes)) < part * drift_at_rest(trained())
 
 
-@pytest.mark.parametrize("changes", [{"shrinkage": -0.1}, {"shrinkage": float("nan")}, {"fourier_features": -1}])
+@pytest.mark.parametrize("changes", [{"shrinkage": -0.1}, {"stillness": float("nan")}, {"fourier_features": -1}])
 def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"predictor\.{next(iter(changes))}=.*expected"):
         LatentPredictor(PredictorConfig(**changes), num_tokens=1, token_width=4, action_size=1, code_size=1)
