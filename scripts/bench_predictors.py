@@ -38,9 +38,11 @@ CONTEXT, HORIZON, LENGTH = 3, 8, 11
 
 
 def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
-    """Return a copy of a model with a new predictor, plain but for some fields: no dead zone, no Fourier features."""
+    """Return a copy of a model with a new predictor, plain but for some fields."""
     torch.manual_seed(seed)
-    predictor = replace(base.config.predictor, **({"shrinkage": 0.0, "fourier_features": 0} | changes))
+    # Nothing is held still, and no Fourier features.
+    plain = {"shrinkage": 0.0, "stillness": 0.0, "fourier_features": 0}
+    predictor = replace(base.config.predictor, **(plain | changes))
     model = WorldModel(replace(base.config, predictor=predictor), base.embodiment)
     kept = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("predictor.")}
     model.load_state_dict(kept, strict=False)

@@ -31,12 +31,14 @@ class PredictorConfig:
         joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
         memory: Frames from before the window that every frame may attend to as well (`predictor.memory`); 0 for none.
         shrinkage: Predicted changes smaller than this times the usual change (`change_std` when first trained) are
-            none, larger ones nearer to none by as much (`flow.shrink`), so that what rests stays where it is; frames
-            that are as good as known are then taken as they are. 0 for none.
-        stillness: A frame whose predicted change (root mean square) is smaller than this times the usual change is the
-            frame before, once trained: what creeps in a scene at rest adds up. For latents whose numbers all change a
-            little with everything, as those of grids do; key points change one by one, for which there is `shrinkage`.
-            0 for none.
+            none, larger ones nearer to none by as much, so that what rests stays where it is; once trained, none are
+            up to half as much more (`flow.shrink`). Frames that are as good as known are then taken as they are. 0 for
+            none.
+        stillness: An imagined frame that differs from the one before by less than this times the usual change (root
+            mean square over all numbers, by today's `change_std`) is that one, as what creeps in a scene at rest adds
+            up. For latents of which all change a little with everything, as grids do; key points change one by one,
+            for which there is `shrinkage`. A motion that would start more slowly never starts, and no gradient says
+            how. 0 for none; `scripts/bench_stillness.py` says what it does to which motion.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 
@@ -73,6 +75,11 @@ class PredictorConfig:
             raise ValueError(f"max_steps={self.max_steps} must be a power of two (1, 2, 4, ...)")
         if self.kind not in ("flow", "regression", "masked"):
             raise ValueError(f"predictor.kind={self.kind!r}; expected 'flow', 'regression' or 'masked'")
+        if self.stillness and self.kind == "masked":
+            raise ValueError(
+                f"predictor.stillness={self.stillness} is for latents that change a little; got codes (kind='masked'), "
+                "expected 0, or another kind"
+            )
         if self.kind == "masked" and len(levels) != token_width:
             raise ValueError(
                 f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "

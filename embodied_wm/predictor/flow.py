@@ -14,7 +14,7 @@ from torch import Tensor
 LEAK = 0.1
 """Part of the gradient of changes that passes, in training, where they are shrunk to none."""
 HOLD = 0.5
-"""What is left of a shrunk change is none, too, once trained, up to this times the zone: rest holds, as by friction."""
+"""Zones beyond the zone up to which a change is none, too, once trained: rest holds, as by friction."""
 
 
 def interpolate(
@@ -44,7 +44,7 @@ def trust(tau: Float[Tensor, "*batch"] | float, clean: float = 1.0) -> Float[Ten
     return 1 / (1 + ((missing > 0) * missing) ** 2)
 
 
-def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, in_training: bool) -> Float[Tensor, "*batch"]:
+def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, is_training: bool) -> Float[Tensor, "*batch"]:
     """Return changes that are nearer to none by `zone`, and none within it (soft thresholding).
 
     What rests must be said exactly to stay where it is: an error of a hundredth of the usual change each frame costs a
@@ -53,32 +53,28 @@ def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, in_trai
     Args:
         change: What a network says.
         zone: Largest change that is none.
-        in_training: Let LEAK of the gradient pass within the zone, so that a network which is there can learn to leave,
-            and leave HOLD to those who use what was learned: a network that is a little beyond the zone would creep.
+        is_training: Let LEAK of the gradient pass within the zone, so that a network which is there can learn to leave.
+            If not, changes of up to 1 + HOLD zones are none: a network that is a little beyond the zone would creep.
     """
     within = change.clamp(-zone, zone)
     shrunk = change - within
-    if in_training:
+    if is_training:
         return shrunk + LEAK * (within - within.detach())
-    return shrunk.masked_fill(shrunk.abs() < HOLD * zone, 0.0)
+    return shrunk.masked_fill_(change.abs() < (1 + HOLD) * zone, 0.0)
 
 
 def settle(
-    after: Float[Tensor, "*batch tokens width"],
-    before: Float[Tensor, "*batch tokens width"],
-    least: Float[Tensor, ""],
-    is_known: Tensor | bool,
+    after: Float[Tensor, "*batch tokens width"], before: Float[Tensor, "*batch tokens width"], least: Float[Tensor, ""]
 ) -> Float[Tensor, "*batch tokens width"]:
-    """Return frames, but those that differ from a known frame before by less than `least` as that one.
+    """Return predicted frames, but the frames before in place of those that differ from them by less than `least`.
 
     Args:
         after: Predicted frames.
-        before: The frames before them.
+        before: The frames before them, which are known.
         least: Least root mean square, over a frame's numbers, of a change that counts.
-        is_known: Whether the frames before are known, or noise.
     """
     is_still = (after - before).square().mean(dim=(-2, -1), keepdim=True) < least.square()
-    return torch.where(is_still & is_known, before, after)
+    return torch.where(is_still, before, after)
 
 
 def velocity(

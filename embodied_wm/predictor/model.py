@@ -193,13 +193,11 @@ class LatentPredictor(nn.Module):
     def read(self, x_SNW: Tensor, before: Tensor, tau_before: Tensor | float) -> Tensor:
         """Turn output tokens into latents: a change of the frame before, as far as that frame is not noise."""
         x_SNW = x_SNW[..., -self.num_tokens :, :]  # the action's token may come out before them
-        change, known = self.latent_out(self.norm(x_SNW)), self.config.known_tau
-        if self.zone is not None:
-            change = flow.shrink(change, self.zone, in_training=self.training)
-        after = before * flow.trust(tau_before, 1.0 if self.zone is None else known) + change
-        if self.training or not self.config.stillness:
-            return after
-        return flow.settle(after, before, self.config.stillness * self.change_std, tau_before >= known)
+        change = self.latent_out(self.norm(x_SNW))
+        if self.zone is None:
+            return before * flow.trust(tau_before) + change
+        change = flow.shrink(change, self.zone, is_training=self.training)
+        return before * flow.trust(tau_before, self.config.known_tau) + change
 
     def start(self, noise_SKN: Tensor) -> Tensor:
         """Return what imagining a frame starts from, [S, K, D]: noise, or nothing decided."""
@@ -222,6 +220,8 @@ class LatentPredictor(nn.Module):
             logits = self.masked.logits(self.norm(out_SKW), guess)
             return self.masked.decide(logits, x_tau, noise_SKN, number=number, num_rounds=num_steps)
         step = 1 / num_steps
+        if self.config.stillness and number == num_steps - 1:
+            guess = flow.settle(guess, before, self.config.stillness * self.change_std)
         return flow.euler_step(guess, x_tau, number * step, step)
 
     def forward(
