@@ -25,7 +25,7 @@ RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 OVERRIDES = "overrides.yaml"
 """File of a run: the options that were given, one `name=value` each, as Hydra keeps them."""
 
-RESUMABLE = ("train", "refine")
+RESUMABLE = ("train", "refine", "demo")
 """Verbs that go on in a used folder, which therefore belongs to one of their runs at a time."""
 
 FREE = (
