@@ -1,12 +1,12 @@
 """Attention over a window against the gated delta rule (constant memory), at equal steps, on one store and tokenizer.
 
-    python scripts/bench_mixers.py RUN [--steps 1000] [--seeds 0 1 2] [--mixers attention gated_delta]
+    python scripts/bench_mixers.py RUN STORE [--steps 1000] [--seeds 0 1 2] [--mixers attention gated_delta]
 
-RUN is a trained run of `embodied-wm train`; its store, tokenizer and latent actions are taken over, and the predictor
-is trained anew for each mixer and seed. Errors are mean squared errors of imagined latents (in units of their variance)
-on the held-out episodes, from four frames of context, one denoising step: after 1, 8 and 16 imagined frames; copying
-the last frame beside it. Times are the thread's processor time for one imagined frame of one candidate (256 candidates,
-horizon 8), alternating, medians.
+RUN is a trained run of `embodied-wm train`, STORE what it was trained on; its tokenizer and latent actions are taken
+over, and the predictor is trained anew for each mixer and seed. Errors are mean squared errors of imagined latents (in
+units of their variance) on the held-out episodes, from four frames of context, one denoising step: after 1, 8 and 16
+imagined frames; copying the last frame beside it. Times are the thread's processor time for one imagined frame of one
+candidate (256 candidates, horizon 8), alternating, medians.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def train(start: WorldModel, mixer: str, options: argparse.Namespace, seed: int)
     stage = StageConfig(num_steps=options.steps, batch_size=32, learning_rate=2e-3, num_threads=1, ema_decay=0.995)
     with tempfile.TemporaryDirectory() as folder:
         return train_world_model(
-            EpisodeStore.open(options.store or start.card["store"]),
+            EpisodeStore.open(options.store),
             with_mixer(start.config, mixer),
             TrainConfig(predictor=stage, sequence_length=options.sequence_length),
             Path(folder),
@@ -99,8 +99,8 @@ def microseconds(models: dict[str, WorldModel]) -> dict[str, float]:
 def main() -> None:
     """Train, measure, print a line per model and the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder or model folder whose tokenizer and store are used")
-    parser.add_argument("--store", default=None, help="store; that of the model's card where it is left out")
+    parser.add_argument("run", type=Path, help="run folder or model folder whose tokenizer is used")
+    parser.add_argument("store", help="store that it was trained on")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--mixers", nargs="+", default=["attention", "gated_delta"])
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, console = WorldModel.from_pretrained(options.run), Console(width=120, highlight=False)
-    store = EpisodeStore.open(options.store or start.card["store"])
+    store = EpisodeStore.open(options.store)
     latents, actions = held_out_windows(start, store, options.windows)
     copied = (latents[:, CONTEXT - 1 : CONTEXT] - latents[:, CONTEXT:]).square().mean((0, 2, 3))
     console.print("copying: " + ", ".join(f"h={ahead} {copied[ahead - 1]:.4f}" for ahead in AHEAD))

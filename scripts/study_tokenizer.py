@@ -29,6 +29,7 @@ further terms read the pusher better from four tokens (2.28 cm), for 1.6 dB, and
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -222,6 +223,7 @@ def judge_predictor(
     found = judge_imagination(data.task, judged, planner, JUDGED, weights=weights, seed=0).measures
     ends = found["spearman"]["ci95"] or [math.nan, math.nan]
     at = {name: found[f"state_error.{name}"]["by_horizon"]["8"]["value"] for name in data.task.quantity_names[2:4]}
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call had planned with other weights
     model.save(folder / "model")
     pairs = (f"planning.num_pairs={options.pairs}", "planning.controllers=[model]")
     planned = measured("planning", data.task.name, "state", folder, *pairs)

@@ -18,7 +18,7 @@ What it costs, counted for nano key points (16 candidates, 8 frames ahead): 5.08
 attention to a window of 16 takes 4.96, 23.3 per frame in training against 22.7, 0.4% more weights, and 48 KiB of memory
 for each candidate, always, where the window's keys and values take 114. So at windows this short it saves memory, not
 time. Whether it predicts better or worse than attention has not been measured; it learns to remember what a window
-no longer shows (`tests/predictor/test_recurrent.py`). `scripts/bench_mixers.py RUN` compares them at equal steps.
+no longer shows (`tests/predictor/test_recurrent.py`). `scripts/bench_mixers.py RUN STORE` compares them at equal steps.
 
 Legend of shape suffixes: S candidates or windows, F frames, n tokens per frame, N tokens, h heads, d head width, and vk
 for a matrix from keys to values; G groups that share a matrix.
