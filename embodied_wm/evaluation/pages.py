@@ -13,6 +13,7 @@ from embodied_wm.evaluation.pages_imagination import dataset_imagination_section
 from embodied_wm.evaluation.pages_planning import decision_sections, planning_sections
 from embodied_wm.evaluation.pages_speed import growth_sections, speed_section
 from embodied_wm.evaluation.report import Section, Table
+from embodied_wm.training.log import METRICS
 
 __all__ = [
     "dataset_imagination_sections",
@@ -142,9 +143,9 @@ def _read_metrics(folder: Path) -> tuple[dict[tuple[str, str], dict[int, float]]
 
     Of two lines of one step, which a resumed run can leave, the later one counts.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     if not path.is_file():
-        raise ValueError(f"{path} is missing; give the folder of a training run, which holds metrics.jsonl")
+        raise ValueError(f"{path} is missing; give the folder of a training run, which holds {METRICS}")
     found: dict[tuple[str, str], dict[int, float]] = {}
     broken = 0
     for line in path.read_text(encoding="utf-8").splitlines():

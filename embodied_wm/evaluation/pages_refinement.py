@@ -61,7 +61,12 @@ def refinement_sections(rounds: Sequence[Mapping[str, Any]], collected: Sequence
     """
     columns = [key for key in _COLUMNS if key in rounds[0]]
     rows = [
-        [f"round {number}", store["episodes"], store["branches"], *(_at_end(measures[key]) for key in columns)]
+        [
+            f"round\N{NO-BREAK SPACE}{number}",
+            store["episodes"],
+            store["branches"],
+            *(_at_end(measures[key]) for key in columns),
+        ]
         for number, (measures, store) in enumerate(zip(rounds, collected, strict=True))
     ]
     return [

@@ -1,13 +1,15 @@
 """The page of a training: losses, pictures of what was learnt, speed and configuration."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from embodied_wm.evaluation.pages import training_section
 from embodied_wm.evaluation.report import Headline, Picture, Section, Table, run_record, write_report
+from embodied_wm.training.log import METRICS
 from embodied_wm.training.observer import GRIDS, SPEED
 from embodied_wm.world_model import WorldModel
 
@@ -29,8 +31,8 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
     Raises:
         ValueError: If the folder holds no metrics.
     """
-    card = model.card
-    sections = [training_section({"training": run_dir}), *_pictures(run_dir), *_speed(run_dir, card)]
+    card, folders = model.card, _folders(run_dir)
+    sections = [training_section(folders), *_pictures(run_dir), *_speed(folders.values(), card)]
     adopted = card.get("adopted", ())  # stages of an earlier run, which has a report of its own
     losses = {
         stage: {key: _figure(value) for key, value in metrics.items()}
@@ -62,6 +64,13 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
     return written.with_suffix(".html")
 
 
+def _folders(run_dir: Path) -> dict[str, Path]:
+    """Return name to folder of what was trained: the run's shared stages, and those of each of its robots, if any."""
+    found = {folder.name: folder for folder in sorted(run_dir.glob("robots/*")) if (folder / METRICS).is_file()}
+    is_shared = (run_dir / METRICS).is_file() or not found
+    return ({"training": run_dir} if is_shared else {}) | found
+
+
 def _figure(value: float) -> dict[str, Any]:
     return {"value": value, "ci95": None, "n": 1}
 
@@ -85,11 +94,11 @@ def _pictures(run_dir: Path) -> list[Section]:
     return [Section(title="What was learnt", pictures=pictures)] if pictures else []
 
 
-def _speed(run_dir: Path, card: Mapping[str, Any]) -> list[Section]:
+def _speed(folders: Iterable[Path], card: Mapping[str, Any]) -> list[Section]:
     """Return the table of each stage's speed; none where nothing was logged."""
-    path = run_dir / SPEED
     rates: dict[str, list[float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    logs = (path.read_text(encoding="utf-8") for folder in folders if (path := folder / SPEED).is_file())
+    for line in chain.from_iterable(log.splitlines() for log in logs):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # cut short by a kill

@@ -8,6 +8,9 @@ from typing import Any
 from embodied_wm.training.processes import Metrics
 from embodied_wm.training.state import TrainingError
 
+METRICS = "metrics.jsonl"
+"""File of a folder that was trained in: a line of metrics for each logged step."""
+
 
 class MetricsLog:
     """Append metrics to a file of JSON lines, and drop those that a resumed stage will write again.

@@ -20,7 +20,7 @@ from embodied_wm.checkpoint import write_tensors
 from embodied_wm.data.layout import StoreError
 from embodied_wm.progress import Track
 from embodied_wm.training.interrupts import stopping, undivided
-from embodied_wm.training.log import MetricsLog
+from embodied_wm.training.log import METRICS, MetricsLog
 from embodied_wm.training.processes import Batch, Loss, Metrics, Processes, whole, without_sync
 from embodied_wm.training.state import StageFiles, StageState, TrainingError
 
@@ -205,7 +205,7 @@ def fit(
     modules.train()
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or threads)
-    log = MetricsLog(run_dir / "metrics.jsonl", name, state.step, is_writer=processes.is_main)
+    log = MetricsLog(run_dir / METRICS, name, state.step, is_writer=processes.is_main)
     is_agreed = True
     with (
         stopping(together=processes.world_size > 1) as stop,

@@ -13,10 +13,11 @@ from embodied_wm.evaluation.report import load_report
 
 OPTIONS = (
     "demo=reach", "episodes=5", "collect.rows=24", "collect.workers=1", "task.image_size=16",
-    *(option for option in tiny.command_line(num_steps=2) if option != "report=false"), "few_labels_predictor.num_steps=2",
-    "imagination.num_branch_points=2", "imagination.num_candidates=6", "imagination.horizon=3", "planning.num_pairs=2",
-    "planner.num_candidates=12", "planner.num_iterations=1", "planner.num_elites=4", "planner.horizon=3",
-    "speed.num_candidates=[4]", "speed.context_frames=[1]", "speed.denoising_steps=[1]", "speed.most_uncached=4",
+    *(option for option in tiny.command_line(num_steps=2) if option != "report=false"),
+    "few_labels_predictor.num_steps=2", "imagination.num_branch_points=2", "imagination.num_candidates=6",
+    "imagination.horizon=3", "planning.num_pairs=2", "planner.num_candidates=12", "planner.num_iterations=1",
+    "planner.num_elites=4", "planner.horizon=3", "speed.num_candidates=[4]", "speed.context_frames=[1]",
+    "speed.denoising_steps=[1]", "speed.most_uncached=4",
 )  # fmt: skip
 
 

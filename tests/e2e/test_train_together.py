@@ -23,7 +23,7 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     assert Path("run/report.html").is_file()
     assert (dot.card["labelled_episodes"], three.card["labelled_episodes"]) == (2, 0)
 
-    new = ["train", f"data.path={other}", *tiny.command_line(2), "start_from=run", "run_dir=new"]
+    new = ["train", f"data.path={other}", *tiny.command_line(2), "start_from=run", "run_dir=new", "report=true"]
     assert cli.main([*new, "stages=[adapter,readouts]", "together.labelled=[1.0]"]) == 0
     adopted = WorldModel.load(Path("new/robots/three/model"))
     assert torch.equal(adopted.predictor.slots, three.predictor.slots)
