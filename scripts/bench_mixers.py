@@ -2,7 +2,7 @@
 
     python scripts/bench_mixers.py RUN STORE [--steps 1000] [--seeds 0 1 2] [--mixers attention gated_delta]
 
-RUN is a trained run of `embodied-wm train`, STORE what it was trained on; its tokenizer and latent actions are taken
+RUN is a trained run of `embodied-wm train`, STORE what it was trained on; RUN's tokenizer and latent actions are taken
 over, and the predictor is trained anew for each mixer and seed. Errors are mean squared errors of imagined latents (in
 units of their variance) on the held-out episodes, from four frames of context, one denoising step: after 1, 8 and 16
 imagined frames; copying the last frame beside it. Times are the thread's processor time for one imagined frame of one

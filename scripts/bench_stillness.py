@@ -85,7 +85,7 @@ def windows(model: WorldModel, store: EpisodeStore) -> Iterator[Window]:
         frames = torch.from_numpy(store.read(model.embodiment.camera, start, stop))
         actions = torch.from_numpy(store.read("action", start, stop))
         latents = model.encode(frames)
-        for first in range(0, len(frames) - CONTEXT - HORIZON, EVERY):
+        for first in range(0, len(frames) - CONTEXT - HORIZON + 1, EVERY):
             last, end = first + CONTEXT - 1, first + CONTEXT + HORIZON
             yield Window(
                 kind=kind_of(latents[first:end], model.predictor.change_std),

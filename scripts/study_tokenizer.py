@@ -228,7 +228,6 @@ def judge_predictor(
     pairs = (f"planning.num_pairs={options.pairs}", "planning.controllers=[model]")
     planned = measured("planning", data.task.name, "state", folder, *pairs)
     return {
-        "predictor_cpu_s": options.predictor_seconds,
         "predictor_steps": steps,
         "spearman": found["spearman"]["value"],
         "spearman_ci95": ends,
@@ -242,7 +241,8 @@ def study(variant: Variant, data: Data, out: Path, options: argparse.Namespace) 
     path, weights = out / f"{variant.name}.json", out / f"{variant.name}.safetensors"
     settings = {"cpu_s": options.cpu_seconds, "seed": options.seed, "store": data.store.fingerprint()}
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    wants_predictor = variant.name in options.predictor and "solved" not in found
+    how = {"predictor_cpu_s": options.predictor_seconds, "pairs": options.pairs}
+    wants_predictor = variant.name in options.predictor and any(found.get(key) != how[key] for key in how)
     if found and found["settings"] != settings:
         raise ValueError(f"{path} was made with {found['settings']}, not {settings}; choose another --out")
     if found and not wants_predictor:
@@ -260,7 +260,7 @@ def study(variant: Variant, data: Data, out: Path, options: argparse.Namespace) 
     if "foretold" not in found:
         found |= errors_of(readout, parts[1]) | {"foretold": foretold(*parts, num_steps=PROBE_STEPS)}
     if wants_predictor:
-        found |= judge_predictor(tokenizer, parts[0], readout, data, out / f"{variant.name}_planned", options)
+        found |= how | judge_predictor(tokenizer, parts[0], readout, data, out / f"{variant.name}_planned", options)
     write_json(path, found)
     return found
 

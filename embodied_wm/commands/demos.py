@@ -12,6 +12,7 @@ from rich.console import Console
 from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
 from embodied_wm.commands.importing import show_import
+from embodied_wm.commands.run import Run
 from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.lerobot import import_lerobot
@@ -30,9 +31,9 @@ from sim.tasks import get_task
 FEW_LABELS = 0.05
 
 
-def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
+def run_task_demo(config: Mapping[str, Any], run: Run) -> Path:
     """Collect, train everything from nothing, imagine, plan, check against MuJoCo, and write the report."""
-    began, seed = time.monotonic(), config["seed"]
+    began, seed, run_dir, console = time.monotonic(), config["seed"], run.folder, run.console
     task = get_task(config["task"]["name"])
     setup = benchmarks.setup_of(config)
     path = run_dir / "episodes.zarr"
@@ -73,9 +74,7 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
     page = write_report(
         run_dir,
         kind="demo",
-        run=run_record(
-            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()
-        ),
+        run=run_record(benchmarks.resolved(run_dir), seed, wall_seconds=_whole(run, began), **model.fingerprints()),
         tasks={task.name: measures},
         speed=speed,
         sections=[
@@ -103,11 +102,22 @@ def run_task_demo(config: Mapping[str, Any], run_dir: Path, console: Console) ->
         ],
         title=f"{task.name.capitalize()}: imagined, planned, and checked against MuJoCo",
     )
-    _closing(console, measures, page, time.monotonic() - began)
+    _tell(console, measures)
+    _close(run, began, page)
     return page
 
 
-def _closing(console: Console, measures: Mapping[str, Any], page: Path, seconds: float) -> None:
+def _whole(run: Run, began: float) -> float | None:
+    """Return how long a run took, in seconds; None where it was stopped in between."""
+    return None if run.resumed else time.monotonic() - began
+
+
+def _close(run: Run, began: float, page: Path) -> None:
+    minutes = f"{(time.monotonic() - began) / 60:.1f} minutes{' since it was resumed' if run.resumed else ''}"
+    run.console.print(f"{minutes}; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
+
+
+def _tell(console: Console, measures: Mapping[str, Any]) -> None:
     """Say in a few lines what came out."""
     shown = {
         "success, world model": "success",
@@ -125,7 +135,6 @@ def _closing(console: Console, measures: Mapping[str, Any], page: Path, seconds:
         if key in measures:
             measure = measures[key]
             _say(console, label, last_step(measure)[1] if "by_horizon" in measure else measure)
-    console.print(f"{seconds / 60:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 
 def _say(console: Console, label: str, measure: Mapping[str, Any]) -> None:
@@ -135,12 +144,12 @@ def _say(console: Console, label: str, measure: Mapping[str, Any]) -> None:
     console.print(f"  {label:<52} {measure['value']:.3f}{interval}", highlight=False)
 
 
-def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console) -> Path:
+def run_lerobot_demo(config: Mapping[str, Any], run: Run) -> Path:
     """Import a LeRobot folder, train on all but its last episodes, imagine those, and write the report."""
     check_counts(  # before hours of training
         context=config["context_frames"], horizon=config["horizon"], starts_per_episode=config["starts_per_episode"]
     )
-    began, seed = time.monotonic(), config["seed"]
+    began, seed, run_dir, console = time.monotonic(), config["seed"], run.folder, run.console
     path = run_dir / "episodes.zarr"
     with track_reports("import", unit="frames", console=console) as advance:
         imported = import_lerobot(
@@ -176,9 +185,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
     page = write_report(
         run_dir,
         kind="demo",
-        run=run_record(
-            benchmarks.resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()
-        ),
+        run=run_record(benchmarks.resolved(run_dir), seed, wall_seconds=_whole(run, began), **model.fingerprints()),
         tasks={model.embodiment.robot: measures},
         sections=sections,
         headline=[
@@ -201,6 +208,5 @@ def run_lerobot_demo(config: Mapping[str, Any], run_dir: Path, console: Console)
     )
     for key in ("psnr", "psnr_copy", "psnr_over_copy", "psnr_ceiling", "ssim", "ssim_copy"):
         _say(console, f"{key} at h = {step}", measures[key]["by_horizon"][step])
-    minutes = (time.monotonic() - began) / 60
-    console.print(f"{minutes:.1f} minutes; wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
+    _close(run, began, page)
     return page

@@ -32,13 +32,15 @@ FREE = (
     "resume",
     "run_dir",
     "data.path",
+    "source",
+    "collect.workers",
     "report",
     "rounds",
     "trainer.compute.",
     "trainer.watch.",
     "trainer.keep.save_every_s",
 )
-"""Beginnings of options in which a resumed run may differ; that the data is the same is checked by its fingerprint."""
+"""Beginnings of options in which a resumed run may differ; that data and source are the same, fingerprints tell."""
 
 
 class LoggingConsole(Console):
@@ -78,7 +80,7 @@ class Run:
     """
 
     def __init__(self, name: str, *, run_dir: str | None, resume: bool = False, joins: Path | None = None) -> None:
-        self.leads = joins is None
+        self.name, self.leads = name, joins is None
         self.folder, self.resumed = _make_folder(name, run_dir, resume) if joins is None else (joins, resume)
         with ExitStack() as held:
             log = self.folder / "log.txt" if self.leads else Path(os.devnull)
@@ -136,6 +138,8 @@ class Run:
     ) -> None:
         """Write how the run ended, and close the log."""
         logging.getLogger().removeHandler(self._handler)
+        if kind is KeyboardInterrupt and self.name in RESUMABLE:
+            self.console.print(f"to go on: embodied-wm {self.name} run_dir={self.folder} resume=true", soft_wrap=True)
         try:
             with self._held:
                 if kind is not None:

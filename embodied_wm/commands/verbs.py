@@ -219,7 +219,7 @@ def demo(config: Config, run: Run) -> None:
     from embodied_wm.commands import demos
 
     runners = {"task": demos.run_task_demo, "lerobot": demos.run_lerobot_demo}
-    runners[config["kind"]](config, run.folder, run.console)
+    runners[config["kind"]](config, run)
 
 
 def inspect(config: Config, console: Console) -> None:

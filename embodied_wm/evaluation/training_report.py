@@ -1,8 +1,7 @@
 """The page of a training: losses, pictures of what was learnt, speed and configuration."""
 
 import json
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +12,8 @@ from embodied_wm.training.log import METRICS
 from embodied_wm.training.observer import GRIDS, SPEED
 from embodied_wm.world_model import WorldModel
 
+SHARED = "training"
+"""What the stages are called that are no robot's own."""
 _GRID_WORDS: Mapping[str, str] = {
     "tokenizer": "Above, frames of a held-out episode; below, the same encoded and decoded.",
     "predictor": "Above, how a held-out episode went on; below, how the model imagined it from three frames and the "
@@ -32,7 +33,7 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
         ValueError: If the folder holds no metrics.
     """
     card, folders = model.card, _folders(run_dir)
-    sections = [training_section(folders), *_pictures(run_dir), *_speed(folders.values(), card)]
+    sections = [training_section(folders), *_pictures(run_dir), *_speed(folders, card)]
     adopted = card.get("adopted", ())  # stages of an earlier run, which has a report of its own
     losses = {
         stage: {key: _figure(value) for key, value in metrics.items()}
@@ -66,9 +67,10 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
 
 def _folders(run_dir: Path) -> dict[str, Path]:
     """Return name to folder of what was trained: the run's shared stages, and those of each of its robots, if any."""
-    found = {folder.name: folder for folder in sorted(run_dir.glob("robots/*")) if (folder / METRICS).is_file()}
+    robots = sorted(run_dir.glob("robots/*"))
+    found = {f"robots/{folder.name}": folder for folder in robots if (folder / METRICS).is_file()}
     is_shared = (run_dir / METRICS).is_file() or not found
-    return ({"training": run_dir} if is_shared else {}) | found
+    return ({SHARED: run_dir} if is_shared else {}) | found
 
 
 def _figure(value: float) -> dict[str, Any]:
@@ -94,19 +96,21 @@ def _pictures(run_dir: Path) -> list[Section]:
     return [Section(title="What was learnt", pictures=pictures)] if pictures else []
 
 
-def _speed(folders: Iterable[Path], card: Mapping[str, Any]) -> list[Section]:
-    """Return the table of each stage's speed; none where nothing was logged."""
-    rates: dict[str, list[float]] = {}
-    logs = (path.read_text(encoding="utf-8") for folder in folders if (path := folder / SPEED).is_file())
-    for line in chain.from_iterable(log.splitlines() for log in logs):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-        rates.setdefault(record["stage"], []).append(record["frames_per_s"])
-    if not rates:
+def _speed(folders: Mapping[str, Path], card: Mapping[str, Any]) -> list[Section]:
+    """Return the table of each stage's speed; none where nothing was logged. A card knows no robot's own seconds."""
+    rows: list[list[Any]] = []
+    for name, folder in folders.items():
+        path, rates = folder / SPEED, dict[str, list[float]]()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut short by a kill
+                continue
+            rates.setdefault(record["stage"], []).append(record["frames_per_s"])
+        of, seconds = ("", card["seconds"]) if name == SHARED else (f" of {name}", {})
+        rows += [[f"{stage}{of}", round(median(values)), seconds.get(stage)] for stage, values in rates.items()]
+    if not rows:
         return []
-    rows = [[stage, round(median(values)), card["seconds"].get(stage)] for stage, values in rates.items()]
     return [
         Section(
             title="Speed",

@@ -31,14 +31,15 @@ class PredictorConfig:
         joint_actions: Denoise actions too, so that the model also infers and proposes them (`predictor.joint`).
         memory: Frames from before the window that every frame may attend to as well (`predictor.memory`); 0 for none.
         shrinkage: Predicted changes smaller than this times the usual change (`change_std` when first trained) are
-            none, larger ones nearer to none by as much, so that what rests stays where it is; once trained, none are
-            up to half as much more (`flow.shrink`). Frames that are as good as known are then taken as they are. 0 for
-            none.
+            none, larger ones nearer to none by as much, so that what rests stays where it is; in imagination those of
+            up to 1.5 times that are none, too (`flow.shrink`, `flow.HOLD`). Frames that are as good as known are then
+            taken as they are. 0 for none.
         stillness: An imagined frame that differs from the one before by less than this times the usual change (root
             mean square over all numbers, by today's `change_std`) is that one, as what creeps in a scene at rest adds
             up. For latents of which all change a little with everything, as grids do; key points change one by one,
-            for which there is `shrinkage`. A motion that would start more slowly never starts, and no gradient says
-            how. 0 for none; `scripts/bench_stillness.py` says what it does to which motion.
+            for which there is `shrinkage`. A motion that would start more slowly never starts, and planners by
+            gradients get none from a frame that stays. 0 for none; `scripts/bench_stillness.py` says what it does to
+            which motion.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 
@@ -61,7 +62,7 @@ class PredictorConfig:
 
     @property
     def known_tau(self) -> float:
-        """Return the noise level from which a frame counts as known: that of imagined ones, at the most."""
+        """Return the noise level from which a frame counts as known: imagined ones do, and nearly clean context."""
         return min(self.context_tau, 1 - self.context_noise)
 
     def check(self, levels: Sequence[int], token_width: int) -> None:
@@ -75,11 +76,17 @@ class PredictorConfig:
             raise ValueError(f"max_steps={self.max_steps} must be a power of two (1, 2, 4, ...)")
         if self.kind not in ("flow", "regression", "masked"):
             raise ValueError(f"predictor.kind={self.kind!r}; expected 'flow', 'regression' or 'masked'")
-        if self.stillness and self.kind == "masked":
-            raise ValueError(
-                f"predictor.stillness={self.stillness} is for latents that change a little; got codes (kind='masked'), "
-                "expected 0, or another kind"
-            )
+        for name in ("shrinkage", "stillness"):
+            value: float = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"predictor.{name}={value}; expected a part of the usual change, such as 0.3, or 0 for none"
+                )
+            if value and self.kind == "masked":
+                raise ValueError(
+                    f"predictor.{name}={value} is for latents that change a little; got codes (kind='masked'), "
+                    "expected 0, or another kind"
+                )
         if self.kind == "masked" and len(levels) != token_width:
             raise ValueError(
                 f"predictor.kind='masked' predicts codes, one per token; these tokens of {token_width} channels are no "
@@ -87,12 +94,6 @@ class PredictorConfig:
                 "tokenizer.token_grid=[4,4] and cells_per_token=[1,1] (as model=nano_codes does), or choose "
                 "predictor.kind=flow."
             )
-        for name in ("shrinkage", "stillness"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"predictor.{name}={getattr(self, name)}; expected a part of the usual change, such as 0.3, or 0 "
-                    "for none"
-                )
         if self.fourier_features < 0:
             raise ValueError(
                 f"predictor.fourier_features={self.fourier_features}; expected a number of them, such as 128, or 0"

@@ -14,7 +14,7 @@ from torch import Tensor
 LEAK = 0.1
 """Part of the gradient of changes that passes, in training, where they are shrunk to none."""
 HOLD = 0.5
-"""Zones beyond the zone up to which a change is none, too, once trained: rest holds, as by friction."""
+"""In imagination changes of up to 1 + HOLD zones are none: rest holds, as by friction."""
 
 
 def interpolate(
@@ -52,9 +52,10 @@ def shrink(change: Float[Tensor, "*batch"], zone: Float[Tensor, "1"], *, is_trai
 
     Args:
         change: What a network says.
-        zone: Largest change that is none.
+        zone: Largest change that is none in training.
         is_training: Let LEAK of the gradient pass within the zone, so that a network which is there can learn to leave.
-            If not, changes of up to 1 + HOLD zones are none: a network that is a little beyond the zone would creep.
+            If not (in imagination, held-out losses, teachers), changes of up to 1 + HOLD zones are none: a network
+            that is a little beyond the zone would creep.
     """
     within = change.clamp(-zone, zone)
     shrunk = change - within

@@ -200,9 +200,8 @@ def act_and_imagine(
             )
             if merged:
                 cache.keep(block)
-            tau, step = number / steps, 1 / steps
-            x_action = flow.euler_step(joint.out(model.norm(out[:, 0])), x_action, tau, step)
-            x_tau = flow.euler_step(model.read(out, latents, tau_before), x_tau, tau, step)
+            x_action = flow.euler_step(joint.out(model.norm(out[:, 0])), x_action, number / steps, 1 / steps)
+            x_tau = model.improve(out, x_tau, noise[:, index], latents, tau_before, number=number, num_steps=steps)
         earlier, before, latents, tau_before = before, latents, x_tau, model.config.context_tau
         actions.append(x_action)
         frames.append(latents)

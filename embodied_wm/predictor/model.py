@@ -220,7 +220,8 @@ class LatentPredictor(nn.Module):
             logits = self.masked.logits(self.norm(out_SKW), guess)
             return self.masked.decide(logits, x_tau, noise_SKN, number=number, num_rounds=num_steps)
         step = 1 / num_steps
-        if self.config.stillness and number == num_steps - 1:
+        is_followed = self.training and torch.is_grad_enabled()  # by gradients, which settled frames have none of
+        if self.config.stillness and number == num_steps - 1 and not is_followed:
             guess = flow.settle(guess, before, self.config.stillness * self.change_std)
         return flow.euler_step(guess, x_tau, number * step, step)
 

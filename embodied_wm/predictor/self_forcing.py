@@ -2,8 +2,8 @@
 
 In training every context frame is a real one with a little noise; in imagination it is the model's own. Here the model
 imagines the last H frames of a window from the real ones before them and the recorded actions, with its own sampler
-and cache, so contexts look and are told as in imagination (`context_tau`; but for `flow.HOLD`, which would keep a
-network from learning to leave a dead zone). Then it learns in one of two ways:
+and cache, so contexts look and are told as in imagination (`context_tau`), but for what would keep a network from
+learning to move: `flow.HOLD`, and with gradients `stillness`. Then it learns in one of two ways:
 
 - `cut_every=0`: what it imagined is data. Every true frame is a target of the ordinary loss (`flow_loss`: all noise
   levels, large steps too) behind the imagined frames before it, as in DAgger (arXiv 1011.0686) and the pushforward

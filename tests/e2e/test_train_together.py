@@ -26,6 +26,7 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     new = ["train", f"data.path={other}", *tiny.command_line(2), "start_from=run", "run_dir=new", "report=true"]
     assert cli.main([*new, "stages=[adapter,readouts]", "together.labelled=[1.0]"]) == 0
     adopted = WorldModel.load(Path("new/robots/three/model"))
+    assert "adapter of robots/three" in Path("new/report.html").read_text()
     assert torch.equal(adopted.predictor.slots, three.predictor.slots)
     assert not torch.equal(adopted.actions.std, three.actions.std)  # it knows its labels now
 
