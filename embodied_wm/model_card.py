@@ -298,6 +298,7 @@ def _limits(described: Mapping[str, Any]) -> str:
         f"It knows {experience}{embodiment['robot']} as {views} saw them: another view, light, object or robot "
         "is outside of what it was trained on, and it does not say so by itself.",
         _forgets(config["predictor"]),
+        *_keeps_still(config["predictor"]),
         "Imagined futures can be wrong and look right. A planner searches for actions whose imagined outcome is good, "
         "and so finds the model's mistakes: trust `elite_regret`, `ghost_motion` and `cpg`, not films.",
         "What it reads from latents (positions, contacts) is a fit to simulated or recorded values, with the errors "
@@ -313,6 +314,13 @@ def _forgets(predictor: Mapping[str, Any]) -> str:
     if memory:
         return f"It sees the last {window} frames, and remembers {memory} of those before: the rest is forgotten."
     return f"It remembers {window} frames: what left that window and is out of sight is forgotten."
+
+
+def _keeps_still(predictor: Mapping[str, Any]) -> list[str]:
+    """Say what a predictor takes for rest, if anything."""
+    least = max(predictor.get("shrinkage", 0.0), predictor.get("stillness", 0.0))
+    slow = f"What moves more slowly than about {least:g} times what is usual is imagined to stand still."
+    return [slow] if least else []
 
 
 def _last(measure: Mapping[str, Any]) -> dict[str, Any]:

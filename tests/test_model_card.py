@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,14 @@ def test_a_card_says_what_the_model_is_and_that_nothing_was_measured(folder: Pat
     assert "world-model" in data["tags"]
     weights = sum(tensor.numel() for tensor in tiny.make_model().state_dict().values())
     assert f"numbers in its tensors: {weights:,} (adapter " in text
+
+
+@pytest.mark.parametrize(("stillness", "says"), [(0.0, False), (0.3, True)])
+def test_a_card_says_what_is_taken_for_rest(tmp_path: Path, stillness: float, says: bool) -> None:
+    model = tiny.make_model()
+    predictor = replace(model.config.predictor, stillness=stillness)
+    WorldModel(replace(model.config, predictor=predictor), model.embodiment).save(tmp_path / "model")
+    assert ("more slowly than about 0.3 times" in text_of(tmp_path / "model")) is says
 
 
 def test_a_trained_model_says_on_what_and_for_how_long(tiny_store: Path, tmp_path: Path) -> None:
