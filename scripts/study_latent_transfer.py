@@ -32,7 +32,7 @@ from embodied_wm.evaluation.planning import run_agents
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.family import Family
 from embodied_wm.training.together import RobotStore, train_together
-from embodied_wm.world_model import ActionKind
+from embodied_wm.world_model import ActionKind, WorldModel
 from sim.tasks import get_task
 
 TARGET = "target"
@@ -82,21 +82,25 @@ def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str,
         start_from=before,
         console=CONSOLE,
     )
+    return success_of(folder / "robots" / TARGET / "model", WAYS[way], options)
+
+
+def success_of(model: Path, kind: ActionKind, options: argparse.Namespace) -> dict[str, Any]:
+    """Plan with a model folder, by real actions or through codes, as `benchmark planning` does; return the success."""
     composed, _ = compose_config("benchmark_planning", {"task": options.task, "checkpoint": "none"})
-    setup = replace(setup_of(instantiate_config(composed)), kind=WAYS[way])
+    setup = replace(setup_of(instantiate_config(composed)), kind=kind)
     task = get_task(options.task)
-    makers = {way: line_up(folder / "robots" / TARGET / "model", setup)["model"]}
     runs = run_agents(
         task,
-        makers,
+        {"model": line_up(model, setup)["model"]},
         num_episodes=options.pairs,
         seed=options.seed,
-        image_size=model.tokenizer.image_size,
+        image_size=WorldModel.load(model).config.tokenizer.image_size,
         camera=task.cameras[0],
         num_workers=1,
         console=CONSOLE,
     )
-    return wilson(int(runs[way].success.sum()), len(runs[way].success))
+    return wilson(int(runs["model"].success.sum()), len(runs["model"].success))
 
 
 def main() -> None:
