@@ -294,4 +294,5 @@ def transformer_of(config: TransformerConfig, *, first_output: int = 1) -> Block
 def _within(q_ShFnd: Tensor, k_ShFnd: Tensor, v_ShFnd: Tensor) -> Tensor:
     """Attend within each frame."""
     q, k, v = (rearrange(part, "s h f n d -> (s f) h n d") for part in (q_ShFnd, k_ShFnd, v_ShFnd))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "(s f) h n d -> s h f n d", s=len(q_ShFnd))
+    attended = F.scaled_dot_product_attention(q, k, v)
+    return attended.unflatten(0, (len(q_ShFnd), q_ShFnd.shape[2])).transpose(1, 2)  # einops knows no part of size 0

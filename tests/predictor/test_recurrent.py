@@ -1,5 +1,7 @@
 """The gated delta mixer: the paper's recurrence, causality, one memory for all candidates, and what it costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -242,3 +244,12 @@ def test_it_learns_to_remember_what_attention_can_no_longer_see() -> None:
         errors[mixer] = float(error.detach())
     assert errors["gated_delta"] < 0.1
     assert errors["attention"] > 0.7  # no better than not knowing
+
+
+def test_a_batch_in_which_by_chance_no_sequence_trains_large_steps() -> None:
+    """It comes once in ten thousand steps of 32 sequences, and let `einops` divide by zero."""
+    model = make().train()
+    model.config = replace(model.config, shortcut_fraction=1e-9)
+    loss, _ = model.loss(torch.randn(4, 6, 2, 8), real_actions(4, 6, 3), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss.isfinite()
