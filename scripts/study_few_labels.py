@@ -9,7 +9,8 @@ known of a fraction of the training episodes. Three predictors, with as many ste
 - labelled alone: trained on the labelled episodes' real actions, as if there were no other video;
 - all labels: trained on all episodes' real actions.
 
-It keeps what it has in its folder, and goes on from there when it is called again.
+It keeps what it has in its folder, and goes on from there when it is called again. What came out stands in RESULTS.md
+("Latent actions").
 """
 
 import argparse
