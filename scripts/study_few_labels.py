@@ -33,20 +33,18 @@ def planned(options: argparse.Namespace, name: str, fraction: float, kind: Actio
     """Train a predictor and readouts, and for codes an adapter; plan; return the success."""
     _, trainer = settings(options)
     start = WorldModel.from_pretrained(options.model)
+    store = EpisodeStore.open(options.target)
     stages: Sequence[str] = ("predictor", "readouts")
     if kind == "adapted":
-        store = EpisodeStore.open(options.target)
         trainer, stages = replace(trainer, labelled_fraction=fraction), ("adapter", *stages)
     elif fraction < 1:
         store = few_episodes(options, fraction)
         trainer = replace(trainer, held_out_fraction=1 / store.num_episodes)
-    else:
-        store = EpisodeStore.open(options.target)
     folder = options.out / f"{name.replace(' ', '_')}_{fraction:g}_{options.seed}"
     train_world_model(
         store, start.config, trainer, folder, seed=options.seed, stages=stages, start_from=start, console=CONSOLE
     )
-    return success_of(folder / "model", kind, options)
+    return success_of(folder / "model", kind, start.config.tokenizer.image_size, options)
 
 
 def main() -> None:

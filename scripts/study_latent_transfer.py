@@ -39,7 +39,7 @@ from embodied_wm.evaluation.planning import run_agents
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.family import Family
 from embodied_wm.training.together import RobotStore, train_together
-from embodied_wm.world_model import ActionKind, WorldModel
+from embodied_wm.world_model import ActionKind
 from sim.tasks import get_task
 
 TARGET = "target"
@@ -89,10 +89,12 @@ def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str,
         start_from=before,
         console=CONSOLE,
     )
-    return success_of(folder / "robots" / TARGET / "model", WAYS[way], options)
+    return success_of(folder / "robots" / TARGET / "model", WAYS[way], model.tokenizer.image_size, options)
 
 
-def success_of(model: Path, kind: ActionKind, options: argparse.Namespace) -> dict[str, Any]:
+def success_of(
+    model: Path, kind: ActionKind, image_size: tuple[int, int], options: argparse.Namespace
+) -> dict[str, Any]:
     """Plan with a model folder, by real actions or through codes, as `benchmark planning` does; return the success."""
     composed, _ = compose_config("benchmark_planning", {"task": options.task, "checkpoint": "none"})
     setup = replace(setup_of(instantiate_config(composed)), kind=kind)
@@ -102,7 +104,7 @@ def success_of(model: Path, kind: ActionKind, options: argparse.Namespace) -> di
         {"model": line_up(model, setup)["model"]},
         num_episodes=options.pairs,
         seed=options.seed,
-        image_size=WorldModel.load(model).config.tokenizer.image_size,
+        image_size=image_size,
         camera=task.cameras[0],
         num_workers=1,
         console=CONSOLE,
