@@ -13,7 +13,7 @@ windows): eight steps ahead regression has 29.1 dB (29.1, 28.9, 29.2) against th
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +30,17 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
 from embodied_wm.tokenizer.frames import psnr
-from embodied_wm.training.latents import LatentEpisodes
-from embodied_wm.training.loop import Batch, Conduct, StageConfig, fit
+from embodied_wm.training.forcing import DistillationConfig, distilling_loss
+from embodied_wm.training.latents import LatentEpisodes, LatentSampler
+from embodied_wm.training.loop import Batch, Conduct, Loss, StageConfig, fit
 from embodied_wm.world_model import WorldModel
 
 CONTEXT, HORIZON, LENGTH = 3, 8, 11
+DISTILLED = "distilled"
+DISTILLING = 0.3
+"""Share of its CPU seconds in which a distilled predictor is distilled; before that it is its own teacher to be."""
+STEPS = {"regression": (1,), "flow": (1, 4), "masked": (1, 2, 4)}
+"""Kinds of predictor, and how many steps, or rounds, they imagine a frame in."""
 
 
 def with_predictor(base: WorldModel, seed: int, **changes: Any) -> WorldModel:
@@ -66,9 +72,37 @@ def train_predictor(
         told = model.action_inputs(batch["action"])
         return predictor.loss(batch["latents"], told, generator, batch.get("memory"))
 
+    settings = model.config.predictor
+    name = settings.kind + " with joint actions" * settings.joint_actions + " with a memory" * (settings.memory > 0)
+    _fit_for(seconds, name, model, sampler, loss, seed, console)
+
+
+def distil(model: WorldModel, data: LatentEpisodes, seconds: float, seed: int, console: Console) -> None:
+    """Make one denoising step of a predictor's many, by the library's own stage, for some CPU seconds."""
+    config = DistillationConfig(denoising_steps=model.predictor.step_counts[-1])
+    as_stage, is_labelled = distilling_loss(model, config, 0.0), torch.ones(16, dtype=torch.bool)
+    sampler = data.sampler(length=LENGTH, batch_size=len(is_labelled), seed=seed + 1)
+
+    def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return as_stage(batch | {"labelled": is_labelled}, generator)
+
+    _fit_for(seconds, DISTILLED, model, sampler, loss, seed, console)
+
+
+def _fit_for(
+    seconds: float, name: str, model: WorldModel, sampler: LatentSampler, loss: Loss, seed: int, console: Console
+) -> None:
+    """Train a model's predictor for some CPU seconds: as many steps as fit, by the time of the first ones."""
+    predictor = model.predictor
+
     def run(num_steps: int) -> float:
         config = StageConfig(
-            num_steps=num_steps, batch_size=size, learning_rate=2e-3, warmup_steps=20, ema_decay=0.99, num_threads=1
+            num_steps=num_steps,
+            batch_size=sampler.batch_size,
+            learning_rate=5e-4 if name == DISTILLED else 2e-3,
+            warmup_steps=20,
+            ema_decay=0.99,
+            num_threads=1,
         )
         with tempfile.TemporaryDirectory() as folder:
             began = time.process_time()
@@ -81,9 +115,29 @@ def train_predictor(
     num_steps = max(20, round(seconds / (run(10) / 10)))
     predictor.load_state_dict(weights)
     spent = run(num_steps)
-    settings = model.config.predictor
-    name = settings.kind + " with joint actions" * settings.joint_actions + " with a memory" * (settings.memory > 0)
     console.print(f"{name}, seed {seed}: {num_steps} steps in {spent:.0f} CPU seconds")
+
+
+def ways(
+    base: WorldModel, data: LatentEpisodes, seconds: float, seed: int, console: Console, kinds: Sequence[str]
+) -> Iterator[tuple[str, WorldModel, int]]:
+    """Train predictors for as many CPU seconds each, and yield the names of ways to imagine, the models and the steps.
+
+    DISTILLED is flow that was never taught large steps, in the most steps, and then in the one that was made of them.
+    """
+    for kind in kinds:
+        if kind == DISTILLED:
+            model = with_predictor(base, seed, shortcut_fraction=0.0)
+            most = model.predictor.step_counts[-1]
+            train_predictor(model, data, (1 - DISTILLING) * seconds, seed, console)
+            yield f"flow without shortcuts, {most} steps", model, most
+            distil(model, data, DISTILLING * seconds, seed, console)
+            yield "distilled of that, 1 step", model, 1
+        else:
+            model = with_predictor(base, seed, kind=kind)
+            train_predictor(model, data, seconds, seed, console)
+            for num_steps in STEPS[kind]:
+                yield f"{kind}, {num_steps} step{'s' * (num_steps > 1)}", model, num_steps
 
 
 def print_table(console: Console, title: str, rows: dict[str, dict[str, str]]) -> None:
@@ -133,10 +187,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=64, help="windows that are measured")
     parser.add_argument("--episodes", type=int, default=10_000, help="most episodes to train on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=(*STEPS, DISTILLED), help="all that the tokenizer allows by default"
+    )
     options, console = parser.parse_args(), Console(width=220)
     torch.set_num_threads(1)
     store, base = EpisodeStore.open(options.store), WorldModel.from_pretrained(options.model)
-    kinds = ("regression", "flow", *(["masked"] if base.config.tokenizer.code_levels else []))
+    possible = ("regression", "flow", DISTILLED, *(["masked"] if base.config.tokenizer.code_levels else []))
+    kinds = options.kinds or possible
     train, held_out = split_episodes(store.num_episodes)
     parts = [
         LatentEpisodes(
@@ -159,17 +217,14 @@ def main() -> None:
 
     note("copying", last.expand_as(true))
     for seed in options.seeds:
-        for kind in kinds:
-            model = with_predictor(base, seed, kind=kind)
-            train_predictor(model, parts[0], options.seconds, seed, console)
-            for num_steps in (1,) if kind == "regression" else (1, 4):
-                ends = []
-                for place in range(len(latents)):
-                    context = model.prefill_latents(latents[place, :CONTEXT], actions[place, : CONTEXT - 1])
-                    generator = torch.Generator().manual_seed(place)
-                    following = actions[place, CONTEXT - 1 : CONTEXT - 1 + HORIZON][None]
-                    ends.append(model.imagine(context, following, num_steps=num_steps, generator=generator)[0])
-                note(f"{kind}, {num_steps} step{'s' * (num_steps > 1)}", torch.stack(ends)[:, ahead - 1])
+        for name, model, num_steps in ways(base, parts[0], options.seconds, seed, console, kinds):
+            ends = []
+            for place in range(len(latents)):
+                context = model.prefill_latents(latents[place, :CONTEXT], actions[place, : CONTEXT - 1])
+                generator = torch.Generator().manual_seed(place)
+                following = actions[place, CONTEXT - 1 : CONTEXT - 1 + HORIZON][None]
+                ends.append(model.imagine(context, following, num_steps=num_steps, generator=generator)[0])
+            note(name, torch.stack(ends)[:, ahead - 1])
     shown = {name: {key: of_seeds(values) for key, values in row.items()} for name, row in rows.items()}
     title = f"{options.store.name}: error x 100 in latent units, dB against the decoded truth; (each seed)"
     print_table(console, title, shown)

@@ -18,7 +18,6 @@ RESULTS.md has the table and the picture.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import bench_predictors
@@ -44,8 +43,7 @@ from sim.tasks.fork import AIM_M, START_M, TILT_RAD, with_coin
 
 CONTEXT, HORIZON = bench_predictors.CONTEXT, bench_predictors.HORIZON
 NUM_SAMPLES, NEAR_M, SHARE = 32, 0.02, 0.1
-WAYS = (("regression", 1), ("flow", 1), ("flow", 4), ("masked", 1), ("masked", 2), ("masked", 4))
-"""Kinds of predictor and how many steps, or rounds, they imagine a frame in."""
+KINDS = ("regression", "flow", bench_predictors.DISTILLED, "masked")
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds for each predictor")
     parser.add_argument("--points", type=int, default=32, help="states before the plank")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the predictors; pictures show the first")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of predictors")
     parser.add_argument("--tokenizer-steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_stochastic"))
     parser.add_argument("--picture", type=Path, default=None, help="PNG of samples beside outcomes")
@@ -198,13 +197,9 @@ def main() -> None:
     rows = {name: {k: f"{v:.1f}" for k, v in row.items()} for name, row in encoded.items()}
     pictures: dict[str, list[Tensor]] = {}
     measures: dict[str, list[list[dict[str, float]]]] = {}  # of each way, of each seed, of each state
-    for seed, kind in product(options.seeds, dict.fromkeys(kind for kind, _ in WAYS)):
-        model = bench_predictors.with_predictor(base, seed, kind=kind)
-        bench_predictors.train_predictor(model, data, options.seconds, seed, console)
-        model.save(options.out / f"{kind}_{seed}")
-        for num_steps in (steps for other, steps in WAYS if other == kind):
+    for seed in options.seeds:
+        for name, model, num_steps in bench_predictors.ways(base, data, options.seconds, seed, console, options.kinds):
             found = [judged(model, each, num_steps, number) for number, each in enumerate(points)]
-            name = f"{kind}, {num_steps} step{'s' * (num_steps > 1)}"
             measures.setdefault(name, []).append([row for row, _ in found])
             pictures.setdefault(name, [ends for _, ends in found])
     for name, seeds in measures.items():
@@ -216,7 +211,8 @@ def main() -> None:
         console, f"fork, {HORIZON} steps ahead, {len(points)} states x {NUM_SAMPLES} samples; (each seed)", rows
     )
     if options.picture:
-        draw(options.picture, points, {name: pictures[name] for name in pictures if name != "masked, 2 steps"})
+        left_out = ("masked, 2 steps", "flow without shortcuts, 4 steps", "distilled of that, 1 step")
+        draw(options.picture, points, {name: ends for name, ends in pictures.items() if name not in left_out})
 
 
 if __name__ == "__main__":

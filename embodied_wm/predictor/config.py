@@ -33,13 +33,14 @@ class PredictorConfig:
         shrinkage: Predicted changes smaller than this times the usual change (`change_std` when first trained) are
             none, larger ones nearer to none by as much, so that what rests stays where it is; in imagination those of
             up to 1.5 times that are none, too (`flow.shrink`, `flow.HOLD`). Frames that are as good as known are then
-            taken as they are. 0 for none.
+            taken as they are. What moves more slowly stands still, so less is better: with 0.3 the pusher of `push`
+            stood still for commands below a tenth. 0 for none.
         stillness: An imagined frame that differs from the one before by less than this times the usual change (root
             mean square over all numbers, by today's `change_std`) is that one, as what creeps in a scene at rest adds
-            up. For latents of which all change a little with everything, as grids do; key points change one by one,
-            for which there is `shrinkage`. A motion that would start more slowly never starts, and planners by
-            gradients get none from a frame that stays. 0 for none; `scripts/bench_stillness.py` says what it does to
-            which motion.
+            up. For latents of which all change a little with everything, as grids do (0.3); key points change one by
+            one, for which there is `shrinkage`, and a little of this where that is small. A motion that would start
+            more slowly never starts, and planners by gradients get none from a frame that stays. 0 for none;
+            `scripts/bench_stillness.py` says what it does to which motion.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
     """
 
