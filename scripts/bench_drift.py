@@ -17,6 +17,7 @@ windows as long: what is trained longer, on longer windows and at a lower rate, 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,21 @@ STAGES = {"self_forcing": SelfForcingConfig, "distillation": DistillationConfig,
 class Drift:
     """Hold the held-out windows, and measure models on them."""
 
-    def __init__(self, model: WorldModel, store: EpisodeStore, *, context: int = CONTEXT) -> None:
-        held_out = range(model.card["episodes"], model.card["episodes"] + model.card["held_out_episodes"])
+    def __init__(
+        self,
+        model: WorldModel,
+        store: EpisodeStore,
+        *,
+        context: int = CONTEXT,
+        held_out: Sequence[int] | None = None,
+    ) -> None:
+        if held_out is None:
+            if store.fingerprint() != model.card["fingerprint"]:
+                raise ValueError(
+                    f"got a store of {store.num_episodes} episodes that the model was not trained on (it was on "
+                    f"{model.card['store']}), so which of them it has not seen is unknown; give that store"
+                )
+            held_out = range(model.card["episodes"], model.card["episodes"] + model.card["held_out_episodes"])
         self.store, self.horizon = store, max(HORIZONS)
         self.context = context = model.context_frames(context)
         self.data = encoded(model, store, held_out)
@@ -162,7 +176,7 @@ class Drift:
         return np.stack(rows)
 
 
-def encoded(model: WorldModel, store: EpisodeStore, episodes: range) -> LatentEpisodes:
+def encoded(model: WorldModel, store: EpisodeStore, episodes: Sequence[int]) -> LatentEpisodes:
     """Return the latents of episodes with their actions and, where there are any, physical quantities."""
     features = ["action", *(name for name in model.embodiment.readouts if name == QUANTITIES)]
     return LatentEpisodes(store, model.tokenizer, camera=model.embodiment.camera, episodes=episodes, features=features)

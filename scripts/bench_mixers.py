@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.config import PredictorConfig
@@ -59,9 +60,9 @@ def train(start: WorldModel, mixer: str, options: argparse.Namespace, seed: int)
 
 def held_out_windows(model: WorldModel, store: EpisodeStore, count: int) -> tuple[Tensor, Tensor]:
     """Return latents [N, C + H, K, D] and actions [N, C + H, A] of random windows of the held-out episodes."""
-    held_out = range(store.num_episodes - int(model.card["held_out_episodes"]), store.num_episodes)
+    _, held_out = split_episodes(store.num_episodes)
     data = LatentEpisodes(
-        store, model.tokenizer, camera=model.embodiment.camera, episodes=list(held_out), features=["action"]
+        store, model.tokenizer, camera=model.embodiment.camera, episodes=held_out.tolist(), features=["action"]
     )
     batch = data.sampler(length=CONTEXT + HORIZON, batch_size=count, seed=0).numbered(0)
     return batch["latents"], batch["action"]

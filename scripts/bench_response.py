@@ -4,9 +4,9 @@
 
 From the states of `embodied-wm benchmark imagination` one channel of the action goes from its least to its most, the
 others are zero. Where MuJoCo's own answer is a straight line (the thing moves freely), a line is laid through the
-imagined one. Printed, in mm for lengths (mrad for angles): the slopes, imagined and true, and how much the imagined
-ones differ from state to state; how far the imagined answer is from its line, on average and for small commands (below
-a quarter); the offset of the line beside what the readout is off by on the true frame.
+imagined one. Printed, in mm for lengths (mrad for angles): the slopes, imagined and true, and by how much their
+difference varies from state to state; how far the imagined answer is from its line, on average and for small commands
+(below a quarter); the offset of the line beside what the readout is off by on the true frame.
 
 A squared loss says none of this: a pusher that stands still for small commands, or goes a twentieth too far, costs it
 little, but each step of a plan pays. RESULTS.md has what came out ("PSNR against the ceiling").
@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=160)
     options, console = parser.parse_args(), Console(width=160)
     torch.set_num_threads(1)
-    task, brancher = get_task(options.task), Brancher(get_task(options.task), num_threads=1)
+    task = get_task(options.task)
+    brancher = Brancher(task, num_threads=1)
     if options.quantity not in task.quantity_names:
         parser.error(f"no quantity {options.quantity!r}; {options.task} has {', '.join(task.quantity_names)}")
     if not 0 <= options.channel < task.action_size:
@@ -87,7 +88,7 @@ def main() -> None:
         table.add_row(
             f"{name}, {len(true)} states",
             f"{slope.mean():.1f}",
-            f"{slope.std():.2f}",
+            f"{(slope - true_slope).std():.2f}",
             f"{true_slope.mean():.1f}",
             f"{rms(residuals):.2f}",
             f"{rms(residuals[:, np.abs(grid) < SMALL]):.2f}",

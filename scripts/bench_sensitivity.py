@@ -11,7 +11,7 @@ state's (the ceiling). A model that knows the state to that noise, and physics p
 What came out on `push` (32 states; expected was that contacts make it chaotic, and half of the model's drift physics):
 0.05, 0.1 and 0.2 cm of noise become 0.05, 0.09 and 0.18 cm after eight steps and 0.09, 0.12 and 0.21 after sixteen,
 30.4, 30.1 and 29.1 dB there, of 30.9. The model that shipped then was off by 1.2 cm and had 25.2 dB,
-the one that ships has 26.9: hardly any of it physics.
+the one that ships 26.9: what they lack is hardly physics.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Make the models that ship with the package: collect, train, halve the weights, judge, and write the model card.
 
-    python scripts/make_pretrained.py push --runs runs/pretrained             half an hour, pick_place two
+    python scripts/make_pretrained.py reach --runs runs/pretrained         half an hour; push one, pick_place two
     python scripts/make_pretrained.py push --runs runs/pretrained --pairs 100 --install
 
-Each step is the verb a person would call, and is printed; what is finished is not done again. `--install` copies the
-result into embodied_wm/pretrained. Weights are halved to 16 bits before they are judged, so the figures in the card
-are those of the weights that ship; numbers that few share (means, scales, norms) stay in 32 bits. The models that ship
-were trained with one thread (OMP_NUM_THREADS=1) by the verb and the options below, and judged by this script with
+Each step is the verb a person would call, and is printed; what is finished is not done again (so a recipe that has
+changed since wants another `--runs`). `--install` copies the result into embodied_wm/pretrained. Weights are halved to
+16 bits before they are judged, so the figures in the card are those of the weights that ship; numbers that few share
+(means, scales, norms) stay in 32 bits. The models that ship were trained with one thread (OMP_NUM_THREADS=1) by the
+verb and the options below, and judged by this script with
 `--controllers model oracle behaviour_cloning inverse_dynamics random`; all but `reach` got their later stages anew,
 with four times the steps, from the tokenizer of an earlier run of the same recipe and seed (of those that are trained
 `first`: of the first training, on what was played alone).
@@ -50,8 +51,10 @@ FEW_THINGS = (
 """For a few things before a still camera: key points, and contexts that the model imagined itself."""
 WIDER = tuple(f"model.predictor.transformer.{size}" for size in ("width=192", "num_heads=6", "hidden=512"))
 
-STILL = tuple(f"model.predictor.{one}" for one in ("shrinkage=0.1", "stillness=0.06", "fourier_features=128"))
-"""So that what rests stays, and what moves slowly moves. (Of `push`, `stillness` was set after it was trained.)"""
+FINE = ("model.predictor.shrinkage=0.1", "model.predictor.fourier_features=128")
+"""So that what nobody touches stays, and what moves slowly moves."""
+STILL = (*FINE, "model.predictor.stillness=0.06")
+"""So that a scene at rest stays. (Of `push` it was set after it was trained.)"""
 BRANCHED = (
     "rounds=1",
     "collect.num_branch_points=6",
@@ -74,7 +77,7 @@ class Recipe:
         train: Options of `embodied-wm train`.
         refine: Options of `embodied-wm refine`; without any it is not called.
         first: What a training before is given beyond `train`, from which refinement starts; the model is then trained
-            anew on all episodes, those that refinement collected too (so there must be `refine`). Without any there is
+            anew on all episodes, those that refinement collected too (so there must be `refine`). With None there is
             one training, and what ships is what refinement makes of it.
         more: Options of another `embodied-wm collect`, whose episodes the training anew gets as well.
     """
@@ -82,7 +85,7 @@ class Recipe:
     collect: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     refine: tuple[str, ...] = ()
-    first: tuple[str, ...] = ()
+    first: tuple[str, ...] | None = None
     more: tuple[str, ...] = ()
 
 
@@ -91,12 +94,12 @@ RECIPES = {
     "push": Recipe(
         train=(*FEW_THINGS, *STILL, "seed=2"),
         refine=(*BRANCHED, "collect.num_episodes=200", "seed=11"),
-        first=("trainer.predictor.num_steps=16000",),
+        first=(),
         more=("policy=random", "episodes=300", "seed=78"),
     ),
     "push_t": Recipe(train=(*FEW_THINGS, *WIDER, "model.tokenizer.eager=false")),
     "drawer": Recipe(
-        train=FEW_THINGS,
+        train=(*FEW_THINGS, *FINE),
         refine=(
             "rounds=2",
             "collect.num_episodes=100",
@@ -105,6 +108,7 @@ RECIPES = {
             "imagination.num_branch_points=8",
             "planning.num_pairs=10",
         ),
+        first=("model.predictor.shrinkage=0.0", "model.predictor.fourier_features=0"),
     ),
     "pick_place": Recipe(
         collect=("task.camera=front+side", "episodes=2000"),
@@ -149,16 +153,17 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     recipe, seeded = RECIPES[task], f"seed={seed}"
     store, trained, out = runs / f"{task}.zarr", runs / f"train_{task}", runs / "models" / task
     run("collect", f"task={task}", *recipe.collect, f"out={store}", seeded, f"run_dir={_new(runs / f'collect_{task}')}")
-    _train(trained, store, seeded, *recipe.train, *recipe.first)
+    _train(trained, store, seeded, *recipe.train, *(recipe.first or ()))
     refined = runs / f"refine_{task}"
     if recipe.refine:
         given = (f"task={task}", f"checkpoint={trained}", f"store={store}", f"run_dir={refined}")
         if not (refined / "model" / "config.json").is_file():
             run("refine", *given, seeded, *recipe.refine, *_resume(refined))
         trained = refined
-    if recipe.first:
+    if recipe.first is not None:
         trained = runs / f"anew_{task}"
-        _train(trained, _everything(task, runs, store, refined / "episodes.zarr", seeded), seeded, *recipe.train)
+        everything = _everything(task, recipe, runs, store, refined / "episodes.zarr", seeded)
+        _train(trained, everything, seeded, *recipe.train)
     if not (out / "config.json").is_file():
         halve(trained / "model", out)
     judged = [f"task={task}", f"checkpoint={out}"]
@@ -181,14 +186,14 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     return out
 
 
-def _everything(task: str, runs: Path, played: Path, refined: Path, *options: str) -> Path:
+def _everything(task: str, recipe: Recipe, runs: Path, played: Path, refined: Path, seeded: str) -> Path:
     """Merge what was played, what the recipe has more of, and what refinement collected; return the store."""
-    everything, other, more = runs / f"{task}_all.zarr", runs / f"{task}_more.zarr", RECIPES[task].more
+    everything, other = runs / f"{task}_all.zarr", runs / f"{task}_more.zarr"
     if not everything.exists():
-        if more:
+        if recipe.more:
             folder = f"run_dir={_new(runs / f'collect_more_{task}')}"
-            run("collect", f"task={task}", *options, *more, f"out={other}", folder)
-        sources = ",".join(map(str, (played, *[other] * bool(more), refined)))
+            run("collect", f"task={task}", *recipe.collect, seeded, *recipe.more, f"out={other}", folder)
+        sources = ",".join(map(str, (played, *[other] * bool(recipe.more), refined)))
         folder = f"run_dir={_new(runs / f'merge_{task}')}"
         run("edit", "operation=merge", f"sources=[{sources}]", f"out={everything}", folder)
     return everything

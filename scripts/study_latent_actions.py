@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from embodied_wm.checkpoint import model_folder
 from embodied_wm.cli import compose_config, instantiate_config
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
@@ -122,7 +121,7 @@ def remembered(encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def figures(options: argparse.Namespace) -> None:
     """Print PROTOCOL section 4 of a trained model, and draw the same codes in different scenes."""
-    model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
+    model, store = WorldModel.from_pretrained(options.model), EpisodeStore.open(options.store)
     model.encode = remembered(model.encode)  # pyright: ignore[reportAttributeAccessIssue]
     train, held_out = (part.tolist() for part in split_episodes(store.num_episodes))
 

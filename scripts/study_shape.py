@@ -38,6 +38,7 @@ from bench_drift import HORIZONS, Drift  # beside this script
 from rich.console import Console
 from rich.table import Table
 
+from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.statistics import bootstrap_mean
 from embodied_wm.predictor.config import PredictorConfig
@@ -111,7 +112,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(width=160)
     base, store = WorldModel.from_pretrained(arguments.checkpoint), EpisodeStore.open(arguments.store)
-    drift = Drift(base, store)
+    drift = Drift(base, store, held_out=split_episodes(store.num_episodes)[1].tolist())
     stage = StageConfig(
         num_steps=arguments.steps, batch_size=32, learning_rate=2e-3, ema_decay=0.995, num_threads=1, warmup_steps=50
     )
