@@ -55,6 +55,7 @@ FINE = ("model.predictor.shrinkage=0.1", "model.predictor.fourier_features=128")
 """So that what nobody touches stays, and what moves slowly moves."""
 STILL = (*FINE, "model.predictor.stillness=0.06")
 """So that a scene at rest stays. (Of `push` it was set after it was trained.)"""
+PLAIN = tuple(f"model.predictor.{one}" for one in ("shrinkage=0.0", "stillness=0.0", "fourier_features=0"))
 BRANCHED = (
     "rounds=1",
     "collect.num_branch_points=6",
@@ -97,7 +98,12 @@ RECIPES = {
         first=(),
         more=("policy=random", "episodes=300", "seed=78"),
     ),
-    "push_t": Recipe(train=(*FEW_THINGS, *WIDER, "model.tokenizer.eager=false")),
+    "push_t": Recipe(
+        train=(*FEW_THINGS, *WIDER, *STILL, "model.tokenizer.eager=false"),
+        refine=(*BRANCHED, "collect.num_episodes=131", "seed=11"),
+        first=PLAIN,
+        more=("policy=random", "episodes=300", "seed=78"),
+    ),
     "drawer": Recipe(
         train=(*FEW_THINGS, *FINE),
         refine=(
@@ -108,7 +114,7 @@ RECIPES = {
             "imagination.num_branch_points=8",
             "planning.num_pairs=10",
         ),
-        first=("model.predictor.shrinkage=0.0", "model.predictor.fourier_features=0"),
+        first=PLAIN,
     ),
     "pick_place": Recipe(
         collect=("task.camera=front+side", "episodes=2000"),

@@ -17,6 +17,8 @@ DIFFERENCE_FULL_SCALE = 96
 _DIFFERENCE_COLOURS = np.array([[252, 252, 250], [251, 200, 128], [226, 94, 60], [122, 22, 72], [24, 8, 32]])
 _STRIP_WIDTH, _MAX_COLUMNS, _MAX_FRAME_WIDTH = 1040, 10, 136
 _GREY = (126, 134, 145, 255)
+_DOT = "\u25cf"
+"""What may end a label, and is drawn in animations, as Pillow's font has no such sign."""
 
 
 class PictureError(ValueError):
@@ -192,7 +194,11 @@ def looping(
             left = column * (width + gap)
             draw.text((left, 2), name, fill=_GREY, font=font)
             canvas.paste(Image.fromarray(frames[t]).resize((width, height), Image.Resampling.NEAREST), (left, text))
-        draw.text((0, text + height + bar + 5), step, fill=_GREY, font=font)
+        words, top = step.rstrip(_DOT), text + height + bar + 5
+        draw.text((0, top), words, fill=_GREY, font=font)
+        if words != step:
+            left = draw.textlength(words, font=font)
+            draw.ellipse((left, top + 7, left + 10, top + 17), fill=_GREY)
         right = round((canvas.width - 1) * (t + 1) / len(steps))
         draw.rectangle((0, text + height + 3, right, text + height + 2 + bar - 1), fill=_GREY)
         canvases.append(canvas)

@@ -229,6 +229,19 @@ def test_pictures_are_what_they_say(episode: tuple[np.ndarray, np.ndarray]) -> N
     assert (first == first[0, 0, 0]).all()
 
 
+def test_the_mark_of_a_contact_is_a_dot_in_animations(episode: tuple[np.ndarray, np.ndarray]) -> None:
+    def label_of_second(label: str) -> np.ndarray:
+        loop = figures.looping(episode[0][:2], episode[1][:2], labels=["t", label])
+        image = Image.open(io.BytesIO(loop.data))
+        image.seek(1)
+        return np.asarray(image.convert("RGBA"))[-25:, :, 3] > 128
+
+    added = label_of_second("t+1 \u25cf") & ~label_of_second("t+1 ")
+    widths = [int(row.sum()) for row in added if row.any()]
+    assert widths[0] < max(widths) > widths[-1], "it is round, and no box for a sign that the font lacks"
+    assert 60 < sum(widths) < 120
+
+
 def test_bad_pictures_are_refused(episode: tuple[np.ndarray, np.ndarray]) -> None:
     real, imagined = episode
     with pytest.raises(figures.PictureError, match="expected uint8 frames"):
