@@ -9,7 +9,7 @@ difference varies from state to state; how far the imagined answer is from its l
 (below a quarter); the offset of the line beside what the readout is off by on the true frame.
 
 A squared loss says none of this: a pusher that stands still for small commands, or goes a twentieth too far, costs it
-little, but each step of a plan pays. RESULTS.md has what came out ("PSNR against the ceiling").
+little, but each step of a plan pays. RESULTS.md has what came out ("How imagination answers an action").
 """
 
 import argparse
@@ -60,9 +60,7 @@ def main() -> None:
     column, grid = task.quantity_names.index(options.quantity), np.linspace(-1.0, 1.0, 21)
     actions = np.zeros((len(grid), 1, task.action_size), dtype=np.float32)
     actions[:, 0, options.channel] = grid
-    table = Table(
-        "", "slope", "from state to state", "true slope", "off its line", "small commands", "offset (readout's)"
-    )
+    table = Table("", "slope", "error varies by", "true slope", "off its line", "small commands", "offset (readout's)")
     for name in options.model:
         model = WorldModel.from_pretrained(name)
         readout, config = model.readout("sim.quantities"), BranchConfig(num_branch_points=options.states)

@@ -1,6 +1,6 @@
 """Make the models that ship with the package: collect, train, halve the weights, judge, and write the model card.
 
-    python scripts/make_pretrained.py reach --runs runs/pretrained         half an hour; push one, pick_place two
+    python scripts/make_pretrained.py reach --runs runs/pretrained         half an hour; others over one, pick_place two
     python scripts/make_pretrained.py push --runs runs/pretrained --pairs 100 --install
 
 Each step is the verb a person would call, and is printed; what is finished is not done again (so a recipe that has
@@ -9,8 +9,9 @@ changed since wants another `--runs`). `--install` copies the result into embodi
 (means, scales, norms) stay in 32 bits. The models that ship were trained with one thread (OMP_NUM_THREADS=1) by the
 verb and the options below, and judged by this script with
 `--controllers model oracle behaviour_cloning inverse_dynamics random`; all but `reach` got their later stages anew,
-with four times the steps, from the tokenizer of an earlier run of the same recipe and seed (of those that are trained
-`first`: of the first training, on what was played alone).
+with four times the steps, from the tokenizer of an earlier run of the same recipe and seed. Where a recipe has `first`,
+that was the tokenizer of the first training, on play alone; this script trains it anew on everything, so figures will
+differ a little.
 
 `push`: what is trained `first` is off by 0.64 cm in the pusher's x sixteen steps ahead, what is trained anew, on
 9,600 branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead of 26.3 dB (RESULTS.md, "How
@@ -56,6 +57,7 @@ FINE = ("model.predictor.shrinkage=0.1", "model.predictor.fourier_features=128")
 STILL = (*FINE, "model.predictor.stillness=0.06")
 """So that a scene at rest stays. (Of `push` it was set after it was trained.)"""
 PLAIN = tuple(f"model.predictor.{one}" for one in ("shrinkage=0.0", "stillness=0.0", "fourier_features=0"))
+"""What play alone was first trained with: none of them."""
 BRANCHED = (
     "rounds=1",
     "collect.num_branch_points=6",

@@ -17,8 +17,8 @@ DIFFERENCE_FULL_SCALE = 96
 _DIFFERENCE_COLOURS = np.array([[252, 252, 250], [251, 200, 128], [226, 94, 60], [122, 22, 72], [24, 8, 32]])
 _STRIP_WIDTH, _MAX_COLUMNS, _MAX_FRAME_WIDTH = 1040, 10, 136
 _GREY = (126, 134, 145, 255)
-_DOT = "\u25cf"
-"""What may end a label, and is drawn in animations, as Pillow's font has no such sign."""
+CONTACT_MARK = "\u25cf"
+"""Ends the label of a step with a contact; animations draw it, as Pillow's font has no such sign."""
 
 
 class PictureError(ValueError):
@@ -194,7 +194,7 @@ def looping(
             left = column * (width + gap)
             draw.text((left, 2), name, fill=_GREY, font=font)
             canvas.paste(Image.fromarray(frames[t]).resize((width, height), Image.Resampling.NEAREST), (left, text))
-        words, top = step.rstrip(_DOT), text + height + bar + 5
+        words, top = step.rstrip(CONTACT_MARK), text + height + bar + 5
         draw.text((0, top), words, fill=_GREY, font=font)
         if words != step:
             left = draw.textlength(words, font=font)

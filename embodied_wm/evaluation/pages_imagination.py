@@ -8,6 +8,7 @@ import torch
 
 from embodied_wm.evaluation.dataset import DatasetJudged
 from embodied_wm.evaluation.figures import Picture, cost_scatter, film_strip, horizon_chart, looping
+from embodied_wm.evaluation.film import CONTACT_MARK
 from embodied_wm.evaluation.imagination import Judged
 from embodied_wm.evaluation.page import is_estimate
 from embodied_wm.evaluation.report import Section, Table
@@ -15,7 +16,6 @@ from embodied_wm.tokenizer.frames import psnr
 from sim.tasks.base import Task
 
 STRIP_COLUMNS = 10
-CONTACT_MARK = "\u25cf"
 COPY, CEILING, PROBE = "copying the last frame", "tokenizer's ceiling", "probe on true frames"
 _MEANINGS: Mapping[str, tuple[str, str, str]] = {
     "spearman": (

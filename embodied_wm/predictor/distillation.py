@@ -13,8 +13,7 @@ ahead, its teacher in four 27.3 (27.9, 27.0, 27.2), with shortcuts one step 27.1
 (`scripts/bench_predictors.py --kinds flow distilled`). On `fork`, which a hidden coin decides, energy scores are 5.8 cm
 [5.6, 6.1] (5.5, 5.5, 6.4), 5.8 (5.7, 5.5, 6.1) and 5.9 [5.7, 6.1] (5.3, 5.9, 6.5), outcomes covered 30% [24, 35], 28%
 and 18% [13, 23] (`scripts/bench_stochastic.py`). Expected was that the student loses a little of its teacher; it lost
-none, as a teacher without shortcuts learns more in its time. Shortcuts stay the default: their model imagines in one,
-two or four steps, and goes on learning.
+none that shows. Shortcuts stay the default: their model imagines in one, two or four steps, and goes on learning.
 """
 
 import torch
