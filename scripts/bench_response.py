@@ -13,32 +13,58 @@ little, but each step of a plan pays. RESULTS.md has what came out ("How imagina
 """
 
 import argparse
+from functools import cache
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from embodied_wm.evaluation.branches import BranchConfig, branch_starts
+from embodied_wm.evaluation.branches import BranchConfig, BranchStart, branch_starts
 from embodied_wm.world_model import WorldModel
 from sim.branch import Brancher
 from sim.tasks import get_task
+from sim.tasks.base import Task
 
+GRID = np.linspace(-1.0, 1.0, 21)
+"""Commands."""
 STRAIGHT_MM = 0.2
 """MuJoCo's answer is a straight line if it is nowhere further from one."""
 SMALL = 0.25
+"""Commands below this are small."""
 
 
-def lines(grid: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lines(answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return slope [N], value at zero [N] and residuals [N, G] of the line through each answer [N, G]."""
-    design = np.stack([grid, np.ones_like(grid)], axis=1)
-    slope, zero = np.linalg.lstsq(design, answers.T, rcond=None)[0]
-    return slope, zero, answers - slope[:, None] * grid - zero[:, None]
+    slope, zero = np.polyfit(GRID, answers.T, 1)
+    return slope, zero, answers - slope[:, None] * GRID - zero[:, None]
 
 
 def rms(values: np.ndarray) -> float:
     """Return the root mean square."""
     return float(np.sqrt(np.square(values).mean()))
+
+
+def commands(task: Task, channel: int) -> np.ndarray:
+    """Return one step of each command of one channel, the others zero, [G, 1, A]."""
+    actions = np.zeros((len(GRID), 1, task.action_size), dtype=np.float32)
+    actions[:, 0, channel] = GRID
+    return actions
+
+
+@cache
+def straight(
+    task: Task, column: int, channel: int, count: int, size: tuple[int, int], camera: str
+) -> list[tuple[BranchStart, np.ndarray]]:
+    """Return the states in which MuJoCo answers by a straight line, and its answers [G], in thousandths."""
+    brancher, actions = Brancher(task, num_threads=1), commands(task, channel)
+    found = []
+    for start in branch_starts(task, BranchConfig(num_branch_points=count), image_size=size, camera=camera, seed=0):
+        answer = 1000 * brancher(start.physics, actions).quantities[:, 0, column]
+        if np.abs(lines(answer[None])[2]).max() <= STRAIGHT_MM:
+            found.append((start, answer))
+    brancher.close()
+    return found
 
 
 def main() -> None:
@@ -52,47 +78,40 @@ def main() -> None:
     options, console = parser.parse_args(), Console(width=160)
     torch.set_num_threads(1)
     task = get_task(options.task)
-    brancher = Brancher(task, num_threads=1)
     if options.quantity not in task.quantity_names:
         parser.error(f"no quantity {options.quantity!r}; {options.task} has {', '.join(task.quantity_names)}")
     if not 0 <= options.channel < task.action_size:
         parser.error(f"channel {options.channel}; {options.task} has 0 to {task.action_size - 1}")
-    column, grid = task.quantity_names.index(options.quantity), np.linspace(-1.0, 1.0, 21)
-    actions = np.zeros((len(grid), 1, task.action_size), dtype=np.float32)
-    actions[:, 0, options.channel] = grid
+    column = task.quantity_names.index(options.quantity)
+    actions = torch.from_numpy(commands(task, options.channel))
     table = Table("", "slope", "error varies by", "true slope", "off its line", "small commands", "offset (readout's)")
     for name in options.model:
         model = WorldModel.from_pretrained(name)
-        readout, config = model.readout("sim.quantities"), BranchConfig(num_branch_points=options.states)
+        readout, size = model.readout("sim.quantities"), model.config.tokenizer.frame_size
         camera = model.embodiment.camera.removeprefix("observation.images.")
-        imagined, true, misread = [], [], []
-        starts = branch_starts(task, config, image_size=model.config.tokenizer.frame_size, camera=camera, seed=0)
-        for number, start in enumerate(starts):
-            truth = 1000 * brancher(start.physics, actions).quantities[:, 0, column]
-            if np.abs(lines(grid, truth[None])[2]).max() > STRAIGHT_MM:
-                continue
-            with torch.no_grad():
+        states = straight(task, column, options.channel, options.states, size, camera)
+        if not states:
+            parser.error(f"{options.quantity} answers channel {options.channel} by a straight line in no state")
+        imagined, misread = [], []
+        with torch.no_grad():
+            for number, (start, _) in enumerate(states):
                 latents = model.encode(torch.from_numpy(start.frames))
                 context = model.prefill_latents(latents, torch.from_numpy(start.past_actions))
                 generator = torch.Generator().manual_seed(number)
-                ends = model.imagine(context, torch.from_numpy(actions), generator=generator)[:, 0]
+                ends = model.imagine(context, actions, generator=generator)[:, 0]
                 imagined.append(1000 * readout(ends)[:, column].numpy())
                 misread.append(1000 * (float(readout(latents[-1:])[0, column]) - start.quantities[column]))
-            true.append(truth)
-        if not true:
-            parser.error(f"{options.quantity} answers channel {options.channel} by a straight line in no state")
-        slope, zero, residuals = lines(grid, np.stack(imagined))
-        true_slope, true_zero, _ = lines(grid, np.stack(true))
+        slope, zero, residuals = lines(np.stack(imagined))
+        true_slope, true_zero, _ = lines(np.stack([answer for _, answer in states]))
         table.add_row(
-            f"{name}, {len(true)} states",
+            f"{name}, {len(states)} states",
             f"{slope.mean():.1f}",
             f"{(slope - true_slope).std():.2f}",
             f"{true_slope.mean():.1f}",
             f"{rms(residuals):.2f}",
-            f"{rms(residuals[:, np.abs(grid) < SMALL]):.2f}",
+            f"{rms(residuals[:, np.abs(GRID) < SMALL]):.2f}",
             f"{rms(zero - true_zero):.2f} ({rms(np.array(misread)):.2f})",
         )
-    brancher.close()
     console.print(f"{options.task}: {options.quantity} after one step of channel {options.channel}, in mm (or mrad)")
     console.print(table)
 

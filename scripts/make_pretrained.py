@@ -7,11 +7,10 @@ Each step is the verb a person would call, and is printed; what is finished is n
 changed since wants another `--runs`). `--install` copies the result into embodied_wm/pretrained. Weights are halved to
 16 bits before they are judged, so the figures in the card are those of the weights that ship; numbers that few share
 (means, scales, norms) stay in 32 bits. The models that ship were trained with one thread (OMP_NUM_THREADS=1) by the
-verb and the options below, and judged by this script with
-`--controllers model oracle behaviour_cloning inverse_dynamics random`; all but `reach` got their later stages anew,
-with four times the steps, from the tokenizer of an earlier run of the same recipe and seed. Where a recipe has `first`,
-that was the tokenizer of the first training, on play alone; this script trains it anew on everything, so figures will
-differ a little.
+verb and the options below, and judged by this script with `--controllers model oracle behaviour_cloning
+inverse_dynamics random`; all but `reach` got their later stages anew, with four times the steps, from the tokenizer of
+an earlier run of the same recipe and seed. Where a recipe has `first`, that was the tokenizer of the first training, on
+play alone; this script trains it anew on everything, so figures will differ a little.
 
 `push`: what is trained `first` is off by 0.64 cm in the pusher's x sixteen steps ahead, what is trained anew, on
 9,600 branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead of 26.3 dB (RESULTS.md, "How
