@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from embodied_wm.near_names import nearest
 
 FORMAT = "embodied_wm.world_model"
-VERSION = 1
+VERSION = 2
 PARTS = ("config", "embodiment", "card")
 
 

@@ -8,21 +8,16 @@ changed since wants another `--runs`). `--install` copies the result into embodi
 16 bits before they are judged, so the figures in the card are those of the weights that ship; numbers that few share
 (means, scales, norms) stay in 32 bits. The models that ship were trained with one thread (OMP_NUM_THREADS=1) by the
 verb and the options below, and judged by this script with `--controllers model oracle behaviour_cloning
-inverse_dynamics random`; all but `reach` got their later stages anew, with four times the steps, from the tokenizer of
-an earlier run of the same recipe and seed. Where a recipe has `first`, that was the tokenizer of the first training, on
-play alone; this script trains it anew on everything, so figures will differ a little.
+inverse_dynamics random` (the middle two act on latents alone, and were not judged again where those stayed). Where a
+recipe has `refine`, the training anew kept the tokenizer of the training on play; this script trains it anew on
+everything, so figures will differ a little. Readouts were fitted last: those of `push` and `push_t` on play and random
+commands alone. `--seed` changes what a recipe does not fix.
 
-`push`: what is trained `first` is off by 0.64 cm in the pusher's x sixteen steps ahead, what is trained anew, on
-9,600 branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead of 26.3 dB (RESULTS.md, "How
-imagination answers an action").
+`push`: what is trained on play is off by 0.64 cm in the pusher's x sixteen steps ahead, what is trained anew, on 9,600
+branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead of 26.3 dB (RESULTS.md, "How imagination
+answers an action").
 
-`pick_place`: by one camera it was solved in 0.04 of 50 with 16 key points and in 0.10 of 30 with 32 (2,000 episodes,
-192 wide): depth is read badly (the hand's y to 1.4 cm, the cube's to 1.2). By two these are 0.45 and 0.64 cm, and 0.36
-of 50 were solved after 4,000 and 1,200 steps, 0.43 of 30 with planner.choose=mean, as many with 64 candidates, and,
-planned so, after one, two and three rounds of refinement 0.53, 0.57 and 0.50. Trained anew with four times the steps,
-on what refinement had collected too, it solved 0.62 [0.52, 0.71] of 100, planned by the task's own settings
-(choose=best): that ships. With a dead zone (`predictor.shrinkage=0.3`) and 128 Fourier features the same training
-solved 0.41 of 37, where that which ships solved 0.62 of the same.
+`pick_place`: RESULTS.md, "Models that ship", says what was tried.
 """
 
 import argparse
@@ -56,9 +51,12 @@ FINE = ("model.predictor.shrinkage=0.1", "model.predictor.fourier_features=128")
 STILL = (*FINE, "model.predictor.stillness=0.06")
 """So that a scene at rest stays. (Of `push` it was set after it was trained.)"""
 PLAIN = tuple(f"model.predictor.{one}" for one in ("shrinkage=0.0", "stillness=0.0", "fourier_features=0"))
-"""What play alone was first trained with: none of them."""
+"""None of them."""
+TWO_CAMERAS = ("trainer.camera=observation.images.front+side", "model.tokenizer.cameras=2")
+SEEN_AND_FELT = (*TWO_CAMERAS, "model.proprioception=observation.state")
 BRANCHED = (
     "rounds=1",
+    "seed=11",
     "collect.num_branch_points=6",
     "collect.num_branches=8",
     "training.predictor_steps=20",
@@ -67,7 +65,8 @@ BRANCHED = (
     "planning.num_pairs=10",
 )
 """A round of refinement for what it collects: from each of six states of an episode, what eight candidates lead to."""
-TWO_CAMERAS = ("trainer.camera=observation.images.front+side", "model.tokenizer.cameras=2")
+RANDOM = ("policy=random", "episodes=300", "seed=78")
+"""Options of another `collect`, whose episodes the training after refinement gets as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,59 +76,37 @@ class Recipe:
     Attributes:
         collect: Options of `embodied-wm collect`.
         train: Options of `embodied-wm train`.
-        refine: Options of `embodied-wm refine`; without any it is not called.
-        first: What a training before is given beyond `train`, from which refinement starts; the model is then trained
-            anew on all episodes, those that refinement collected too (so there must be `refine`). With None there is
-            one training, and what ships is what refinement makes of it.
-        more: Options of another `embodied-wm collect`, whose episodes the training anew gets as well.
+        refine: Options of `embodied-wm refine`; without any there is one training, on play. With some, the model is
+            trained anew on play, random commands and what refinement collected.
+        first: What the training on play, from which refinement starts, is given beyond `train`.
     """
 
     collect: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     refine: tuple[str, ...] = ()
-    first: tuple[str, ...] | None = None
-    more: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
 
 
 RECIPES = {
     "reach": Recipe(),
     "push": Recipe(
         train=(*FEW_THINGS, *STILL, "seed=2"),
-        refine=(*BRANCHED, "collect.num_episodes=200", "seed=11"),
-        first=(),
-        more=("policy=random", "episodes=300", "seed=78"),
+        refine=(*BRANCHED, "collect.num_episodes=200"),
     ),
     "push_t": Recipe(
         train=(*FEW_THINGS, *WIDER, *STILL, "model.tokenizer.eager=false"),
-        refine=(*BRANCHED, "collect.num_episodes=131", "seed=11"),
+        refine=(*BRANCHED, "collect.num_episodes=131"),
         first=PLAIN,
-        more=("policy=random", "episodes=300", "seed=78"),
     ),
     "drawer": Recipe(
-        train=(*FEW_THINGS, *FINE),
-        refine=(
-            "rounds=2",
-            "collect.num_episodes=100",
-            "training.predictor_steps=400",
-            "training.self_forcing_steps=400",
-            "imagination.num_branch_points=8",
-            "planning.num_pairs=10",
-        ),
-        first=PLAIN,
+        train=(*FEW_THINGS, *FINE, "seed=2"),
+        refine=(*BRANCHED, "collect.num_episodes=200"),
+        first=("trainer.predictor.num_steps=3000", "trainer.self_forcing.num_steps=600"),
     ),
     "pick_place": Recipe(
         collect=("task.camera=front+side", "episodes=2000"),
-        train=(*FEW_THINGS, *WIDER, *TWO_CAMERAS),
-        refine=(
-            "planner.choose=mean",
-            "rounds=3",
-            "collect.num_episodes=120",
-            "training.predictor_steps=400",
-            "training.self_forcing_steps=300",
-            "training.readout_steps=600",
-            "imagination.num_branch_points=8",
-            "planning.num_pairs=30",
-        ),
+        train=(*FEW_THINGS, *WIDER, *SEEN_AND_FELT, *FINE, "trainer.readouts.num_steps=6000"),
+        refine=(*BRANCHED, "collect.num_episodes=200"),
         first=("trainer.predictor.num_steps=4000", "trainer.self_forcing.num_steps=1200"),
     ),
 }
@@ -160,14 +137,12 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
     recipe, seeded = RECIPES[task], f"seed={seed}"
     store, trained, out = runs / f"{task}.zarr", runs / f"train_{task}", runs / "models" / task
     run("collect", f"task={task}", *recipe.collect, f"out={store}", seeded, f"run_dir={_new(runs / f'collect_{task}')}")
-    _train(trained, store, seeded, *recipe.train, *(recipe.first or ()))
-    refined = runs / f"refine_{task}"
+    _train(trained, store, seeded, *recipe.train, *recipe.first)
     if recipe.refine:
+        refined = runs / f"refine_{task}"
         given = (f"task={task}", f"checkpoint={trained}", f"store={store}", f"run_dir={refined}")
         if not (refined / "model" / "config.json").is_file():
             run("refine", *given, seeded, *recipe.refine, *_resume(refined))
-        trained = refined
-    if recipe.first is not None:
         trained = runs / f"anew_{task}"
         everything = _everything(task, recipe, runs, store, refined / "episodes.zarr", seeded)
         _train(trained, everything, seeded, *recipe.train)
@@ -194,13 +169,12 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
 
 
 def _everything(task: str, recipe: Recipe, runs: Path, played: Path, refined: Path, seeded: str) -> Path:
-    """Merge what was played, what the recipe has more of, and what refinement collected; return the store."""
+    """Merge what was played, random commands, and what refinement collected; return the store."""
     everything, other = runs / f"{task}_all.zarr", runs / f"{task}_more.zarr"
     if not everything.exists():
-        if recipe.more:
-            folder = f"run_dir={_new(runs / f'collect_more_{task}')}"
-            run("collect", f"task={task}", *recipe.collect, seeded, *recipe.more, f"out={other}", folder)
-        sources = ",".join(map(str, (played, *[other] * bool(recipe.more), refined)))
+        folder = f"run_dir={_new(runs / f'collect_more_{task}')}"
+        run("collect", f"task={task}", *recipe.collect, seeded, *RANDOM, f"out={other}", folder)
+        sources = ",".join(map(str, (played, other, refined)))
         folder = f"run_dir={_new(runs / f'merge_{task}')}"
         run("edit", "operation=merge", f"sources=[{sources}]", f"out={everything}", folder)
     return everything

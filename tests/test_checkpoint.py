@@ -92,8 +92,8 @@ def test_folders_that_are_not_ours(tmp_path: Path, folder: Path) -> None:
     ("key", "value", "words"),
     [
         ("format", "diffusers", ["format is 'diffusers'", "expected 'embodied_wm.world_model'", "not one of ours"]),
-        ("version", 999, ["version 999", "reads version 1", "train again"]),
-        ("version", ..., ["version None", "reads version 1"]),
+        ("version", 999, ["version 999", "reads version 2", "train again"]),
+        ("version", ..., ["version None", "reads version 2"]),
         ("config", ..., ["'config' is 'missing'", "config, embodiment, card"]),
         ("card", [1], ["'card' is [1]"]),
         ("config.predictor.warp", 1, ["PredictorConfig has no field 'warp'", "window", "max_steps"]),

@@ -65,6 +65,15 @@ def test_values_survive_the_round_trip_whatever_their_number(size: int, num_toke
     assert torch.allclose(tokens.encode(tokens.scale.mean), torch.zeros(num_tokens, 8))
 
 
+def test_what_is_guessed_is_read_from_the_picture_alone() -> None:
+    torch.manual_seed(0)
+    tokens, picture = tokens_of(3), torch.randn(500, 2, 8)
+    felt = picture.flatten(1) @ torch.randn(16, 3)
+    tokens.fit_guess(tokens.join(picture, felt), felt)
+    guessed = tokens.decode(tokens.guessed(tokens.join(picture, torch.zeros_like(felt))))
+    assert (guessed - felt).abs().max() < 0.1 * felt.std()
+
+
 def test_bad_proprioception_is_named() -> None:
     tokens = tokens_of(3)
     with pytest.raises(ValueError, match=r"wants 3 finite numbers a frame: joint_0 \(rad\)"):

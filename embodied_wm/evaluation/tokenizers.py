@@ -71,6 +71,7 @@ def fit_reading(train: LatentEpisodes, feature: str, names: tuple[str, ...], *, 
     torch.manual_seed(0)
     readout = Readout(latent_size=train.latents[0].numel(), names=names, units=("",) * len(names))
     readout.fit_statistics(train.features[feature])
+    readout.fit_line(train.latents, train.features[feature])
     sampler = train.sampler(length=1, batch_size=BATCH, seed=0)
 
     def loss_of(step: int) -> Tensor:

@@ -19,6 +19,9 @@ What codes carried after 1,500 steps, one seed, on held-out episodes (`scripts/s
 - A warning, by eye: in the picture of `reach` two of six codes, applied four times, bring five of six arms to nearly
   one pose. Two joints are little: 9.5 bits can name a pose, so these codes may say "go there" and not "turn by". On
   `push` the codes move the pusher alike from where it is. Whether larger codes leak more is not measured yet.
+- The normalisation in the networks' hidden layers is needed: without it the adapter's R2 on `reach` is 0.68, 0.73 and
+  0.70 (three seeds) instead of 0.85, 0.86 and 0.86, and 0.66, 0.70 and 0.72 with a line beside each network. Expected
+  was that it does harm. (A script that is not kept.)
 
 One codebook for five robots, around one tokenizer (key points, 7,500 steps of codes in all, one seed): R2 through each
 robot's adapter, beside that of a codebook of its own on the same latents after 1,500 steps (`scripts/

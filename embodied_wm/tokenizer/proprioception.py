@@ -4,8 +4,8 @@ Each row of a feature such as `observation.state`, normalised and padded with ze
 more latent token of its frame (several where it is wider than a token). Predictor, planners and evaluation see more
 tokens and nothing else: proprioception is imagined with the picture, and read back without loss.
 
-Of a goal image no one knows the proprioception. A small network therefore also reads it from the picture's own tokens;
-what it says stands in, where `WorldModel.encode_picture` is asked for.
+Of a goal image no one knows the proprioception. A readout (`embodied_wm/heads.py`) therefore also reads it from the
+picture's own tokens; what it says stands in, where `WorldModel.encode_picture` is asked for.
 """
 
 from collections.abc import Mapping
@@ -45,6 +45,10 @@ class ProprioceptionTokens(nn.Module):
         self.scale.load_state_dict(Normalizer.from_statistics(statistics).state_dict())
         self.guess.mean.copy_(self.scale.mean)
         self.guess.std.copy_(self.scale.std)
+
+    def fit_guess(self, latents: Float[Tensor, "rows all width"], values: Float[Tensor, "rows size"]) -> None:
+        """Find the line by which it is guessed from a picture's tokens (`Readout.fit_line`)."""
+        self.guess.fit_line(latents[:, : self.picture_tokens], values)
 
     def encode(self, values: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch tokens width"]:
         """Return the tokens of proprioception in its own units.

@@ -24,6 +24,7 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
+from embodied_wm.heads import LINE_ROWS
 from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.card import training_card
 from embodied_wm.training.embodiment import check_camera, describe_embodiment
@@ -44,7 +45,17 @@ from embodied_wm.training.frames import (
     drawn_reconstruction,
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
+from embodied_wm.training.loop import (
+    Batch,
+    Conduct,
+    KeepConfig,
+    Loss,
+    Metrics,
+    StageConfig,
+    fit,
+    resumable,
+    step_generator,
+)
 from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
@@ -316,16 +327,23 @@ class Trainer:
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
         model, data = self.model, self.latents()
-        _, read, held_out_of = self.samplers(1, self.config.readouts, labelled_only=True)
+        config = self.config.readouts
+        _, read, held_out_of = self.samplers(1, config, labelled_only=True)
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
-        for name in model.embodiment.readouts:
-            model.readout(name).fit_statistics(data.features[name][rows])
         parts: dict[str, nn.Module] = {"readouts": model.readouts}
         if model.proprioception is not None:
             parts["proprioception"] = model.proprioception
         if model.embodiment.readouts:
+            some = rows[torch.randperm(len(rows), generator=step_generator(self.seed, 0))[:LINE_ROWS]]
+            latents = torch.cat([data.windows(part, 1)[:, 0] for part in some.split(config.batch_size)])
+            for name in model.embodiment.readouts:
+                targets = data.features[name][some]
+                model.readout(name).fit_statistics(data.features[name][rows])
+                model.readout(name).fit_line(latents, targets)
+                if model.proprioception is not None and name == model.config.proprioception:
+                    model.proprioception.fit_guess(latents, targets)
             loss = readout_loss(model, with_guess=True)
-            self.fit("readouts", parts, read, loss, self.config.readouts, held_out_of)
+            self.fit("readouts", parts, read, loss, config, held_out_of)
 
     def train_temporal_distance(self) -> None:
         """Fit the steps between latents on transitions of all episodes, where the model has that readout."""

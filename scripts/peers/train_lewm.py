@@ -168,6 +168,7 @@ def embed(model: Any, frames: np.ndarray) -> Tensor:
 def fit_probe(readout: Readout, embeddings: Tensor, targets: Tensor, seed: int) -> dict[str, Tensor]:
     """Fit our readout on embeddings [N, W] as on our own latents; return its weights."""
     readout.fit_statistics(targets)
+    readout.fit_line(embeddings[:, None], targets)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(readout.parameters(), lr=PROBE_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
