@@ -45,17 +45,7 @@ from embodied_wm.training.frames import (
     drawn_reconstruction,
 )
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import (
-    Batch,
-    Conduct,
-    KeepConfig,
-    Loss,
-    Metrics,
-    StageConfig,
-    fit,
-    resumable,
-    step_generator,
-)
+from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
 from embodied_wm.training.observer import RunObserver, WatchConfig
 from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
@@ -326,15 +316,14 @@ class Trainer:
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
-        model, data = self.model, self.latents()
-        config = self.config.readouts
+        model, data, config = self.model, self.latents(), self.config.readouts
         _, read, held_out_of = self.samplers(1, config, labelled_only=True)
         rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
         parts: dict[str, nn.Module] = {"readouts": model.readouts}
         if model.proprioception is not None:
             parts["proprioception"] = model.proprioception
         if model.embodiment.readouts:
-            some = rows[torch.randperm(len(rows), generator=step_generator(self.seed, 0))[:LINE_ROWS]]
+            some = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:LINE_ROWS]]
             latents = torch.cat([data.windows(part, 1)[:, 0] for part in some.split(config.batch_size)])
             for name in model.embodiment.readouts:
                 targets = data.features[name][some]

@@ -166,7 +166,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (lambda folder: damage_json(folder, "format", "x"), "format is 'x', expected"),
     "another version": (
         lambda folder: damage_json(folder, "version", 999),
-        "version 999, this release reads version 1",
+        "version 999, this release reads version 2",
     ),
     "another size": (
         lambda folder: damage_json(folder, "embodiment", {"camera": tiny.CAMERA, "action_size": 5}),
