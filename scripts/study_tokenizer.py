@@ -21,11 +21,10 @@ Variants that are done are kept in `--out` and not trained again. Columns:
 Expected before: key points read best; the further terms read the pusher better and cost some dB; KL is about as good as
 SIGReg, FSQ a little worse and LFQ, with one bit a channel, worst; more tokens decode better and are foretold worse.
 It came out so on `push` (60 CPU seconds each, 90 for predictors, readouts without a line; RESULTS.md has the table):
-pusher and box are read to
-0.31 and 0.23 cm from turning key points, to 2.84 and 1.64 by SIGReg, 3.35 and 1.80 by KL, 4.81 and 2.03 by FSQ, and
-5.70 and 2.60 by LFQ with four tokens, costs are ranked at 0.82 by key points and not at all by the others, and 0.97 of
-30 goals are solved, by the others 0.00 to 0.07. The further terms read the pusher better from four tokens (2.28 cm),
-for 1.6 dB, and worse from key points (0.46 cm).
+pusher and box are read to 0.31 and 0.23 cm from turning key points, to 2.84 and 1.64 by SIGReg, 3.35 and 1.80 by KL,
+4.81 and 2.03 by FSQ, and 5.70 and 2.60 by LFQ with four tokens, costs are ranked at 0.82 by key points and not at all
+by the others, and 0.97 of 30 goals are solved, by the others 0.00 to 0.07. The further terms read the pusher better
+from four tokens (2.28 cm), for 1.6 dB, and worse from key points (0.46 cm).
 """
 
 import argparse
