@@ -7,7 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embodied_wm.predictor.cache import Context
+from embodied_wm.predictor.sampler import draw_noise
 from embodied_wm.world_model import ActionKind, WorldModel
+
+PROPOSAL_NOISE = 0.6
+"""Largest standard deviation of the noise on a goal policy's actions, in half action ranges."""
+PROPOSAL_CORRELATION = 0.5
+"""Correlation of that noise from step to step."""
 
 
 class ImaginedDynamics:
@@ -74,6 +80,40 @@ class ImaginedDynamics:
         if self.kind == "latent":
             raise ValueError("a model proposes real actions, and these dynamics take codes; use kind='real'")
         return self.world_model.propose_actions(context, num, horizon=horizon, generator=generator)
+
+    @torch.no_grad()
+    def propose_towards(
+        self, goal: Float[Tensor, "K D"], context: Context, num: int, horizon: int, generator: torch.Generator, /
+    ) -> Float[Tensor, "num horizon A"]:
+        """Propose what the model's goal policy does on the way to a goal's latents, rolled out in imagination.
+
+        The first sequence is the policy's own; the others are led astray by noise, each more than the one before, so
+        that they also show how the policy comes back.
+
+        Raises:
+            ValueError: If the model has no goal policy, or imagines several frames in a step.
+        """
+        model = self.world_model
+        if self.kind == "latent" or not model.config.goal_policy.width:
+            raise ValueError(
+                "only models with a goal policy propose ways to a goal, and real actions; train one with "
+                "model.goal_policy.width=256, or plan without proposals (task.proposals=0)"
+            )
+        scale = torch.linspace(0, PROPOSAL_NOISE, num)[:, None].to(goal) * (self.action_high - self.action_low) / 2
+        latents, astray = context.last_latents.expand(num, -1, -1), torch.zeros_like(scale)
+        noise = draw_noise(model.predictor, num, horizon, self.generator, shared=self.shared_noise)
+        actions: list[Tensor] = []
+        frames = model.imagine_frames(
+            [context] * num, lambda: actions[-1], noise, kind=self.kind, num_steps=self.num_steps
+        )
+        for index in range(horizon):
+            fresh = torch.randn(num, self.action_size, generator=generator).to(goal)
+            share = PROPOSAL_CORRELATION if index else 0.0
+            astray = share * astray + (1 - share**2) ** 0.5 * fresh
+            action = model.actions.denormalize(model.goal_policy(latents, goal)) + scale * astray
+            actions.append(torch.clamp(action, self.action_low, self.action_high))
+            latents = latents if index == horizon - 1 else next(frames)
+        return torch.stack(actions, dim=1)
 
     def imagine_batch(
         self, contexts: Sequence[Context], actions: Float[Tensor, "B S H A"]

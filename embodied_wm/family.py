@@ -19,7 +19,7 @@ import torch
 from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.world_model import WorldModel
 
-OWN = ("tokenizer.background", "adapter.", "predictor.real_in.", "readouts.", "temporal_distance.")
+OWN = ("tokenizer.background", "adapter.", "predictor.real_in.", "readouts.", "temporal_distance.", "goal_policy.")
 """What the names of a robot's own parameters begin with; all buffers are its own, too."""
 
 

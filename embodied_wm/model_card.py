@@ -201,6 +201,8 @@ def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str
     parts = ", ".join(f"{part} {count:,}" for part, count in part_sizes.items() if count > 0.01 * total)
     names = ", ".join(embodiment["action_names"]) or "unnamed"
     felt = f"- feels: `{config['proprioception']}`\n" if config.get("proprioception") else ""
+    has_policy = config.get("goal_policy", {}).get("width")
+    policy = "- proposes ways to a goal, around which planners search\n" if has_policy else ""
     return (
         "Imagines, in a compact latent space, what a robot's camera will see after candidate actions; a planner picks "
         "the action whose imagined future is best.\n\n"
@@ -209,6 +211,7 @@ def _summary(described: Mapping[str, Any], part_sizes: Mapping[str, int]) -> str
         f"{felt}"
         f"- acts: {embodiment['action_size']} numbers ({names})\n"
         f"- reads from latents: {', '.join(embodiment['readouts']) or 'nothing'}\n"
+        f"{policy}"
         f"- numbers in its tensors: {total:,} ({parts})"
     )
 

@@ -19,6 +19,7 @@ from embodied_wm import checkpoint, model_card
 from embodied_wm.conditioning import TakesActions
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.embodiment import Embodiment
+from embodied_wm.goal_policy import GoalPolicy, GoalPolicyConfig
 from embodied_wm.heads import Readout
 from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
@@ -49,6 +50,7 @@ class WorldModelConfig:
     latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     temporal_distance: TemporalDistanceConfig = field(default_factory=TemporalDistanceConfig)
+    goal_policy: GoalPolicyConfig = field(default_factory=GoalPolicyConfig)
     proprioception: str = ""
     temporal_stride: int = 1
 
@@ -88,6 +90,8 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         )
         if config.temporal_distance.components:
             self.temporal_distance = TemporalDistance(config.temporal_distance, latent_size=tokens * width)
+        if wide := config.goal_policy.width:
+            self.goal_policy = GoalPolicy(latent_size=tokens * width, action_size=embodiment.action_size, width=wide)
         self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))
         self.register_buffer("action_low", -torch.ones(embodiment.action_size))
         self.register_buffer("action_high", torch.ones(embodiment.action_size))

@@ -28,7 +28,7 @@ sequences take two to three times as long as those of a sampler. Half as many kn
 are smooth, and cannot reach others. Tree search is for few discrete actions; here it draws them from a range.
 """
 
-from planners.base import Dynamics, Objective, Plan, Planner, PlannerError
+from planners.base import Dynamics, Guided, Objective, Plan, Planner, PlannerError, Proposals
 from planners.cautious import Cautious, Disagreement, OverSamples, SampledDynamics
 from planners.cem import CEM
 from planners.control import Control
@@ -50,7 +50,7 @@ from planners.objectives import (
 )
 from planners.polished import Polished
 from planners.predictive_sampling import PredictiveSampling
-from planners.proposing import BestProposal, Proposals, Proposing, RecordedActions
+from planners.proposing import BestProposal, Proposing, RecordedActions
 from planners.random_shooting import RandomShooting
 from planners.safety import Safety
 from planners.search import BatchDynamics, Searcher, plan_batch
@@ -73,6 +73,7 @@ __all__ = [
     "Dynamics",
     "GoalDistance",
     "Gradient",
+    "Guided",
     "Knots",
     "Objective",
     "OutOfTime",

@@ -62,6 +62,39 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Proposals(Protocol):
+    """Give action sequences that are worth a try in a context."""
+
+    def __call__(
+        self, context: Any, num: int, horizon: int, generator: torch.Generator, /
+    ) -> Float[Tensor, "num horizon A"]:
+        """Return `num` sequences, the likeliest first; they are put into the bounds by the caller."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guided:
+    """An objective together with what is worth a try to reach it, such as a policy that knows the goal.
+
+    Attributes:
+        objective: Gives the costs.
+        propose: Is asked by `planners.proposing`.
+    """
+
+    objective: Objective
+    propose: Proposals
+
+    def __call__(self, trajectory: Tensor, actions: Tensor) -> Tensor:
+        """Return costs [S]."""
+        return self.objective(trajectory, actions)
+
+    @staticmethod
+    def alike(objective: Objective, other: Objective) -> Objective:
+        """Return an objective, guided as another one is, if it is."""
+        return Guided(objective=objective, propose=other.propose) if isinstance(other, Guided) else objective
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """Hold the chosen action sequence and what the planner compared to find it.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import Dynamics, Objective, Plan, PlannerError, check_knobs
+from planners.base import Dynamics, Guided, Objective, Plan, PlannerError, check_knobs
 from planners.cem import CEM
 from planners.deadline import Deadline
 from planners.objectives import StepWeights
@@ -153,7 +153,7 @@ class Cautious:
         return self.planner.plan(
             SampledDynamics(dynamics, self.num_samples),
             context,
-            cost,
+            Guided.alike(cost, objective),
             warm_start=warm_start,
             generator=generator,
             deadline=deadline,

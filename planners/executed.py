@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import Dynamics, Objective, Plan
+from planners.base import Dynamics, Guided, Objective, Plan
 from planners.safety import Safety, zero_action
 
 
@@ -93,7 +93,7 @@ class Executed:
             self.objective_s += self._clock() - began
             return costs
 
-        return cost
+        return Guided.alike(cost, objective)
 
     def plan(self, plan: Plan) -> Plan:
         """Return a plan with its sequences as they will be executed."""

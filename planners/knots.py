@@ -92,7 +92,7 @@ class Knots:
         """
         basis = interpolation_matrix(self.planner.horizon, self.horizon, self.interpolation, like=space.low)
         fitted = space.clamp(basis.pinverse() @ space.starts)
-        inner = replace(space, horizon=self.planner.horizon, starts=fitted, dynamics=None)
+        inner = replace(space, horizon=self.planner.horizon, starts=fitted, dynamics=None, propose=None)
         search = self.planner.search(inner, generator)
         ask, exact = next(search), space.starts[:1]
         while True:

@@ -5,26 +5,15 @@ to start from.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import PlannerError, check_knobs, check_sequences
+from planners.base import PlannerError, Proposals, check_knobs, check_sequences
 from planners.cem import CEM
 from planners.search import Ask, Choice, Search, Searcher, Space, plan_by_search
-
-
-@runtime_checkable
-class Proposals(Protocol):
-    """Give action sequences that are worth a try in a context."""
-
-    def __call__(
-        self, context: Any, num: int, horizon: int, generator: torch.Generator, /
-    ) -> Float[Tensor, "num horizon A"]:
-        """Return `num` sequences; they are put into the bounds by the caller."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,14 +41,17 @@ class Proposing:
     """Plan with proposals among the first candidates.
 
     Attributes:
-        planner: Plans; around the warm start as without proposals.
+        planner: Plans.
         num_proposals: Proposals per plan; they take the place of as many sampled candidates.
-        proposals: Gives them; None asks the dynamics, which must have `propose`, a planners.proposing.Proposals.
+        proposals: Gives them; None asks the objective (planners.Guided), or else the dynamics' own `propose`.
+        around: Search around the first proposal, with the warm start among the candidates, instead of around the warm
+            start as without proposals. For a policy that knows the goal; one that does not knows no better place.
     """
 
     planner: Searcher = field(default_factory=CEM)
     num_proposals: int = 16
     proposals: Proposals | None = None
+    around: bool = False
 
     def __post_init__(self) -> None:
         """Raise PlannerError for a useless number."""
@@ -88,7 +80,8 @@ class Proposing:
     def search(self, space: Space, generator: torch.Generator) -> Search:
         """Ask for proposals, then search; see planners.search.Searcher."""
         given = _proposed(self, space, generator)
-        starts = torch.cat([space.centre[None], space.starts[1:], given])
+        known = torch.cat([space.centre[None], space.starts[1:]])
+        starts = torch.cat([given[:1], known, given[1:]] if self.around else [known, given])
         return (yield from self.planner.search(replace(space, starts=starts), generator))
 
     plan = plan_by_search
@@ -144,12 +137,12 @@ class BestProposal:
 def _proposed(planner: Proposing | BestProposal, space: Space, generator: torch.Generator) -> Tensor:
     """Return checked proposals [N, H, A] within the bounds."""
     name = type(planner).__name__
-    proposals = planner.proposals or getattr(space.dynamics, "propose", None)
+    proposals = planner.proposals or space.propose
     if proposals is None:
         raise PlannerError(
-            f"{name}: {type(space.dynamics).__name__} has no `propose`; expected dynamics that propose actions, or "
-            "proposals=... a callable (planners.proposing.Proposals). Inside Knots actions are knots: put "
-            f"{name} around Knots."
+            f"{name}: neither {type(space.dynamics).__name__} nor the objective has a `propose`; expected dynamics "
+            "that propose actions, an objective that is planners.Guided, or proposals=... a callable "
+            f"(planners.Proposals). Inside Knots actions are knots: put {name} around Knots."
         )
     given = proposals(space.context, planner.num_proposals, planner.horizon, generator)
     return space.clamp(check_sequences(name, "a proposal", given.to(space.low), planner.horizon, len(space.low)))

@@ -15,7 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planners.base import Dynamics, Objective, Plan, Planner, PlannerError, action_bounds, check_sequences
+from planners.base import (
+    Dynamics,
+    Guided,
+    Objective,
+    Plan,
+    Planner,
+    PlannerError,
+    Proposals,
+    action_bounds,
+    check_sequences,
+)
 from planners.deadline import Deadline, iterations
 
 
@@ -60,8 +70,9 @@ class Space:
         low: Smallest action [A].
         high: Largest action [A].
         starts: Sequences to start from, within the bounds, [N, H, A]; N is 0 where there are none.
-        dynamics: Read for further members (`propose`, `action_set`), never to imagine; None inside a search whose
-            actions are not the dynamics' own.
+        dynamics: Read for further members (`action_set`), never to imagine; None inside a search whose actions are
+            not the dynamics' own.
+        propose: What the objective, or else the dynamics, propose; None where neither does, and inside such a search.
         context: What the dynamics know about the present; for `propose`.
         horizon: H.
     """
@@ -71,6 +82,7 @@ class Space:
     high: Float[Tensor, " A"]
     starts: Float[Tensor, "N H A"]
     dynamics: Dynamics | None
+    propose: Proposals | None
     context: Any
     horizon: int
 
@@ -287,6 +299,7 @@ class _Problem:
             high=high,
             starts=starts,
             dynamics=dynamics,
+            propose=objective.propose if isinstance(objective, Guided) else getattr(dynamics, "propose", None),
             context=context,
             horizon=planner.horizon,
         )

@@ -17,7 +17,8 @@ commands alone. `--seed` changes what a recipe does not fix.
 branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead of 26.3 dB (RESULTS.md, "How imagination
 answers an action").
 
-`pick_place`: RESULTS.md, "Models that ship", says what was tried.
+`pick_place`: RESULTS.md, "Models that ship", says what was tried. Its goal policy learns from play alone: random
+commands and candidates of a planner lead nowhere.
 """
 
 import argparse
@@ -65,6 +66,8 @@ BRANCHED = (
     "planning.num_pairs=10",
 )
 """A round of refinement for what it collects: from each of six states of an episode, what eight candidates lead to."""
+GUIDED = "model.goal_policy.width=256"
+"""So that the planner searches around what a policy would do; with this a last stage is trained on play alone."""
 RANDOM = ("policy=random", "episodes=300", "seed=78")
 """Options of another `collect`, whose episodes the training after refinement gets as well."""
 
@@ -105,7 +108,7 @@ RECIPES = {
     ),
     "pick_place": Recipe(
         collect=("task.camera=front+side", "episodes=2000"),
-        train=(*FEW_THINGS, *WIDER, *SEEN_AND_FELT, *FINE, "trainer.readouts.num_steps=6000"),
+        train=(*FEW_THINGS, *WIDER, *SEEN_AND_FELT, *FINE, GUIDED, "trainer.readouts.num_steps=6000"),
         refine=(*BRANCHED, "collect.num_episodes=200"),
         first=("trainer.predictor.num_steps=4000", "trainer.self_forcing.num_steps=1200"),
     ),
@@ -146,6 +149,10 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
         trained = runs / f"anew_{task}"
         everything = _everything(task, recipe, runs, store, refined / "episodes.zarr", seeded)
         _train(trained, everything, seeded, *recipe.train)
+    if GUIDED in recipe.train:
+        given = (f"start_from={trained}", "stages=[goal_policy]")
+        trained = runs / f"guided_{task}" / "robots" / task
+        _train(runs / f"guided_{task}", store, seeded, *recipe.train, *given, finished=trained)
     if not (out / "config.json").is_file():
         halve(trained / "model", out)
     judged = [f"task={task}", f"checkpoint={out}"]
@@ -180,9 +187,9 @@ def _everything(task: str, recipe: Recipe, runs: Path, played: Path, refined: Pa
     return everything
 
 
-def _train(folder: Path, store: Path, *options: str) -> None:
-    """Train a model, or go on with it, where it is not finished."""
-    if not (folder / "model" / "config.json").is_file():
+def _train(folder: Path, store: Path, *options: str, finished: Path | None = None) -> None:
+    """Train a model, or go on with it, where it is not finished: with a model in the folder, or in another given."""
+    if not ((finished or folder) / "model" / "config.json").is_file():
         run("train", f"data.path={store}", f"run_dir={folder}", *options, *_resume(folder))
 
 

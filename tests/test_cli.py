@@ -20,6 +20,7 @@ from embodied_wm.commands import options, verbs
 from embodied_wm.commands.run import Run, newest_run
 from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
+from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.predictor import int8
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
@@ -311,17 +312,32 @@ def test_collect_then_continue_equals_collecting_at_once(capsys: pytest.CaptureF
 @pytest.mark.render
 def test_a_model_that_denoises_actions_plans_with_its_own_proposals(capsys: pytest.CaptureFixture[str]) -> None:
     predictor = replace(tiny.MODEL.predictor, joint_actions=True)
-    WorldModel(replace(tiny.MODEL, predictor=predictor), tiny.make_model().embodiment).save("model")
+    config, body = replace(tiny.MODEL, goal_policy=GoalPolicyConfig()), tiny.make_model().embodiment
+    WorldModel(replace(config, predictor=predictor), body).save("model")
     small = ["planner.planner.num_candidates=24", "planner.planner.horizon=2", "planner.num_proposals=8"]
     command = ["plan", "checkpoint=model", "planner=proposing", "objective=latent", "open=false", *small]
     assert cli.main([*command, "run_dir=run"]) == 0
     planner = json.loads(Path("run/report.json").read_text())["run"]["config"]["planner"]
     assert planner.startswith("Proposing(planner=CEM(horizon=2")
     assert "num_proposals=8" in planner
-    tiny.make_model().save("model")
+    WorldModel(config, body).save("model")
     capsys.readouterr()
     assert cli.main([*command, "run_dir=other"]) == 1
     assert "train one with model.predictor.joint_actions=true" in spoken(capsys)
+
+
+@pytest.mark.render
+def test_a_model_with_a_goal_policy_is_planned_with_around_what_that_proposes() -> None:
+    WorldModel(tiny.MODEL, tiny.make_model().embodiment).save("model")
+    command = ["plan", "checkpoint=model", "objective=latent", "open=false", "planner.num_candidates=24"]
+    for proposals in (0, 5):
+        assert cli.main([*command, f"task.proposals={proposals}", f"run_dir=with_{proposals}"]) == 0
+    plain, around = (
+        json.loads(Path(f"with_{proposals}/report.json").read_text())["run"]["config"]["planner"]
+        for proposals in (0, 5)
+    )
+    assert around.startswith(f"Proposing(planner={plain}, num_proposals=5")
+    assert around.endswith("around=True)")
 
 
 @pytest.mark.render

@@ -16,6 +16,7 @@ from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.latent_actions import measure_latent_actions
 from embodied_wm.evaluation.speed import step_by_step
 from embodied_wm.family import copy_shared
+from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.stride import chunked, filled, spread, thinned, unchunked
 from embodied_wm.training.latents import LatentEpisodes
@@ -48,7 +49,7 @@ def models() -> tuple[WorldModel, WorldModel]:
     """Return a model of stride 2 and an ordinary one of the same weights, which takes two actions as one."""
     body = tiny.make_model().embodiment
     torch.manual_seed(0)
-    config = replace(tiny.make_model().config, temporal_stride=2)
+    config = replace(tiny.make_model().config, temporal_stride=2, goal_policy=GoalPolicyConfig())
     model = WorldModel(config, body).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -9,6 +9,7 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.embodiment import Embodiment
+from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.predictor.transformer import TransformerConfig
@@ -34,12 +35,14 @@ STAGES = (
     "self_forcing",
     "readouts",
     "temporal_distance",
+    "goal_policy",
 )
 MODEL = WorldModelConfig(
     tokenizer=FrameTokenizerConfig(image_size=(SIZE, SIZE), channels=(8, 16), bottleneck=BottleneckConfig(width=8)),
     latent_actions=LatentActionConfig(width=16),
     predictor=PredictorConfig(transformer=TransformerConfig(width=32, depth=1, num_heads=2, hidden=32), window=8),
     temporal_distance=TemporalDistanceConfig(components=2, intervals=3, width=16),
+    goal_policy=GoalPolicyConfig(width=16, max_ahead=4),
 )
 OVERRIDES = (
     f"model.tokenizer.image_size=[{SIZE},{SIZE}]",
@@ -54,6 +57,8 @@ OVERRIDES = (
     "model.temporal_distance.components=2",
     "model.temporal_distance.intervals=3",
     "model.temporal_distance.width=16",
+    "model.goal_policy.width=16",
+    "model.goal_policy.max_ahead=4",
     "trainer.sequence_length=6",
 )
 """The same sizes for the command line."""

@@ -56,6 +56,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         adapter=config.get("adapter"),
         precision=config.get("precision", "fp32"),
         denoising_steps=config.get("denoising_steps", 1),
+        proposals=config["task"].get("proposals", 0),
         control=config.get("control", Control()),
     )
 
@@ -88,7 +89,7 @@ def judge_task(model: JudgedModel, setup: PlanningSetup, config: Mapping[str, An
     return judge_imagination(
         get_task(setup.task),
         model,
-        setup.planner,
+        setup.planner_for(model),
         config["imagination"],
         weights=setup.weights,
         seed=config["seed"],
@@ -277,7 +278,7 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
     judged = judged_world_model(model, setup)
     times = time_decisions(
         task,
-        ModelAgent(judged, setup.planner, context=setup.context),
+        ModelAgent(judged, setup.planner_for(judged), context=setup.context),
         num_episodes=TIMED_EPISODES,
         seed=seed,
         image_size=judged.image_size,

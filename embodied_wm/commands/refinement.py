@@ -148,7 +148,7 @@ class _Loop:
         maker = PlannedEpisodes(
             self.task,
             judged,
-            self.setup.planner,
+            self.setup.planner_for(judged),
             self.config["collect"],
             context=self.setup.context,
             min_rows=(self.config["training"].sequence_length - 1) * model.stride + 1,

@@ -137,22 +137,12 @@ def imagine(config: Config, run: Run) -> None:
 
 def plan(config: Config, run: Run) -> None:
     """Plan one episode in closed loop."""
+    from embodied_wm.commands.benchmarks import setup_of
     from embodied_wm.commands.showing import show_page
     from embodied_wm.evaluation.plan_once import plan_once
-    from sim.tasks import get_task, varied_name
 
-    report = plan_once(
-        load_model_for_task(config),
-        get_task(varied_name(config["task"]["name"], config["variation"])),
-        config["planner"],
-        config["objective"]["weights"],
-        objective=config["objective"]["kind"],
-        control=config["control"],
-        denoising_steps=config["denoising_steps"],
-        seed=config["seed"],
-        run_dir=run.folder,
-        console=run.console,
-    )
+    world_model, setup = load_model_for_task(config), setup_of(config)
+    report = plan_once(world_model, setup, seed=config["seed"], run_dir=run.folder, console=run.console)
     show_page(report.with_suffix(".html"), config["open"])
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied_wm.evaluation.baselines import GoalPolicy
 from embodied_wm.evaluation.judged import JudgedModel, encode_seen, goal_image, prefill_seen
 from embodied_wm.evaluation.oracle import OracleDynamics, oracle_objective
+from embodied_wm.goal_policy import GoalPolicy
 from embodied_wm.stride import context_frames
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective, Planner

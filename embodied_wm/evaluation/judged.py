@@ -16,6 +16,7 @@ Shapes: C context frames, S candidates, H horizon, A action size, Q the task's q
 """
 
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.oracle import task_cost
 from embodied_wm.predictor.sampler import check_steps
 from embodied_wm.world_model import ActionKind, WorldModel
-from planners.base import Objective
+from planners.base import Guided, Objective
 from planners.objectives import (
     ActionPenalty,
     GoalDistance,
@@ -80,6 +81,7 @@ class JudgedModel(Protocol):
         action_high: Largest.
         stride: Frames of data that one step of the model is; of the frames of a context it looks at one in so many.
         remembers: Whether `prefill` takes the codes of all frames before the context, too.
+        has_goal_policy: Whether its objectives also propose what a policy would do (planners.Guided).
     """
 
     camera: str
@@ -89,6 +91,7 @@ class JudgedModel(Protocol):
     action_high: Tensor
     stride: int = 1
     remembers: bool = False
+    has_goal_policy: bool = False
 
     def encode(self, frames: Tensor) -> Tensor:
         """Return what the model keeps of each frame: uint8 [N, h, w, 3] to codes [N, ...]."""
@@ -209,6 +212,7 @@ class JudgedWorldModel(JudgedModel):
         self.image_size = world_model.config.tokenizer.frame_size
         self.action_size, self.stride = self.dynamics.action_size, world_model.stride
         self.remembers = world_model.config.predictor.memory > 0
+        self.has_goal_policy = world_model.config.goal_policy.width > 0 and self.stride == 1 and not self.remembers
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
     @torch.no_grad()
@@ -247,8 +251,12 @@ class JudgedWorldModel(JudgedModel):
     def objective(self, goal_frame: Tensor) -> Objective:
         """Return the distance to the goal, in latents or in what is read from them, or both."""
         goal, kind = self.world_model.encode_picture(goal_frame.to(self.device)), self.objective_kind
-        if not isinstance(kind, Mixture):
-            return self._distance(kind, goal)
+        found = self._mixture(kind, goal) if isinstance(kind, Mixture) else self._distance(kind, goal)
+        if not self.has_goal_policy:
+            return found
+        return Guided(objective=found, propose=partial(self.dynamics.propose_towards, goal))
+
+    def _mixture(self, kind: Mixture, goal: Tensor) -> Objective:
         terms = [(kind.state, self._distance("state", goal))] if kind.state else []
         terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
         terms += [(kind.reward, self._reward())] if kind.reward else []

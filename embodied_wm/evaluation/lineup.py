@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from embodied_wm.checkpoint import write_tensors
 from embodied_wm.evaluation.agents import Agent, ModelAgent, OracleAgent, PolicyAgent, RandomAgent
-from embodied_wm.evaluation.baselines import GoalPolicy, GoalPolicyConfig, train_goal_policy
+from embodied_wm.evaluation.baselines import BaselineConfig, train_baseline
 from embodied_wm.evaluation.judged import JudgedModel, JudgedWorldModel, ObjectiveKind, check_fits
+from embodied_wm.goal_policy import GoalPolicy
 from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.predictor.transformer import Precision
 from embodied_wm.training.latents import LatentEpisodes
@@ -21,7 +22,9 @@ from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
 from planners.control import Control
 from planners.objectives import StepWeights
+from planners.proposing import BestProposal, Proposing
 from planners.safety import Safety
+from planners.search import Searcher
 from sim.tasks import get_task
 
 CONTROLLERS = ("model", "oracle", "behaviour_cloning", "inverse_dynamics", "random", "zero")
@@ -36,7 +39,7 @@ class PlanningSetup:
 
     Attributes:
         task: The task's name.
-        planner: The planner, the oracle's too.
+        planner: The planner, the oracle's too; see `planner_for`.
         objective: What the world model's planner minimises.
         weights: How much each imagined step counts.
         context: Frames of context.
@@ -45,6 +48,7 @@ class PlanningSetup:
         adapter: What loads a model that is not ours, "package.module:function" or "file.py:function"; see `judged`.
         precision: What imagination multiplies in; see `predictor.int8`.
         denoising_steps: Of each imagined frame.
+        proposals: Sequences that a model's goal policy proposes at each decision, where it has one; 0 plans without.
         control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
     """
 
@@ -58,7 +62,15 @@ class PlanningSetup:
     adapter: str | None = None
     precision: Precision = "fp32"
     denoising_steps: int = 1
+    proposals: int = 0
     control: Control = field(default_factory=Control)
+
+    def planner_for(self, model: JudgedModel) -> Planner:
+        """Return what plans with a model: the planner, around what the model's goal policy proposes if there is one."""
+        asks_anyway = isinstance(self.planner, (Proposing, BestProposal))
+        if not self.proposals or not model.has_goal_policy or asks_anyway or not isinstance(self.planner, Searcher):
+            return self.planner
+        return Proposing(planner=self.planner, num_proposals=self.proposals, around=True)
 
 
 class Loads(Protocol):
@@ -91,7 +103,7 @@ def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
     return model
 
 
-def judged_world_model(world_model: WorldModel, setup: PlanningSetup) -> JudgedModel:
+def judged_world_model(world_model: WorldModel, setup: PlanningSetup) -> JudgedWorldModel:
     """Put our model behind its adapter."""
     return JudgedWorldModel(
         world_model,
@@ -125,9 +137,10 @@ def _adapter(place: str) -> Loads:
 
 def make_model_agent(checkpoint: Path, setup: PlanningSetup) -> Agent:
     """Make the agent that plans in a model's imagination."""
+    model = load_judged(checkpoint, setup)
     return ModelAgent(
-        load_judged(checkpoint, setup),
-        setup.planner,
+        model,
+        setup.planner_for(model),
         context=setup.context,
         rolling=setup.rolling,
         control=setup.control,
@@ -163,14 +176,14 @@ def make_policy_agent(checkpoint: Path, policy: Path, width: int, task: str) -> 
 
 
 def train_baselines(
-    checkpoint: Path, data: LatentEpisodes, run_dir: Path, *, seed: int, config: GoalPolicyConfig | None = None
+    checkpoint: Path, data: LatentEpisodes, run_dir: Path, *, seed: int, config: BaselineConfig | None = None
 ) -> Mapping[str, Callable[[], Agent]]:
     """Train the policies without search on the model's own latents; return what makes their agents."""
-    config = config or GoalPolicyConfig()
+    config = config or BaselineConfig()
     world_model = WorldModel.load(checkpoint)
     makers: dict[str, Callable[[], Agent]] = {}
     for name, max_ahead in POLICIES.items():
-        policy = train_goal_policy(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
+        policy = train_baseline(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
         path = run_dir / f"{name}.safetensors"
         write_tensors(path, policy.state_dict())
         makers[name] = partial(make_policy_agent, checkpoint, path, config.width, world_model.embodiment.robot)

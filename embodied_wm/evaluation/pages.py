@@ -66,6 +66,7 @@ _STAGES: Mapping[str, str] = {
     "self_forcing": "the same, from latents that the model imagined itself",
     "readouts": "physical quantities, read from latents",
     "temporal_distance": "steps from one latent to another",
+    "goal_policy": "what the data did on the way to a goal",
 }
 
 

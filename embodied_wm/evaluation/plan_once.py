@@ -10,7 +10,8 @@ from rich.console import Console
 
 from embodied_wm.evaluation.agents import ModelAgent
 from embodied_wm.evaluation.figures import Picture, film_rows, film_strip, learning_curve, looping
-from embodied_wm.evaluation.judged import JudgedWorldModel, ObjectiveKind, check_fits
+from embodied_wm.evaluation.judged import JudgedWorldModel, check_fits
+from embodied_wm.evaluation.lineup import PlanningSetup, judged_world_model
 from embodied_wm.evaluation.pages_imagination import in_unit
 from embodied_wm.evaluation.pages_planning import decision_sections, episode_strip, thinned
 from embodied_wm.evaluation.planning import measure_budget
@@ -18,13 +19,11 @@ from embodied_wm.evaluation.report import Headline, Section, run_record, write_r
 from embodied_wm.evaluation.statistics import bootstrap_quantile, estimate, wilson
 from embodied_wm.progress import Track
 from embodied_wm.world_model import WorldModel
-from planners.base import Planner
-from planners.control import Control
 from planners.mpc import Decision
-from planners.objectives import StepWeights
 from sim.branch import Brancher
 from sim.manifest import evaluation_pairs
 from sim.render import AnyRenderer
+from sim.tasks import get_task
 from sim.tasks.base import Task
 
 
@@ -55,31 +54,12 @@ class Shown:
     decisions: list[Decision]
 
 
-def plan_once(
-    world_model: WorldModel,
-    task: Task,
-    planner: Planner,
-    weights: StepWeights,
-    *,
-    objective: ObjectiveKind,
-    control: Control | None = None,
-    context: int = 3,
-    denoising_steps: int = 1,
-    seed: int,
-    run_dir: Path,
-    console: Console,
-) -> Path:
+def plan_once(world_model: WorldModel, setup: PlanningSetup, *, seed: int, run_dir: Path, console: Console) -> Path:
     """Plan one episode in closed loop and write what happened as a report.
 
     Args:
         world_model: Plans from frames to a goal image.
-        task: The task; start and goal are the first pair of the frozen list of `seed`.
-        planner: The planner.
-        weights: How much each imagined step counts.
-        objective: What the planner minimises.
-        control: Budget, chunks and safety.
-        context: Frames that the model is given at each decision.
-        denoising_steps: Of each imagined frame.
+        setup: What plans, and how; start and goal are the first pair of the task's frozen list of `seed`.
         seed: Draws the pair and the planner's candidates.
         run_dir: Where the report goes.
         console: Where progress and the outcome are shown.
@@ -91,10 +71,10 @@ def plan_once(
         ValueError: If the model belongs to another robot or camera.
     """
     began = time.monotonic()
-    model = JudgedWorldModel(world_model, task, objective=objective, weights=weights, num_steps=denoising_steps)
+    task, control, model = get_task(setup.task), setup.control, judged_world_model(world_model, setup)
     check_fits(model, task)
-    control = control or Control()
-    agent = ModelAgent(model, planner, context=context, control=control)
+    planner = setup.planner_for(model)
+    agent = ModelAgent(model, planner, context=setup.context, control=control)
     renderer = task.renderer(*model.image_size, model.camera)
     shown = _run(task, model, agent, renderer, seed, console)
     renderer.close()
@@ -114,17 +94,17 @@ def plan_once(
     settings = {
         "task": task.name,
         "planner": repr(planner),
-        "objective": str(objective),
-        "weights": repr(weights),
+        "objective": str(setup.objective),
+        "weights": repr(setup.weights),
         "control": repr(control),
         "precision": world_model.predictor.transformer.precision,
-        "denoising_steps": denoising_steps,
+        "denoising_steps": setup.denoising_steps,
     }
     report = write_report(
         run_dir,
         kind="planning",
         run=run_record(
-            {**settings, "context": context},
+            {**settings, "context": setup.context},
             seed,
             device=next(world_model.parameters()).device,
             dataset=world_model.card.get("fingerprint"),

@@ -1,11 +1,19 @@
 """What a store says of the robot that a model of it belongs to, and whether a store and a model fit."""
 
 import math
+from typing import TYPE_CHECKING
+
+import torch
 
 from embodied_wm.data.cameras import camera_names, frame_shape
+from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.data.windows import index_windows
 from embodied_wm.embodiment import OUTCOMES, Embodiment
 from embodied_wm.world_model import WorldModel, WorldModelConfig
+
+if TYPE_CHECKING:
+    from embodied_wm.training.train import Trainer
 
 READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact", *OUTCOMES)
 """What is read from latents where a store has it."""
@@ -99,3 +107,23 @@ def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfi
             "model.tokenizer.cameras, or import at that image_size."
         )
     return camera
+
+
+def fit_scales(trainer: "Trainer") -> None:
+    """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
+    store, model, config = trainer.store, trainer.model, trainer.config
+    forced = config.self_forcing.length if config.self_forcing.num_steps else 0
+    longest = (max(config.sequence_length, forced) - 1) * model.stride + 1
+    index_windows(store.episode_ends, trainer.train_episodes, longest)
+    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
+    index_windows(store.episode_ends, labelled, model.config.latent_actions.history * model.stride + 1)
+    for name in model.embodiment.readouts:
+        compute_statistics(store, name, labelled)
+    if model.proprioception is not None:
+        felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
+        model.proprioception.fit_statistics(felt)
+    statistics = compute_statistics(store, "action", labelled)
+    model.actions.mean.copy_(torch.from_numpy(statistics.mean))
+    model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
+    model.action_low.copy_(torch.from_numpy(statistics.minimum))
+    model.action_high.copy_(torch.from_numpy(statistics.maximum))

@@ -27,16 +27,18 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.family import Family, copy_shared
 from embodied_wm.training.card import training_card
-from embodied_wm.training.embodiment import check_camera, describe_embodiment
+from embodied_wm.training.embodiment import check_camera, describe_embodiment, fit_scales
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
 from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.observer import Draw, RunObserver
 from embodied_wm.training.processes import Processes, prepare, start_processes
-from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer, fit_scales
+from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")
+OPTIONAL = ("temporal_distance.", "goal_policy.")
+"""What the names of parts begin with that a model may have or not."""
 ROBOT = "robot"
 """Key of a batch that holds the place of its robot."""
 
@@ -275,7 +277,7 @@ def train_together(
         name: WorldModel(model_config, describe_embodiment(robot.store, cameras[name], model_config.proprioception))
         for name, robot in robots.items()
     }
-    known = _take_over(start_from, models)
+    known = _take_over(start_from, models, stages)
     family = Family(models)
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
@@ -349,21 +351,35 @@ def _member(
     return _Member(robot, model, own, folder, seed=seed, processes=processes, console=console)
 
 
-def _take_over(start_from: Family | None, models: Mapping[str, WorldModel]) -> list[str]:
-    """Copy what an earlier family learnt into new models; return the robots that it knew."""
+def _take_over(start_from: Family | None, models: Mapping[str, WorldModel], stages: Sequence[str]) -> list[str]:
+    """Copy what an earlier family learnt into new models; return the robots that it knew.
+
+    A single model knows a single robot under any name, if it is one like its own. Parts that only the new models have,
+    such as a goal policy, are left as they are if they are trained now.
+    """
     if start_from is None:
         return []
     copy_shared(next(iter(start_from.models.values())), models.values())
-    known = [name for name in models if name in start_from.models]
-    for name in known:
-        before, now = start_from.models[name].embodiment, models[name].embodiment
-        if (before.camera, before.action_size, before.readouts) != (now.camera, now.action_size, now.readouts):
+    sources = {name: start_from.models[name] for name in models if name in start_from.models}
+    if len(models) == len(start_from.models) == 1 and not sources:
+        pairs = zip(models, start_from.models.values(), strict=True)
+        sources = {name: source for name, source in pairs if _is_alike(source, models[name])}
+    for name, source in sources.items():
+        if not _is_alike(source, models[name]):
             raise ValueError(
-                f"the family to start from knows {name!r} as another robot: {before}; the store says {now}. Give this "
-                "robot another name."
+                f"the family to start from knows {name!r} as another robot: {source.embodiment}; the store says "
+                f"{models[name].embodiment}. Give this robot another name."
             )
-        models[name].load_state_dict(start_from.models[name].state_dict())
-    return known
+        own = models[name].state_dict()
+        new = {key: own[key] for key in own if key.startswith(OPTIONAL) and key.partition(".")[0] in stages}
+        models[name].load_state_dict(new | source.state_dict())
+    return list(sources)
+
+
+def _is_alike(one: WorldModel, other: WorldModel) -> bool:
+    """Tell whether two models are of robots that look, act and are read alike."""
+    before, now = one.embodiment, other.embodiment
+    return (before.camera, before.action_size, before.readouts) == (now.camera, now.action_size, now.readouts)
 
 
 def _finish(family: Family, joint: _JointTrainer, run_dir: Path) -> None:

@@ -1,6 +1,7 @@
-"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts, temporal distance.
+"""Train a world model in stages: frame tokenizer, latent actions, adapter, predictor, readouts and more.
 
-Two more, between the predictor and the readouts, are left out unless they have steps (`embodied_wm.training.forcing`).
+Two, between the predictor and the readouts, are left out unless they have steps (`embodied_wm.training.forcing`), the
+last two, temporal distance and goal policy, where the model has no such part.
 Each stage resumes where it stopped; a finished stage is loaded, not trained again. The latent actions never see an
 action label, the tokenizer only those of labelled episodes, and only where `plannable` asks for them; the predictor
 sees real actions in labelled episodes only, and codes anywhere, so `labelled_fraction=0.05` is an honest experiment
@@ -21,13 +22,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from embodied_wm.data.loader import split_episodes
-from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.data.windows import index_windows
 from embodied_wm.heads import LINE_ROWS
 from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.card import training_card
-from embodied_wm.training.embodiment import check_camera, describe_embodiment
+from embodied_wm.training.embodiment import check_camera, describe_embodiment, fit_scales
 from embodied_wm.training.folder import owned
 from embodied_wm.training.forcing import (
     DistillationConfig,
@@ -44,6 +43,7 @@ from embodied_wm.training.frames import (
     drawn_imagination,
     drawn_reconstruction,
 )
+from embodied_wm.training.goals import goal_batches, goal_policy_loss
 from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
@@ -68,6 +68,7 @@ class TrainConfig:
         self_forcing: Stage on contexts that the predictor imagined itself; left out with 0 steps.
         readouts: Readout stage.
         temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
+        goal_policy: Stage of the policy that proposes ways to a goal; left out where the model has none.
         plannable: Further terms of the tokenizer stage; off by default.
         camera: Feature of the frames; "" takes the store's only camera.
         sequence_length: Frames per training window of the predictor.
@@ -94,6 +95,7 @@ class TrainConfig:
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
     temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=12_000, batch_size=256))
+    goal_policy: StageConfig = field(default_factory=lambda: StageConfig(num_steps=6000, batch_size=256))
     plannable: PlannableConfig = field(default_factory=PlannableConfig)
     camera: str = ""
     sequence_length: int = 10
@@ -349,6 +351,20 @@ class Trainer:
                 held_out_of,
             )
 
+    def train_goal_policy(self) -> None:
+        """Fit what proposes ways to a goal on labelled episodes, where the model has that part."""
+        config, model = self.config.goal_policy, self.model
+        if model.config.goal_policy.width:
+            given: Any = {
+                "batch_size": config.batch_size,
+                "max_ahead": model.config.goal_policy.max_ahead,
+                "seed": self.seed,
+            }
+            read = goal_batches(self.latents(), members=self.labelled, **given)
+            held_out_of = goal_batches(self.latents("held_out"), **given) if self.config.keep.evaluate_every else None
+            loss = goal_policy_loss(model, model.goal_policy)
+            self.fit("goal_policy", {"goal_policy": model.goal_policy}, read, loss, config, held_out_of)
+
 
 STAGES = (
     "tokenizer",
@@ -359,6 +375,7 @@ STAGES = (
     "self_forcing",
     "readouts",
     "temporal_distance",
+    "goal_policy",
 )
 TAKEN_OVER = ("tokenizer", "latent_actions")
 
@@ -418,24 +435,4 @@ def train_world_model(
     return model
 
 
-def fit_scales(trainer: Trainer) -> None:
-    """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
-    store, model, config = trainer.store, trainer.model, trainer.config
-    forced = config.self_forcing.length if config.self_forcing.num_steps else 0
-    longest = (max(config.sequence_length, forced) - 1) * model.stride + 1
-    index_windows(store.episode_ends, trainer.train_episodes, longest)
-    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
-    index_windows(store.episode_ends, labelled, model.config.latent_actions.history * model.stride + 1)
-    for name in model.embodiment.readouts:
-        compute_statistics(store, name, labelled)
-    if model.proprioception is not None:
-        felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
-        model.proprioception.fit_statistics(felt)
-    statistics = compute_statistics(store, "action", labelled)
-    model.actions.mean.copy_(torch.from_numpy(statistics.mean))
-    model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
-    model.action_low.copy_(torch.from_numpy(statistics.minimum))
-    model.action_high.copy_(torch.from_numpy(statistics.maximum))
-
-
-__all__ = ["STAGES", "TrainConfig", "Trainer", "fit_scales", "train_world_model"]
+__all__ = ["STAGES", "TrainConfig", "Trainer", "train_world_model"]

@@ -36,3 +36,17 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     assert cli.main([*base, f"together.stores=[{tiny_store}]", "run_dir=twice"]) == 2
     assert cli.main([*together, "resume=true"]) == 0
     assert WorldModel.load(Path("run/robots/dot/model")).fingerprint() == dot.fingerprint()
+
+
+def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path) -> None:
+    """All else stays, though the model's folder has not the store's name; its card says what was trained when."""
+    base = ["train", f"data.path={tiny_store}", *tiny.command_line(2)]
+    assert cli.main([*base, "model.goal_policy.width=0", "run_dir=run"]) == 0
+    assert cli.main([*base, "stages=[goal_policy]", "start_from=run/model", "run_dir=new"]) == 0
+    before, after = WorldModel.load("run/model"), WorldModel.load("new/robots/dot/model")
+    old, new = before.state_dict(), after.state_dict()
+    assert {name for name in new if name not in old} == {name for name in new if name.startswith("goal_policy.")}
+    assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
+    assert after.card["steps"] == before.card["steps"] | {"goal_policy": 2}
+    assert "goal_policy" not in after.card["adopted"]
+    assert "readouts" in after.card["adopted"]

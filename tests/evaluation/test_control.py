@@ -10,10 +10,10 @@ import torch
 
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.agents import ModelAgent, PolicyAgent
-from embodied_wm.evaluation.baselines import GoalPolicy
 from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.lineup import PlanningSetup, make_oracle_agent
 from embodied_wm.evaluation.planning import measure_budget
+from embodied_wm.goal_policy import GoalPolicy
 from embodied_wm.world_model import WorldModel
 from planners import CEM, Control, Safety, StepWeights
 from planners.mpc import Decision, Times

@@ -11,7 +11,7 @@ import torch
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation.agents import ModelAgent
-from embodied_wm.evaluation.baselines import GoalPolicyConfig
+from embodied_wm.evaluation.baselines import BaselineConfig
 from embodied_wm.evaluation.branches import BranchConfig
 from embodied_wm.evaluation.imagination import judge_imagination
 from embodied_wm.evaluation.judged import PROPRIOCEPTION, QUANTITIES, JudgedWorldModel, encode_seen
@@ -81,7 +81,7 @@ def test_policies_without_search_feel_too(trained: tuple[EpisodeStore, WorldMode
         store, model.tokenizer, camera=model.embodiment.camera, episodes=[0, 1], features=["action"],
         felt=felt_by(model),
     )  # fmt: skip
-    config = GoalPolicyConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
+    config = BaselineConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
     agent = train_baselines(run / "model", data, tmp_path, seed=0, config=config)["behaviour_cloning"]()
     size = (*model.config.tokenizer.image_size, 3)
     agent.begin(np.zeros(size, np.uint8), np.zeros(5), 0)

@@ -20,7 +20,8 @@ from embodied_wm.evaluation.branches import BranchConfig
 from embodied_wm.evaluation.dataset import DatasetJudged, judge_dataset
 from embodied_wm.evaluation.imagination import Judged, judge_imagination
 from embodied_wm.evaluation.imagine import imagine_episode
-from embodied_wm.evaluation.judged import JudgedWorldModel
+from embodied_wm.evaluation.judged import JudgedWorldModel, ObjectiveKind
+from embodied_wm.evaluation.lineup import PlanningSetup
 from embodied_wm.evaluation.pages_imagination import step_labels
 from embodied_wm.evaluation.plan_once import plan_once
 from embodied_wm.evaluation.planning import Episodes, measure_agents
@@ -310,18 +311,25 @@ def test_stores_of_another_camera_are_refused(store: EpisodeStore, world_model: 
         imagine_episode(other, store, 0, tmp_path, start=0, context_frames=2, horizon=2, seed=0, console=quiet())
 
 
+def setup_of(objective: ObjectiveKind) -> PlanningSetup:
+    """Return how one episode of reach is planned."""
+    return PlanningSetup(task="reach", planner=PLANNER, objective=objective, weights=StepWeights())
+
+
 @known.OF_ANOTHER_TASK
 def test_plan_once_refuses_a_model_of_another_task(
     world_model: WorldModel, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     other = WorldModel(world_model.config, replace(world_model.embodiment, **changes))
     with pytest.raises(ValueError, match=f"the model {message}.*Use a checkpoint that was trained on reach"):
-        plan_once(other, REACH, PLANNER, StepWeights(), objective="latent", seed=0, run_dir=tmp_path, console=quiet())
+        plan_once(other, setup_of("latent"), seed=0, run_dir=tmp_path, console=quiet())
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.render
-def test_plan_once_refuses_a_goal_of_another_size(world_model: WorldModel, tmp_path: Path) -> None:
+def test_plan_once_refuses_a_goal_of_another_size(
+    world_model: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Enlarged(Task):
         """Draws twice the size that is asked for."""
 
@@ -329,20 +337,17 @@ def test_plan_once_refuses_a_goal_of_another_size(world_model: WorldModel, tmp_p
             return super().renderer(2 * height, 2 * width, camera)
 
     task = Enlarged(**{field.name: getattr(REACH, field.name) for field in fields(REACH)})
+    monkeypatch.setattr("embodied_wm.evaluation.plan_once.get_task", lambda _: task)
     expected = r"the goal image does not fit the model: got uint8 of shape \(128, 128, 3\); expected .*\(64, 64, 3\)"
     with pytest.raises(ValueError, match=expected):
-        plan_once(
-            world_model, task, PLANNER, StepWeights(), objective="state", seed=0, run_dir=tmp_path, console=quiet()
-        )
+        plan_once(world_model, setup_of("state"), seed=0, run_dir=tmp_path, console=quiet())
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.render
 def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) -> None:
     console = quiet()
-    path = plan_once(
-        world_model, REACH, PLANNER, StepWeights(), objective="state", seed=3, run_dir=tmp_path, console=console
-    )
+    path = plan_once(world_model, setup_of("state"), seed=3, run_dir=tmp_path, console=console)
     report = json.loads(path.read_text())
     found = report["tasks"]["reach"]
     assert found["seconds_per_decision"]["n"] == REACH.episode_steps
@@ -358,17 +363,8 @@ def test_plan_once_shows_one_episode(world_model: WorldModel, tmp_path: Path) ->
 def test_plan_once_shows_chunks_that_are_planned_while_others_run(world_model: WorldModel, tmp_path: Path) -> None:
     planner = CEM(horizon=10, num_candidates=6, num_iterations=2, num_elites=2, num_kept=1)
     control = Control(replan_every=5, asynchronous=True, budget_ms=60e3)
-    path = plan_once(
-        world_model,
-        REACH,
-        planner,
-        StepWeights(),
-        objective="latent",
-        control=control,
-        seed=3,
-        run_dir=tmp_path,
-        console=quiet(),
-    )
+    setup = replace(setup_of("latent"), planner=planner, control=control)
+    path = plan_once(world_model, setup, seed=3, run_dir=tmp_path, console=quiet())
     report = json.loads(path.read_text())
     found = report["tasks"]["reach"]
     assert found["seconds_per_decision"]["n"] == REACH.episode_steps // 5

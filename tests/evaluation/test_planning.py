@@ -11,7 +11,7 @@ from rich.console import Console
 from embodied_wm.commands.benchmarks import training_latents
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.evaluation.baselines import GoalPolicyConfig
+from embodied_wm.evaluation.baselines import BaselineConfig
 from embodied_wm.evaluation.lineup import PlanningSetup, line_up, train_baselines
 from embodied_wm.evaluation.oracle import OracleDynamics, task_cost
 from embodied_wm.evaluation.planning import Arena, measure_agents, run_agents, time_decisions
@@ -75,7 +75,7 @@ def test_baselines_train_and_act(tiny_checkpoint: Path, tiny_store: Path, tmp_pa
     model = WorldModel.load(tiny_checkpoint)
     store = EpisodeStore.open(tiny_store)
     data = LatentEpisodes(store, model.tokenizer, camera=model.embodiment.camera, episodes=[0, 1], features=["action"])
-    config = GoalPolicyConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
+    config = BaselineConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
     makers = train_baselines(tiny_checkpoint, data, tmp_path, seed=0, config=config)
     assert set(makers) == {"behaviour_cloning", "inverse_dynamics"}
     size = model.config.tokenizer.image_size

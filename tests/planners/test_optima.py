@@ -234,7 +234,7 @@ def test_dynamics_can_propose_and_missing_proposals_are_refused(problems: dict[s
     dynamics.num_rows = 2
     with pytest.raises(PlannerError, match=r"a proposal has shape \(3, 2, 2\); expected \(6, 2\)"):
         planner.plan(dynamics, problem.start, problem.objective, generator=generator)
-    with pytest.raises(PlannerError, match="PointMass has no `propose`"):
+    with pytest.raises(PlannerError, match="neither PointMass nor the objective has a `propose`"):
         plan_for(planner, problem, 0)
     with pytest.raises(PlannerError, match="no episode is as long as the horizon 6"):
         plan_for(Proposing(proposals=RecordedActions(episodes=()), planner=SHOOTING), problem, 0)
@@ -249,7 +249,7 @@ def test_a_policy_alone_gives_a_plan_without_search(problems: dict[str, Problem]
     assert alone.cost == pytest.approx(problem.cost(alone.actions))
     best = plan_for(BestProposal(horizon=HORIZON, num_proposals=20, proposals=data), problem, 0)
     assert torch.equal(best.actions, problem.optimum)
-    with pytest.raises(PlannerError, match="BestProposal: PointMass has no `propose`"):
+    with pytest.raises(PlannerError, match="BestProposal: neither PointMass nor the objective has a `propose`"):
         plan_for(BestProposal(horizon=HORIZON), problem, 0)
 
 

@@ -81,6 +81,7 @@ PLANNERS: dict[str, Searcher] = {
     "mean-polished": Polished(planner=replace(SMALL, choose="mean"), polish=MPPI(horizon=HORIZON, num_candidates=32)),
     "tree": TreeSearch(horizon=HORIZON, num_candidates=32),
     "proposing": Proposing(planner=SMALL, num_proposals=5, proposals=shaken),
+    "around-proposals": Proposing(planner=SMALL, num_proposals=5, proposals=shaken, around=True),
     "knots-linear": Knots(planner=replace(SMALL, horizon=4), horizon=HORIZON),
     "knots-gradient": Knots(planner=replace(ADAM, horizon=3), horizon=HORIZON, interpolation="cubic"),
     "repeat": Knots(planner=replace(SMALL, horizon=3), horizon=HORIZON, interpolation="zero"),
