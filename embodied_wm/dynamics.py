@@ -101,7 +101,7 @@ class ImaginedDynamics:
             )
         scale = torch.linspace(0, PROPOSAL_NOISE, num)[:, None].to(goal) * (self.action_high - self.action_low) / 2
         latents, astray = context.last_latents.expand(num, -1, -1), torch.zeros_like(scale)
-        noise = draw_noise(model.predictor, num, horizon, self.generator, shared=self.shared_noise)
+        noise = draw_noise(model.predictor, num, horizon, generator, shared=self.shared_noise)
         actions: list[Tensor] = []
         frames = model.imagine_frames(
             [context] * num, lambda: actions[-1], noise, kind=self.kind, num_steps=self.num_steps

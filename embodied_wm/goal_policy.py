@@ -27,6 +27,14 @@ class GoalPolicyConfig:
     width: int = 0
     max_ahead: int = 25
 
+    def check(self, *, stride: int, memory: int) -> None:
+        """Raise ValueError for models that cannot imagine what comes of one action after another."""
+        if self.width and (stride > 1 or memory):
+            raise ValueError(
+                f"goal_policy.width={self.width} with temporal_stride={stride} and predictor.memory={memory}: a goal "
+                "policy acts frame by frame; expected a stride of 1 and no memory, or a width of 0"
+            )
+
 
 class GoalPolicy(nn.Module):
     """Map latents of the present and of a goal to a normalised action."""

@@ -90,6 +90,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         )
         if config.temporal_distance.components:
             self.temporal_distance = TemporalDistance(config.temporal_distance, latent_size=tokens * width)
+        config.goal_policy.check(stride=config.temporal_stride, memory=config.predictor.memory)
         if wide := config.goal_policy.width:
             self.goal_policy = GoalPolicy(latent_size=tokens * width, action_size=embodiment.action_size, width=wide)
         self.actions = Normalizer(torch.zeros(embodiment.action_size), torch.ones(embodiment.action_size))

@@ -89,11 +89,6 @@ class Guided:
         """Return costs [S]."""
         return self.objective(trajectory, actions)
 
-    @staticmethod
-    def alike(objective: Objective, other: Objective) -> Objective:
-        """Return an objective, guided as another one is, if it is."""
-        return Guided(objective=objective, propose=other.propose) if isinstance(other, Guided) else objective
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:

@@ -153,7 +153,7 @@ class Cautious:
         return self.planner.plan(
             SampledDynamics(dynamics, self.num_samples),
             context,
-            Guided.alike(cost, objective),
+            Guided(objective=cost, propose=objective.propose) if isinstance(objective, Guided) else cost,
             warm_start=warm_start,
             generator=generator,
             deadline=deadline,

@@ -84,7 +84,11 @@ class Executed:
         return states
 
     def objective(self, objective: Objective) -> Objective:
-        """Return the objective on sequences as they will be executed, timed."""
+        """Return the objective on sequences as they will be executed, timed, with what it proposes.
+
+        Proposals are made as if nothing were settled and no change limited; what is compared, and chosen, is as it will
+        be executed.
+        """
 
         def cost(trajectory: Tensor, actions: Tensor) -> Tensor:
             began = self._clock()
@@ -93,7 +97,17 @@ class Executed:
             self.objective_s += self._clock() - began
             return costs
 
-        return Guided.alike(cost, objective)
+        if not isinstance(objective, Guided):
+            return cost
+
+        def propose(context: Any, num: int, horizon: int, generator: torch.Generator) -> Tensor:
+            began = self._clock()
+            proposed = objective.propose(context, num, horizon, generator)
+            _wait_for(proposed)
+            self.imagine_s += self._clock() - began
+            return proposed
+
+        return Guided(objective=cost, propose=propose)
 
     def plan(self, plan: Plan) -> Plan:
         """Return a plan with its sequences as they will be executed."""

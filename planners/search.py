@@ -304,8 +304,12 @@ class _Problem:
             horizon=planner.horizon,
         )
         self._search = logged(planner.search(space, generator), self.log)
-        with torch.no_grad():
-            self.ask: Ask | None = next(self._search)
+        self.ask: Ask | None = None
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Ask the first question, for which some searches ask a policy first."""
+        self.ask = next(self._search)
 
     @torch.no_grad()
     def tell(self, told: Told) -> None:
@@ -324,6 +328,9 @@ def _run(planner: Searcher, dynamics: Dynamics, problems: Sequence[_Problem], de
     """Answer the questions of all searches, iteration by iteration; what is not compared belongs to the last one."""
     name = type(planner).__name__
     for iteration in iterations(name, planner.num_iterations, deadline):
+        if iteration == 0:
+            for problem in problems:
+                problem.begin()
         if not any(problem.ask for problem in problems):  # a search may end early
             return
         _answer(name, iteration, dynamics, [p for p in problems if p.ask])

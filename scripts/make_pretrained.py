@@ -66,8 +66,6 @@ BRANCHED = (
     "planning.num_pairs=10",
 )
 """A round of refinement for what it collects: from each of six states of an episode, what eight candidates lead to."""
-GUIDED = "model.goal_policy.width=256"
-"""So that the planner searches around what a policy would do; with this a last stage is trained on play alone."""
 RANDOM = ("policy=random", "episodes=300", "seed=78")
 """Options of another `collect`, whose episodes the training after refinement gets as well."""
 
@@ -82,12 +80,14 @@ class Recipe:
         refine: Options of `embodied-wm refine`; without any there is one training, on play. With some, the model is
             trained anew on play, random commands and what refinement collected.
         first: What the training on play, from which refinement starts, is given beyond `train`.
+        policy: What a last stage, the goal policy's, is given beyond `train`; it is trained on play alone.
     """
 
     collect: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     refine: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
+    policy: tuple[str, ...] = ()
 
 
 RECIPES = {
@@ -108,9 +108,10 @@ RECIPES = {
     ),
     "pick_place": Recipe(
         collect=("task.camera=front+side", "episodes=2000"),
-        train=(*FEW_THINGS, *WIDER, *SEEN_AND_FELT, *FINE, GUIDED, "trainer.readouts.num_steps=6000"),
+        train=(*FEW_THINGS, *WIDER, *SEEN_AND_FELT, *FINE, "trainer.readouts.num_steps=6000"),
         refine=(*BRANCHED, "collect.num_episodes=200"),
         first=("trainer.predictor.num_steps=4000", "trainer.self_forcing.num_steps=1200"),
+        policy=("model.goal_policy.width=256",),
     ),
 }
 
@@ -149,8 +150,8 @@ def make(task: str, runs: Path, *, seed: int, num_pairs: int, num_branches: int,
         trained = runs / f"anew_{task}"
         everything = _everything(task, recipe, runs, store, refined / "episodes.zarr", seeded)
         _train(trained, everything, seeded, *recipe.train)
-    if GUIDED in recipe.train:
-        given = (f"start_from={trained}", "stages=[goal_policy]")
+    if recipe.policy:
+        given = (*recipe.policy, f"start_from={trained}", "stages=[goal_policy]")
         trained = runs / f"guided_{task}" / "robots" / task
         _train(runs / f"guided_{task}", store, seeded, *recipe.train, *given, finished=trained)
     if not (out / "config.json").is_file():

@@ -1,13 +1,16 @@
 """Goal policies: what they learn from, what they propose in imagination, and how planners are given it."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
+from embodied_wm import cli
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.judged import JudgedModel
@@ -18,10 +21,11 @@ from embodied_wm.training.goals import goal_batches, goal_policy_loss
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig, fit
 from embodied_wm.world_model import WorldModel
-from planners import CEM, Cautious, Planner, Proposing
+from planners import CEM, GoalDistance, Guided, Knots, Planner, Polished, Proposing, plan_batch
 from planners.objectives import StepWeights
 
 HORIZON = 4
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +142,9 @@ def test_a_model_without_a_goal_policy_says_how_to_get_one(model: WorldModel) ->
         (CEM(), 8, True, True),
         (CEM(), 0, True, False),
         (CEM(), 8, False, False),
-        (Cautious(), 8, True, False),  # no search that takes proposals
         (Proposing(num_proposals=2), 8, True, False),  # asks for its own number
+        (Knots(planner=CEM(horizon=4), horizon=8), 8, True, True),
+        (Polished(planner=Proposing(planner=CEM(horizon=6)), polish=CEM(horizon=6)), 8, True, False),
     ],
 )
 def test_who_plans_around_proposals(planner: Planner, number: int, has_policy: bool, is_guided: bool) -> None:
@@ -147,5 +152,54 @@ def test_who_plans_around_proposals(planner: Planner, number: int, has_policy: b
         has_goal_policy = has_policy
 
     setup = PlanningSetup(task="reach", planner=planner, objective="state", weights=StepWeights(), proposals=number)
-    expected = Proposing(planner=CEM(), num_proposals=8, around=True) if is_guided else planner
+    expected = Proposing(planner=planner, num_proposals=8, around=True) if is_guided else planner  # type: ignore[arg-type]
     assert setup.planner_for(Some()) == expected  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/planner").glob("*.yaml")))
+def test_every_planner_that_can_be_configured_plans_around_a_goal_policy(model: WorldModel, name: str) -> None:
+    """Also those that compare few candidates, of which at most half are proposals."""
+    composed, _ = cli.compose_config("plan", {"planner": name, "task": "reach", "checkpoint": "none"})
+    config = cli.instantiate_config(composed)
+    setup = PlanningSetup(
+        task="reach", planner=config["planner"], objective="latent", weights=StepWeights(), proposals=16
+    )
+
+    class Judged(JudgedModel):
+        has_goal_policy = True
+
+    planner, dynamics, goal = setup.planner_for(Judged()), ImaginedDynamics(model), goal_of(model)  # type: ignore[abstract]
+    objective = Guided(objective=GoalDistance(goal=goal), propose=partial(dynamics.propose_towards, goal))
+    generator = torch.Generator().manual_seed(0)
+    first = dynamics.propose_towards(goal, context_of(model), 1, planner.horizon, torch.Generator().manual_seed(5))[0]
+    plan = planner.plan(dynamics, context_of(model), objective, generator=generator)
+    assert isinstance(planner.planner if name == "cautious" else planner, Proposing)  # type: ignore[attr-defined]
+    assert plan.actions.shape == (planner.horizon, 2)
+    if name == "cem":  # the policy's own sequence is among the candidates, up to the noise of its imagination
+        assert float((plan.candidates - first).abs().amax((1, 2)).min()) < 0.05
+
+
+def test_plans_of_a_batch_are_those_of_separate_calls(model: WorldModel) -> None:
+    """Proposals for one environment leave the noise of imagination for the next as it was."""
+    goals = [goal_of(model), -goal_of(model)]
+    planner = Proposing(planner=CEM(horizon=HORIZON, num_candidates=12, num_elites=4), num_proposals=3, around=True)
+
+    def planned(some: list[Tensor], seeds: list[int]) -> list[Tensor]:
+        dynamics = ImaginedDynamics(model)
+        objectives = [
+            Guided(objective=GoalDistance(goal=goal), propose=partial(dynamics.propose_towards, goal)) for goal in some
+        ]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        contexts = [context_of(model)] * len(some)
+        return [p.actions for p in plan_batch(planner, dynamics, contexts, objectives, generators=generators)]
+
+    together = planned(goals, [0, 1])
+    for seed, goal in enumerate(goals):
+        torch.testing.assert_close(together[seed], planned([goal], [seed])[0], atol=1e-5, rtol=0)
+    assert not torch.equal(*together)
+
+
+@pytest.mark.parametrize("changes", [{"temporal_stride": 2}, {"predictor": replace(tiny.MODEL.predictor, memory=2)}])
+def test_models_that_do_not_imagine_frame_by_frame_have_none(model: WorldModel, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a goal policy acts frame by frame; expected a stride of 1 and no memory"):
+        WorldModel(replace(model.config, **changes), model.embodiment)

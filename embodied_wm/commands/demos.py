@@ -49,7 +49,7 @@ def run_task_demo(config: Mapping[str, Any], run: Run) -> Path:
         replace(config["trainer"], labelled_fraction=FEW_LABELS, predictor=config["few_labels_predictor"]),
         few_dir,
         seed=seed,
-        stages=("adapter", "predictor", "readouts"),
+        stages=("adapter", "predictor", "readouts", "goal_policy"),
         start_from=model,
         console=console,
     )

@@ -192,6 +192,7 @@ def _add_to_card(config: Config, run: Run) -> None:
     from embodied_wm.pretrained import FOLDER
 
     is_plain = config.get("precision", "fp32") == "fp32" and config.get("denoising_steps", 1) == 1
+    is_plain &= "task" not in config or config["task"].get("proposals") != 0
     if not config["card"] or config.get("adapter") is not None or not is_plain:
         return
     folder = checkpoint_folder(config)

@@ -212,7 +212,7 @@ class JudgedWorldModel(JudgedModel):
         self.image_size = world_model.config.tokenizer.frame_size
         self.action_size, self.stride = self.dynamics.action_size, world_model.stride
         self.remembers = world_model.config.predictor.memory > 0
-        self.has_goal_policy = world_model.config.goal_policy.width > 0 and self.stride == 1 and not self.remembers
+        self.has_goal_policy = world_model.config.goal_policy.width > 0 and kind != "latent"
         self.action_low, self.action_high = self.dynamics.action_low, self.dynamics.action_high
 
     @torch.no_grad()

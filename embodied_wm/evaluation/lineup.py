@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors.torch import load_file
 
@@ -20,6 +20,7 @@ from embodied_wm.predictor.transformer import Precision
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
+from planners.cautious import Cautious
 from planners.control import Control
 from planners.objectives import StepWeights
 from planners.proposing import BestProposal, Proposing
@@ -66,11 +67,26 @@ class PlanningSetup:
     control: Control = field(default_factory=Control)
 
     def planner_for(self, model: JudgedModel) -> Planner:
-        """Return what plans with a model: the planner, around what the model's goal policy proposes if there is one."""
-        asks_anyway = isinstance(self.planner, (Proposing, BestProposal))
-        if not self.proposals or not model.has_goal_policy or asks_anyway or not isinstance(self.planner, Searcher):
-            return self.planner
-        return Proposing(planner=self.planner, num_proposals=self.proposals, around=True)
+        """Return what plans with a model: the planner, around what the model's goal policy proposes if there is one.
+
+        At most half of a planner's candidates are proposals; one that asks for proposals by itself stays as it is.
+        """
+        planner = self.planner
+        if not self.proposals or not model.has_goal_policy or _asks(planner):
+            return planner
+        if isinstance(planner, Cautious):
+            return replace(planner, planner=_guided(planner.planner, self.proposals))
+        return _guided(planner, self.proposals) if isinstance(planner, Searcher) else planner
+
+
+def _asks(planner: Any) -> bool:
+    """Tell whether a planner, or one inside it, asks for proposals."""
+    return isinstance(planner, (Proposing, BestProposal)) or (hasattr(planner, "planner") and _asks(planner.planner))
+
+
+def _guided(planner: Searcher, most: int) -> Proposing:
+    candidates = planner.num_sequences // planner.num_iterations
+    return Proposing(planner=planner, num_proposals=max(1, min(most, candidates // 2)), around=True)
 
 
 class Loads(Protocol):

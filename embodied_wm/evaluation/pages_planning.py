@@ -112,11 +112,10 @@ def cpg_sentence(measures: Mapping[str, Any]) -> str:
     rates = [format_number(measures[key]["value"], "%") for key in ("success.oracle", "success")]
     low, high = (format_number(end, "%") for end in cpg["ci95"])
     return (
-        f"The same planner with MuJoCo itself as its model (the oracle) ends at the goal in {rates[0]} of the "
-        "episodes, in "
-        f"imagination in {rates[1]}. The difference, {format_number(cpg['value'], '%')} (95%: {low} to {high}), is the "
-        "part of "
-        "failure that is the model's fault; what the oracle misses is the planner's."
+        "The same planner with MuJoCo itself as its model (the oracle, which no goal policy guides) ends at the goal "
+        f"in {rates[0]} of the episodes, in imagination in {rates[1]}. The difference, "
+        f"{format_number(cpg['value'], '%')} (95%: {low} to {high}), is the part of failure that is the model's fault; "
+        "what the oracle misses is the planner's."
     )
 
 

@@ -8,6 +8,9 @@ from embodied_wm.world_model import WorldModel
 if TYPE_CHECKING:
     from embodied_wm.training.train import Trainer
 
+DATA = ("store", "fingerprint", "source", "episodes", "labelled_episodes", "held_out_episodes", "rows")
+"""What a card says of the episodes that a model was trained on."""
+
 
 def training_card(trainer: "Trainer", start_from: WorldModel | None, adopted: Sequence[str]) -> dict[str, Any]:
     """Return the card of a model that was just trained.
@@ -33,6 +36,8 @@ def training_card(trainer: "Trainer", start_from: WorldModel | None, adopted: Se
         "metrics": metrics,
     }
     before = {} if start_from is None else start_from.card
+    if set(metrics) <= {"temporal_distance", "goal_policy"}:  # the rest knows what it was trained on
+        found |= {key: before[key] for key in DATA if key in before}
     found["adopted"] = [name for name in adopted if name not in metrics and name in before.get("steps", {})]
     for key in ("steps", "seconds", "metrics"):
         found[key] = {name: before[key][name] for name in found["adopted"] if name in before[key]} | found[key]

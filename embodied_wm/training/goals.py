@@ -40,12 +40,9 @@ def goal_batches(
         now, last = usable[drawn], lasts[drawn]
         room = (last - now).clamp_max(max_ahead)
         ahead = 1 + (torch.rand(batch_size, generator=generator) * room).long().clamp_max(max_ahead - 1)
-        goal = torch.minimum(now + ahead, last)
-        return {
-            "now": data.windows(now, 1)[:, 0],
-            "goal": data.windows(goal, 1)[:, 0],
-            "action": data.features["action"][now],
-        }
+        goals = torch.minimum(now + ahead, last)
+        start, goal = data.windows(torch.cat([now, goals]), 1)[:, 0].chunk(2)
+        return {"now": start, "goal": goal, "action": data.features["action"][now]}
 
     return batch_of
 

@@ -37,8 +37,8 @@ from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, T
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")
-OPTIONAL = ("temporal_distance.", "goal_policy.")
-"""What the names of parts begin with that a model may have or not."""
+OPTIONAL = ("temporal_distance", "goal_policy")
+"""Parts, and their stages, that a model may have or not."""
 ROBOT = "robot"
 """Key of a batch that holds the place of its robot."""
 
@@ -263,7 +263,8 @@ def train_together(
         run_dir: Folder of the run; training resumes from what an earlier call left in it.
         seed: Seeds weights, batches and noise.
         stages: Which stages to train; the others keep their weights.
-        start_from: Family whose shared weights are taken over, and all weights of robots that it knows by name.
+        start_from: Family whose shared weights are taken over, and all weights of robots that it knows by name. Where
+            only `OPTIONAL` stages are trained, a single model knows a single robot under any name.
         console: Where progress is shown.
 
     Raises:
@@ -306,7 +307,9 @@ def train_together(
         for name, member in members.items():
             before = None if start_from is None else start_from.models.get(name, next(iter(start_from.models.values())))
             card = training_card(member, before, STAGES if name in known else SHARED_STAGES)
-            member.model.card = card | {"trained_together": list(robots)}
+            if len(robots) > 1:
+                card["trained_together"] = list(robots)
+            member.model.card = card
         _finish(family, joint, run_dir)
         processes.wait()
     return family
@@ -354,32 +357,43 @@ def _member(
 def _take_over(start_from: Family | None, models: Mapping[str, WorldModel], stages: Sequence[str]) -> list[str]:
     """Copy what an earlier family learnt into new models; return the robots that it knew.
 
-    A single model knows a single robot under any name, if it is one like its own. Parts that only the new models have,
-    such as a goal policy, are left as they are if they are trained now.
+    Raises:
+        ValueError: If a robot that it knew is another one now, or a model of another configuration.
     """
     if start_from is None:
         return []
     copy_shared(next(iter(start_from.models.values())), models.values())
     sources = {name: start_from.models[name] for name in models if name in start_from.models}
-    if len(models) == len(start_from.models) == 1 and not sources:
-        pairs = zip(models, start_from.models.values(), strict=True)
-        sources = {name: source for name, source in pairs if _is_alike(source, models[name])}
+    if set(stages) <= set(OPTIONAL) and len(models) == len(start_from.models) == 1:
+        sources = dict(zip(models, start_from.models.values(), strict=True))
     for name, source in sources.items():
-        if not _is_alike(source, models[name]):
+        before, now = source.embodiment, models[name].embodiment
+        if (before.camera, before.action_size, before.readouts) != (now.camera, now.action_size, now.readouts):
             raise ValueError(
-                f"the family to start from knows {name!r} as another robot: {source.embodiment}; the store says "
-                f"{models[name].embodiment}. Give this robot another name."
+                f"the family to start from knows {name!r} as another robot: {before}; the store says {now}. Give this "
+                "robot another name, or train all of its parts."
             )
-        own = models[name].state_dict()
-        new = {key: own[key] for key in own if key.startswith(OPTIONAL) and key.partition(".")[0] in stages}
-        models[name].load_state_dict(new | source.state_dict())
+        models[name].load_state_dict(_known_weights(source, models[name], stages))
     return list(sources)
 
 
-def _is_alike(one: WorldModel, other: WorldModel) -> bool:
-    """Tell whether two models are of robots that look, act and are read alike."""
-    before, now = one.embodiment, other.embodiment
-    return (before.camera, before.action_size, before.readouts) == (now.camera, now.action_size, now.readouts)
+def _known_weights(source: WorldModel, model: WorldModel, stages: Sequence[str]) -> dict[str, Tensor]:
+    """Return a source's weights for a model of its configuration.
+
+    Parts that a model may have or not are the model's own where they are trained now and the source has none like them.
+    """
+    given, own = source.state_dict(), model.state_dict()
+    shapes = ({key: tensor.shape for key, tensor in each.items()} for each in (given, own))
+    different = {key for key, _ in set.symmetric_difference(*(set(each.items()) for each in shapes))}
+    new = {part for part in OPTIONAL if part in stages and any(key.startswith(f"{part}.") for key in different)}
+    wrong = sorted(key for key in different if key.partition(".")[0] not in new)
+    if wrong:
+        there, here = (tuple(each[wrong[0]].shape) if wrong[0] in each else "none" for each in (given, own))
+        raise ValueError(
+            f"cannot start from this model: {wrong[0]!r} is {there} there, {here} here. Train with the same model "
+            f"configuration (its config.json holds it); only {' and '.join(OPTIONAL)} may differ, if they are trained."
+        )
+    return {key: own[key] if key.partition(".")[0] in new else given[key] for key in own}
 
 
 def _finish(family: Family, joint: _JointTrainer, run_dir: Path) -> None:

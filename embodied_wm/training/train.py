@@ -207,13 +207,15 @@ class Trainer:
         given["memory"] = self.model.config.predictor.memory
         members = self.labelled if labelled_only else None
         sampler = self.latents().sampler(seed=self.seed, members=members, **given)
-        is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
-        read = sampler.batch
-        if self.config.latents == "zarr" or is_for_gpu:
-            read = ReadAhead(read, self.processes.num_readers)
+        read = self.ahead(sampler.batch)
         if not self.config.keep.evaluate_every:
             return sampler, read, None
         return sampler, read, self.latents("held_out").sampler(seed=self.seed, **given).batch
+
+    def ahead(self, read: Callable[[int], Batch]) -> Callable[[int], Batch]:
+        """Return what reads batches of latents ahead, where that is worth it."""
+        is_for_gpu = self.processes.device.type == "cuda" and self.config.latents != "online"
+        return ReadAhead(read, self.processes.num_readers) if self.config.latents == "zarr" or is_for_gpu else read
 
     def train_tokenizer(self) -> None:
         """Train the frame tokenizer on windows of three frames, then fix the latents' statistics."""
@@ -360,7 +362,7 @@ class Trainer:
                 "max_ahead": model.config.goal_policy.max_ahead,
                 "seed": self.seed,
             }
-            read = goal_batches(self.latents(), members=self.labelled, **given)
+            read = self.ahead(goal_batches(self.latents(), members=self.labelled, **given))
             held_out_of = goal_batches(self.latents("held_out"), **given) if self.config.keep.evaluate_every else None
             loss = goal_policy_loss(model, model.goal_policy)
             self.fit("goal_policy", {"goal_policy": model.goal_policy}, read, loss, config, held_out_of)

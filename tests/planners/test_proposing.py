@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from planners import CEM, MPC, BestProposal, Cautious, Control, Guided, Knots, Objective, Proposing, plan_batch
+from planners import CEM, MPC, BestProposal, Cautious, Control, Guided, Knots, Proposing, plan_batch
+from planners.safety import Safety
 from scripts.bench_planners import PointMass, Problem, double_integrator
 
 HORIZON = 6
@@ -46,7 +47,7 @@ def problem() -> Problem:
     return replace(found, dynamics=Sampled(2, 3.0))
 
 
-def guided(problem: Problem, *, times: float = 1.0) -> Objective:
+def guided(problem: Problem, *, times: float = 1.0) -> Guided:
     """Return the problem's objective, with a policy that knows the optimum, up to a factor."""
 
     def propose(context: Any, num: int, horizon: int, generator: torch.Generator) -> Tensor:
@@ -81,15 +82,47 @@ def test_a_search_around_the_first_proposal_begins_there_and_one_without_does_no
     ],
     ids=["around", "knots", "cautious", "best"],
 )
-@pytest.mark.parametrize("max_change", [None, 100.0])
-def test_proposals_reach_every_planner_through_a_controller(
-    problem: Problem, planner: Any, max_change: float | None
-) -> None:
-    control = Control(safety=replace(Control().safety, max_change=max_change))
-    controller = MPC(planner, problem.dynamics, seed=0, control=control)
+def test_proposals_reach_every_planner_through_a_controller(problem: Problem, planner: Any) -> None:
+    controller = MPC(planner, problem.dynamics, seed=0)
     decision = controller.act(problem.start, guided(problem))
     expected = problem.cost(problem.optimum)
     assert decision.plan.cost == pytest.approx(expected, rel=0.05)
+
+
+def test_what_is_proposed_is_compared_as_it_will_be_executed(problem: Problem) -> None:
+    """Where changes are limited, the plan and its cost are those of the limited sequence."""
+    control = Control(safety=Safety(max_change=0.1))
+    controller = MPC(BestProposal(horizon=HORIZON, num_proposals=1), problem.dynamics, seed=0, control=control)
+    plan = controller.act(problem.start, guided(problem)).plan
+    steps = torch.cat([plan.actions[:1], plan.actions.diff(dim=0)]).abs()
+    assert float(steps.max()) == pytest.approx(0.1 * 3.0 if float(steps.max()) > 0.2 else 0.1)
+    assert plan.cost == pytest.approx(problem.cost(plan.actions))
+    assert plan.cost > problem.cost(problem.optimum)
+
+
+def test_proposing_takes_time_from_the_budget_and_is_not_done_where_none_is_left(problem: Problem) -> None:
+    """Time of proposals is time of imagination; a decision that comes too late asks for none."""
+    now = [0.0]
+    objective = guided(problem)
+    asked = []
+
+    def propose(context: Any, num: int, horizon: int, generator: torch.Generator) -> Tensor:
+        asked.append(num)
+        now[0] += 0.03
+        return objective.propose(context, num, horizon, generator)
+
+    slow = Guided(objective=objective, propose=propose)
+    planner = Proposing(planner=replace(NARROW, num_candidates=8), num_proposals=2, around=True)
+    control = Control(budget_ms=100, min_candidates=8, min_horizon=HORIZON)
+    controller = MPC(planner, problem.dynamics, seed=0, control=control, clock=lambda: now[0])
+    for _ in range(2):  # what the first takes is not believed, since what is cold is slow
+        decision = controller.act(problem.start, slow)
+        assert decision.times.imagine_s == pytest.approx(0.03)
+    assert (decision.status, asked) == ("planned", [2, 2])
+    late = controller.act(problem.start, slow, began=now[0] - 0.2)
+    assert (late.status, asked) == ("warm_start", [2, 2])
+    hurried = controller.act(problem.start, slow, began=now[0] - 0.08)  # 20 ms are left, and it is known to take 30
+    assert (hurried.status, asked) == ("warm_start", [2, 2])
 
 
 def test_each_of_many_environments_has_its_own_goal(problem: Problem) -> None:
