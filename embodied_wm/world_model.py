@@ -66,8 +66,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             raise ValueError(f"temporal_stride={config.temporal_stride}: expected 1 or more frames of data a step")
         self.config, self.embodiment = config, embodiment
         self.card: dict[str, Any] = card or {}
-        tokens, width = config.tokenizer.num_tokens, config.tokenizer.token_width
-        code = config.latent_actions.code_size
+        tokens, width, code = config.tokenizer.num_tokens, config.tokenizer.token_width, config.latent_actions.code_size
         self.tokenizer = make_tokenizer(config.tokenizer)
         self.proprioception = make_proprioception(config.proprioception, embodiment.readouts, tokens, width)
         tokens += 0 if self.proprioception is None else self.proprioception.num_tokens
@@ -82,9 +81,10 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             code_size=code,
             levels=config.tokenizer.code_levels,
         )
+        are_places = config.tokenizer.keypoints > 0 or self.proprioception is not None
         self.readouts = nn.ModuleDict(
             {
-                _module_key(name): Readout(latent_size=tokens * width, names=names, units=units)
+                _module_key(name): Readout(latent_size=tokens * width, names=names, units=units, has_line=are_places)
                 for name, (names, units) in embodiment.readouts.items()
             }
         )

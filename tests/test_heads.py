@@ -12,12 +12,29 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.heads import NOISE, Readout
 from embodied_wm.training.latents import LatentEpisodes, LatentsMode
 from embodied_wm.training.train import train_world_model
+from embodied_wm.world_model import WorldModel
 
 
 def _readout(latents: Tensor, targets: Tensor) -> Readout:
     readout = Readout(latent_size=latents[0].numel(), names=("x", "y"), units=("m", "m"), width=16)
     readout.fit_statistics(targets)
     return readout
+
+
+PLACES = replace(tiny.MODEL, tokenizer=replace(tiny.MODEL.tokenizer, keypoints=4, image_size=(tiny.SIZE, tiny.SIZE)))
+
+
+def test_only_what_reads_places_has_a_line() -> None:
+    """A grid's features are read by the network alone; key points, or what is felt, by a line too."""
+    body = tiny.make_model().embodiment
+    felt = replace(tiny.MODEL, proprioception="observation.state")
+    for config, has_line in ((tiny.MODEL, False), (PLACES, True), (felt, True)):
+        readout = WorldModel(config, body).readout("observation.state")
+        assert (readout.line is not None) == has_line
+    latents = torch.randn(50, 2, 3)
+    readout = Readout(latent_size=6, names=("x",), units=("m",), width=16, has_line=False)
+    readout.fit_line(latents, latents[:, 0, :1])
+    assert float(readout(latents).detach().abs().max()) == 0.0
 
 
 def test_a_readout_that_was_not_fitted_says_the_mean() -> None:
@@ -36,6 +53,7 @@ def test_the_line_is_that_of_noised_latents() -> None:
     noised = (latents + NOISE * torch.randn(2000, 400, 2, 3)).flatten(-2)  # the same, by many draws of the noise
     inputs = torch.nn.functional.pad(noised.flatten(0, 1), [0, 1], value=1.0)
     wanted = torch.linalg.lstsq(inputs, targets.repeat(2000, 1)).solution
+    assert readout.line is not None
     found = readout.line.weight.T * readout.std
     assert torch.allclose(found, wanted[:-1], atol=2e-3)
     assert (readout(latents) - targets).square().mean().sqrt() < 0.12
@@ -67,8 +85,9 @@ def test_the_stage_finds_the_line_wherever_latents_are_held(
 ) -> None:
     store = EpisodeStore.open(tiny_store)
     training = replace(tiny.training(1), latents=mode)
-    model = train_world_model(store, tiny.MODEL, training, tmp_path, seed=0, stages=["readouts"])
+    model = train_world_model(store, PLACES, training, tmp_path, seed=0, stages=["readouts"])
     readout = model.readout("observation.state")
+    assert readout.line is not None
     assert readout.line.weight.abs().max() > 0.0
     latents = LatentEpisodes(
         store, model.tokenizer, camera=tiny.CAMERA, episodes=range(5), features=["observation.state"]
