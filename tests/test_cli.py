@@ -20,7 +20,6 @@ from embodied_wm.commands import options, verbs
 from embodied_wm.commands.run import Run, newest_run
 from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
-from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.predictor import int8
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
@@ -312,7 +311,7 @@ def test_collect_then_continue_equals_collecting_at_once(capsys: pytest.CaptureF
 @pytest.mark.render
 def test_a_model_that_denoises_actions_plans_with_its_own_proposals(capsys: pytest.CaptureFixture[str]) -> None:
     predictor = replace(tiny.MODEL.predictor, joint_actions=True)
-    config, body = replace(tiny.MODEL, goal_policy=GoalPolicyConfig()), tiny.make_model().embodiment
+    config, body = tiny.PLAIN, tiny.make_model().embodiment
     WorldModel(replace(config, predictor=predictor), body).save("model")
     small = ["planner.planner.num_candidates=24", "planner.planner.horizon=2", "planner.num_proposals=8"]
     command = ["plan", "checkpoint=model", "planner=proposing", "objective=latent", "open=false", *small]

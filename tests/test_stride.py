@@ -16,7 +16,6 @@ from embodied_wm.evaluation.judged import JudgedWorldModel
 from embodied_wm.evaluation.latent_actions import measure_latent_actions
 from embodied_wm.evaluation.speed import step_by_step
 from embodied_wm.family import copy_shared
-from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.stride import chunked, filled, spread, thinned, unchunked
 from embodied_wm.training.latents import LatentEpisodes
@@ -49,7 +48,7 @@ def models() -> tuple[WorldModel, WorldModel]:
     """Return a model of stride 2 and an ordinary one of the same weights, which takes two actions as one."""
     body = tiny.make_model().embodiment
     torch.manual_seed(0)
-    config = replace(tiny.make_model().config, temporal_stride=2, goal_policy=GoalPolicyConfig())
+    config = replace(tiny.make_model().config, temporal_stride=2, goal_policy=tiny.PLAIN.goal_policy)
     model = WorldModel(config, body).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -170,7 +169,7 @@ def test_its_latent_actions_are_measured_step_by_step(models: tuple[WorldModel, 
 
 def test_it_is_trained_on_thinned_frame_and_all_actions(tmp_path: Path) -> None:
     store = EpisodeStore.open(tiny.write_store(tmp_path / "dot.zarr"))
-    config = replace(tiny.MODEL, temporal_stride=2)
+    config = replace(tiny.PLAIN, temporal_stride=2)
     model = train_world_model(store, config, tiny.training(2, sequence_length=5), tmp_path / "run", seed=0)
     assert model.predictor.real_in[0].in_features == 4  # pyright: ignore[reportAttributeAccessIssue]
     data = LatentEpisodes(store, model.tokenizer, camera=tiny.CAMERA, episodes=[0], features=["action"])

@@ -44,6 +44,8 @@ MODEL = WorldModelConfig(
     temporal_distance=TemporalDistanceConfig(components=2, intervals=3, width=16),
     goal_policy=GoalPolicyConfig(width=16, max_ahead=4),
 )
+PLAIN = replace(MODEL, goal_policy=GoalPolicyConfig())
+"""The same without a goal policy, for models that do not imagine frame by frame."""
 OVERRIDES = (
     f"model.tokenizer.image_size=[{SIZE},{SIZE}]",
     "model.tokenizer.channels=[8,16]",

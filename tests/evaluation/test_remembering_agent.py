@@ -40,7 +40,7 @@ def train(config: WorldModelConfig, folder: Path) -> WorldModel:
 
 @pytest.fixture(scope="module")
 def remembers(tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
-    config = replace(tiny.MODEL, predictor=replace(tiny.MODEL.predictor, window=3, memory=2))
+    config = replace(tiny.PLAIN, predictor=replace(tiny.MODEL.predictor, window=3, memory=2))
     return train(config, tmp_path_factory.mktemp("memory"))
 
 
@@ -88,7 +88,7 @@ def test_what_it_remembers_changes_what_it_imagines(remembers: WorldModel) -> No
 
 def test_a_stride_of_two_has_a_memory_of_every_frame(tmp_path: Path) -> None:
     config = replace(
-        tiny.MODEL, temporal_stride=2, predictor=replace(tiny.MODEL.predictor, window=3, memory=2, action_token=False)
+        tiny.PLAIN, temporal_stride=2, predictor=replace(tiny.MODEL.predictor, window=3, memory=2, action_token=False)
     )
     model = train(config, tmp_path)
     latents, actions = torch.randn(9, 1, 8), torch.zeros(4, 4, 2)
