@@ -8,6 +8,8 @@ from embodied_wm.world_model import WorldModel
 if TYPE_CHECKING:
     from embodied_wm.training.train import Trainer
 
+OPTIONAL = ("temporal_distance", "goal_policy")
+"""Parts, and their stages, that a model may have or not."""
 DATA = ("store", "fingerprint", "source", "episodes", "labelled_episodes", "held_out_episodes", "rows")
 """What a card says of the episodes that a model was trained on."""
 
@@ -36,7 +38,7 @@ def training_card(trainer: "Trainer", start_from: WorldModel | None, adopted: Se
         "metrics": metrics,
     }
     before = {} if start_from is None else start_from.card
-    if set(metrics) <= {"temporal_distance", "goal_policy"}:  # the rest knows what it was trained on
+    if set(metrics) <= set(OPTIONAL):  # the rest knows what it was trained on
         found |= {key: before[key] for key in DATA if key in before}
     found["adopted"] = [name for name in adopted if name not in metrics and name in before.get("steps", {})]
     for key in ("steps", "seconds", "metrics"):
@@ -44,4 +46,4 @@ def training_card(trainer: "Trainer", start_from: WorldModel | None, adopted: Se
     return found
 
 
-__all__ = ["training_card"]
+__all__ = ["OPTIONAL", "training_card"]

@@ -26,7 +26,7 @@ from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.family import Family, copy_shared
-from embodied_wm.training.card import training_card
+from embodied_wm.training.card import OPTIONAL, training_card
 from embodied_wm.training.embodiment import check_camera, describe_embodiment, fit_scales
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
@@ -37,8 +37,6 @@ from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, T
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")
-OPTIONAL = ("temporal_distance", "goal_policy")
-"""Parts, and their stages, that a model may have or not."""
 ROBOT = "robot"
 """Key of a batch that holds the place of its robot."""
 

@@ -327,16 +327,23 @@ class Trainer:
         if model.proprioception is not None:
             parts["proprioception"] = model.proprioception
         if model.embodiment.readouts:
-            some = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:LINE_ROWS]]
-            latents = torch.cat([data.windows(part, 1)[:, 0] for part in some.split(config.batch_size)])
             for name in model.embodiment.readouts:
-                targets = data.features[name][some]
                 model.readout(name).fit_statistics(data.features[name][rows])
-                model.readout(name).fit_line(latents, targets)
-                if model.proprioception is not None and name == model.config.proprioception:
-                    model.proprioception.fit_guess(latents, targets)
+            if any(model.readout(name).line is not None for name in model.embodiment.readouts):
+                self._fit_lines(rows)
             loss = readout_loss(model, with_guess=True)
             self.fit("readouts", parts, read, loss, config, held_out_of)
+
+    def _fit_lines(self, rows: Tensor) -> None:
+        """Find the lines of the readouts from some of the rows."""
+        model, data = self.model, self.latents()
+        some = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:LINE_ROWS]]
+        latents = torch.cat([data.windows(part, 1)[:, 0] for part in some.split(self.config.readouts.batch_size)])
+        for name in model.embodiment.readouts:
+            targets = data.features[name][some]
+            model.readout(name).fit_line(latents, targets)
+            if model.proprioception is not None and name == model.config.proprioception:
+                model.proprioception.fit_guess(latents, targets)
 
     def train_temporal_distance(self) -> None:
         """Fit the steps between latents on transitions of all episodes, where the model has that readout."""
