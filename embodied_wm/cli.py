@@ -113,7 +113,7 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
     from embodied_wm.commands.joining import open_run
     from embodied_wm.commands.run import with_earlier
 
-    chosen = with_earlier(read_overrides(verb, overrides))
+    chosen = with_earlier(verb, read_overrides(verb, overrides))
     composed, choices = compose_config(name, chosen)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
@@ -121,6 +121,8 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
         raise UsageError("give " + " and ".join(f"{key}=... ({meanings.get(key, '')})" for key in missing))
     config_yaml = OmegaConf.to_yaml(composed, resolve=True)
     config = instantiate_config(composed)
+    if isinstance(seed := config.get("seed"), int) and seed < 0:
+        raise UsageError(f"seed={seed}: expected 0 or more")
     if "run_dir" not in config:  # verbs that only look at something
         verbs.LOOK[verb](config, Console())
         return 0
@@ -187,8 +189,10 @@ def compose_config(name: str, overrides: Mapping[str, str]) -> tuple[Any, dict[s
 
 
 def _checked_value(key: str, text: str, base: Any, used_groups: Mapping[str, str]) -> str:
-    """Return the value as Hydra reads it; a text that is no Hydra value, such as an odd path, is quoted."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """Return the value as Hydra reads it; a text that is no Hydra value, such as an odd path, is quoted.
+
+    The same holds for the elements of a list, such as [~/a.zarr].
+    """
     from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
@@ -200,18 +204,19 @@ def _checked_value(key: str, text: str, base: Any, used_groups: Mapping[str, str
         raise UsageError(f"there is no option {key!r} here{nearest(key, [*flat, *used_groups])}")
     default = flat[key]
     if isinstance(default, str) or default is None:
-        # Hydra reads a backslash as itself, unless a quote follows.
-        quoted = "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+        quoted = _quote(text)
         if isinstance(default, str) and not text.startswith("${"):
             return quoted
     else:
         quoted = text
     try:
-        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+        text = _quote_elements(text)
+        parsed = _parse(text)
     except HydraException as error:
         if quoted != text:
             return quoted
-        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}") from error
+        how = ". An element with signs such as ' or , stands in quotes of its own: [\"it's.zarr\"]"
+        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}{how * isinstance(default, list)}") from error
     if parsed.value_type != ValueType.ELEMENT:
         if quoted != text:
             return quoted
@@ -220,13 +225,51 @@ def _checked_value(key: str, text: str, base: Any, used_groups: Mapping[str, str
     return text
 
 
+def _parse(text: str) -> Any:
+    """Return a value as Hydra's grammar reads it.
+
+    Raises:
+        HydraException: It is none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(f"value={text}")
+
+
+def _quote(text: str) -> str:
+    """Return a text in quotes; Hydra reads a backslash as itself, unless a quote follows."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def _quote_elements(text: str) -> str:
+    """Return a plain list with those elements in quotes that Hydra could not read; any other text as it stands."""
+    from hydra.errors import HydraException
+
+    found = re.fullmatch(r"\s*\[([^][{}'\"]*)\]\s*", text)
+    try:
+        _parse(text)
+        return text
+    except HydraException:
+        if found is None:
+            return text
+    elements = []
+    for element in map(str.strip, found[1].split(",")):
+        try:
+            _parse(element)
+            elements.append(element)
+        except HydraException:
+            elements.append(_quote(element))
+    return f"[{','.join(elements)}]"
+
+
 def _check_kind(key: str, text: str, value: Any, default: Any) -> None:
     if default is None or isinstance(default, str) or text.startswith("${"):
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = is_number if isinstance(default, float) else type(value) is type(default)
     if not fits:
-        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}, such as {pages.show_value(default)}")
+        example = "" if default == [] else f", such as {pages.show_value(default)}"
+        raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}{example}")
 
 
 def flat_values(config: Any) -> dict[str, Any]:

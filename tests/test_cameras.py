@@ -42,6 +42,9 @@ def test_names_take_the_prefix_of_the_first() -> None:
     assert camera_names("observation.images.top+wrist") == ("observation.images.top", "observation.images.wrist")
     assert camera_names("observation.images.top+observation.image") == ("observation.images.top", "observation.image")
     assert camera_names("top+front") == ("top", "front")
+    for twice in ("top+top", "observation.images.top+wrist+top", "observation.images.top+observation.images.top"):
+        with pytest.raises(ValueError, match="a camera stands twice"):
+            camera_names(twice)
     frames = {"a": np.zeros((5, 4, 3, 3), np.uint8), "b": np.ones((5, 4, 3, 3), np.uint8)}
     joined = side_by_side(frames.__getitem__, "a+b")
     assert joined.shape == (5, 4, 6, 3)

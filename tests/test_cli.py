@@ -17,10 +17,12 @@ from torch import Tensor
 
 from embodied_wm import cli
 from embodied_wm.commands import options, verbs
+from embodied_wm.commands.errors import UsageError
 from embodied_wm.commands.run import Run, newest_run
 from embodied_wm.data.layout import VERSION
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.predictor import int8
+from embodied_wm.training.interrupts import Terminated
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
 
@@ -115,6 +117,14 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
         ("benchmark speed checkpoint=x speed.context_frames=[4,0]", ["context_frames=[4, 0]", "at least 1"]),
         ("imagine checkpoint=x data.path=y device=3 horizon=a", ["horizon=a", "whole number"]),
         ("train data.path=x resume=true", ["needs run_dir"]),
+        ("train data.path=x model.tokenizer.image_size=[48]", ["model.tokenizer: image_size=[48]: expected [height"]),
+        ("train data.path=x model.tokenizer.image_size=[64,64,3]", ["image_size=[64, 64, 3]: expected [height,width]"]),
+        ("train data.path=x model.tokenizer.token_grid=[2]", ["token_grid=[2]: expected [rows,columns]"]),
+        ("train data.path=x model.tokenizer.channels=[]", ["channels=[]: expected one number for each stage"]),
+        ("train data.path=x model.latent_actions.history=0", ["history=0: expected at least 1"]),
+        ("train run_dir=x resume=true", ["run_dir=x holds no run to continue", "Check the name"]),
+        ("collect out=y run_dir=x resume=true", ["no option 'resume'"]),
+        ("edit operation=merge out=x sources=[it's.zarr]", ["expected a list", 'in quotes of its own: ["it\'s.zarr"]']),
     ],
 )
 def test_a_wrong_command_line_says_what_is_valid(
@@ -169,11 +179,54 @@ def test_run_folders_never_collide() -> None:
     for _ in range(4):
         with Run("benchmark_speed", run_dir=None) as run:
             folders.append(run.folder)
+            (run.folder / "report.json").write_text("{}")
     assert len(set(folders)) == 4
     assert all(folder.parent == Path("runs/benchmark/speed").resolve() for folder in folders)
-    newest = newest_run(Path("runs/benchmark/speed"))
-    assert newest is not None
-    assert newest.resolve() == folders[-1]
+    assert newest_run(Path("runs/benchmark/speed")).resolve() == folders[-1]
+
+
+def test_the_latest_run_is_one_that_made_something(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [Path("runs/imagine") / f"2026-01-0{day}_00-00-00" for day in (1, 2, 3, 4)]
+    assert cli.main(["report", "runs/imagine/LATEST"]) == 2
+    assert "there is no run in runs/imagine yet" in spoken(capsys)
+    for run in runs:
+        run.mkdir(parents=True)
+    assert cli.main(["report", "runs/imagine/LATEST"]) == 2
+    page = spoken(capsys)
+    assert "none of the 4 runs in runs/imagine has a report.json or a model yet" in page
+    assert f"{runs[3]}/log.txt" in page
+    (runs[0] / "report.json").write_text("{}")
+    (runs[1] / "model").mkdir()
+    assert newest_run(Path("runs/imagine")) == runs[1]
+    (runs[2] / "robots" / "push" / "model").mkdir(parents=True)
+    assert newest_run(Path("runs/imagine")) == runs[2]
+
+
+def test_paths_in_lists_are_taken_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sources = "[~/a.zarr, b (1).zarr,s3://c/d.zarr,x:y~,7]"
+    composed, _ = cli.compose_config("edit", {"operation": "merge", "out": "x", "sources": sources})
+    assert list(composed.sources) == ["~/a.zarr", "b (1).zarr", "s3://c/d.zarr", "x:y~", 7]
+    composed, _ = cli.compose_config("import", {"source": "x", "out": "x", "cameras": "[top(1)]", "episodes": "[1,2]"})
+    assert (list(composed.cameras), list(composed.episodes)) == (["top(1)"], [1, 2])
+    tiny.write_store(tmp_path / "a.zarr")
+    assert cli.main(["edit", "operation=merge", "sources=[~/a.zarr]", "out=b.zarr"]) == 0
+
+
+def test_stores_are_named_by_numbers_too() -> None:
+    tiny.write_store(Path("7"))
+    assert cli.main(["edit", "operation=merge", "sources=[7]", "out=b.zarr"]) == 0
+
+
+def test_a_run_of_robots_resumes_after_its_stores_have_moved_under_their_names() -> None:
+    text = "data: {{path: {}}}\ntogether: {{stores: [{}]}}\n"
+    with Run("train", run_dir="mine") as run:
+        run.start("command", text.format("a/push.zarr", "a/cr5.zarr"), [])
+    with Run("train", run_dir="mine", resume=True) as run:
+        run.start("command", text.format("b/push.zarr", "file:///b/cr5.zarr"), [])
+        for stores in (("b/push.zarr", "b/gr1.zarr"), ("b/cr5.zarr", "b/push.zarr"), ("b/push.zarr", "")):
+            with pytest.raises(UsageError, match=r"robots push, cr5, now .*keep their names"):
+                run.start("command", text.format(*stores), [])
 
 
 def test_a_used_run_folder_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +245,18 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert cli.main(["collect", "out=x", "run_dir=mine"]) == 130
     assert "Stopped" in spoken(capsys)
     assert "KeyboardInterrupt" in Path("mine/log.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_a_stopped_training_says_how_it_goes_on(
+    kind: type[KeyboardInterrupt], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(config: object, run: Run) -> None:
+        raise kind("SIGTERM")
+
+    monkeypatch.setitem(verbs.RUN, "train", stopped)
+    assert cli.main(["train", "data.path=x", "run_dir=mine"]) == 130
+    assert f"to go on: embodied-wm train run_dir={Path('mine').resolve()} resume=true" in spoken(capsys)
 
 
 def test_an_error_of_the_program_shows_where(

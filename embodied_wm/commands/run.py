@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -32,6 +32,7 @@ FREE = (
     "resume",
     "run_dir",
     "data.path",
+    "together.stores",
     "source",
     "collect.workers",
     "report",
@@ -41,6 +42,9 @@ FREE = (
     "trainer.keep.save_every_s",
 )
 """Beginnings of options in which a resumed run may differ; that data and source are the same, fingerprints tell."""
+
+OUTPUTS = ("report.json", "model", "robots/*/model")
+"""What of a run's folder shows that there is something to look at or to go on from."""
 
 
 class LoggingConsole(Console):
@@ -119,6 +123,13 @@ class Run:
         if not earlier.is_file():
             raise UsageError(f"resume=true: {self.folder} holds no config.yaml, so no run to continue")
         before, now = (_flat(yaml.safe_load(text)) for text in (earlier.read_text(encoding="utf-8"), config_yaml))
+        robots = _robots(before)
+        if robots != _robots(now):
+            raise UsageError(
+                f"resume=true: the run in {self.folder} trains the robots {', '.join(robots) or 'of one store'}, now "
+                f"{', '.join(_robots(now)) or 'of one store'}. A robot is named as its store: stores may move, but "
+                "keep their names and order"
+            )
         # What the earlier run does not name, the release that began it did not have.
         other = [key for key in before if not key.startswith(FREE) and before[key] != now.get(key)]
         if other:
@@ -138,7 +149,7 @@ class Run:
     ) -> None:
         """Write how the run ended, and close the log."""
         logging.getLogger().removeHandler(self._handler)
-        if kind is KeyboardInterrupt and self.name in RESUMABLE:
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self.name in RESUMABLE:  # SIGTERM's is its own
             self.console.print(f"to go on: embodied-wm {self.name} run_dir={self.folder} resume=true", soft_wrap=True)
         try:
             with self._held:
@@ -152,26 +163,56 @@ class Run:
             # The disk is full: the run's own error, which is on its way, must not be hidden by this one.
 
 
-def with_earlier(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the overrides (option to text), for a run that is resumed before them those that it was begun with."""
-    if overrides.get("resume", "").lower() != "true" or "run_dir" not in overrides:
+def with_earlier(verb: str, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the overrides (option to text), for a run that is resumed before them those that it was begun with.
+
+    Raises:
+        UsageError: There is no run to resume.
+    """
+    if verb not in RESUMABLE or overrides.get("resume", "").lower() != "true" or "run_dir" not in overrides:
         return dict(overrides)
-    earlier = Path(overrides["run_dir"]).expanduser() / OVERRIDES
-    if not earlier.is_file():  # no run, which opening it says, or one of a release that kept none
+    folder = Path(overrides["run_dir"]).expanduser()
+    if not (folder / "config.yaml").is_file():  # said before options are missed that the run was begun with
+        raise UsageError(
+            f"resume=true: run_dir={overrides['run_dir']} holds no run to continue (no config.yaml). Check the "
+            "name, or begin one without resume=true"
+        )
+    earlier = folder / OVERRIDES
+    if not earlier.is_file():  # a run of a release that kept none
         return dict(overrides)
     chosen = yaml.safe_load(earlier.read_text(encoding="utf-8"))
     return dict(override.split("=", 1) for override in chosen) | dict(overrides)
 
 
-def newest_run(parent: Path) -> Path | None:
-    """Return the newest run folder in a folder such as runs/train, None where there is none."""
+def newest_run(parent: Path) -> Path:
+    """Return the newest run folder, in a folder such as runs/train, of those that hold what a run makes.
+
+    Raises:
+        UsageError: There is no run, or none that came so far.
+    """
     found = [(match, run) for run in parent.glob("*") if (match := RUN_NAME.fullmatch(run.name))]
-    return max(found, key=lambda pair: (pair[0][1], int(pair[0][2] or 1)))[1] if found else None
+    runs = [run for _, run in sorted(found, key=lambda pair: (pair[0][1], int(pair[0][2] or 1)), reverse=True)]
+    if not runs:
+        raise UsageError(f"there is no run in {parent} yet")
+    made = (run for run in runs if any(any(run.glob(output)) for output in OUTPUTS))
+    newest = next(made, None)
+    if newest is None:
+        raise UsageError(
+            f"none of the {len(runs)} runs in {parent} has a report.json or a model yet: they failed, were stopped or "
+            f"are going on. How the newest one ended stands in {runs[0] / 'log.txt'}"
+        )
+    return newest
 
 
 def _write_traceback(log: TextIO, error: BaseException | None) -> None:
     if error is not None:
         log.writelines(traceback.format_exception(error))
+
+
+def _robots(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the robots that are trained together, from flat options; none for one store alone."""
+    stores = options.get("together.stores") or []
+    return [PurePosixPath(str(store)).stem for store in (options["data.path"], *stores)] if stores else []
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

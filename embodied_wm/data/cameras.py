@@ -8,10 +8,17 @@ from embodied_wm.types import FeatureSpec
 
 
 def camera_names(camera: str) -> tuple[str, ...]:
-    """Return the features of the cameras that "observation.images.top+wrist" names, with the first one's prefix."""
+    """Return the features of the cameras that "observation.images.top+wrist" names, with the first one's prefix.
+
+    Raises:
+        ValueError: One camera twice.
+    """
     first, *others = camera.split("+")
     prefix = first.rpartition(".")[0]
-    return (first, *(f"{prefix}.{name}" if prefix and "." not in name else name for name in others))
+    names = (first, *(f"{prefix}.{name}" if prefix and "." not in name else name for name in others))
+    if len(set(names)) < len(names):
+        raise ValueError(f"camera={camera}: a camera stands twice; expected each once, such as top+wrist")
+    return names
 
 
 def side_by_side(read: Callable[[str], np.ndarray], camera: str) -> np.ndarray:

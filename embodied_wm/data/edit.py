@@ -5,6 +5,7 @@ whole or not at all. Episodes are copied unchanged, and a fingerprint names cont
 split, in order, gives the fingerprint of what was split.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 
 from embodied_wm.data.arrays import is_local
 from embodied_wm.data.aside import written_aside
+from embodied_wm.data.asked import asked_numbers, whole_number
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.types import Episode, FeatureSpec
@@ -22,6 +24,8 @@ from embodied_wm.types import Episode, FeatureSpec
 COPY_BYTES = 64 * 2**20
 """Rows that are in memory at a time, but at least one episode."""
 SUCCESS = "next.success"
+OF_AN_IMPORT = ("import", "complete")
+"""Metadata of an import that a result does not inherit: with it, the import would take the result for its own."""
 
 type Address = str | Path
 type Progress = Callable[[int, int], None]
@@ -40,18 +44,33 @@ class Conditions:
         info: Values that the episode's info must have: key to a value, or to a list of which it must be one.
     """
 
-    episodes: Sequence[int] | None = None
-    delete_episodes: Sequence[int] | None = None
+    episodes: Sequence[int] | int | None = None
+    delete_episodes: Sequence[int] | int | None = None
     min_rows: int | None = None
     max_rows: int | None = None
     success: bool | None = None
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    def __post_init__(self) -> None:
+        """Refuse values of another kind; episodes are checked against the store.
+
+        Raises:
+            StoreError: A value is of another kind.
+        """
+        for name, rows in (("min_rows", self.min_rows), ("max_rows", self.max_rows)):
+            if rows is not None and whole_number(rows) is None:
+                raise StoreError(f"{name}={rows}: expected a whole number of rows, such as 10.")
+        if self.success is not None and not isinstance(self.success, bool):
+            raise StoreError(f"success={self.success}: expected true or false.")
+        if not isinstance(self.info, Mapping):
+            raise StoreError(f"info={self.info}: expected keys and their values, such as {{task:push,seed:[0,1]}}.")
+
 
 def merge_stores(sources: Sequence[Address], out: Address, *, progress: Progress | None = None) -> EpisodeStore:
     """Write the episodes of stores of equal features, one store after the other, into a new store; open it to read.
 
-    Metadata that all sources agree on is kept; all of it is kept under "source".
+    Metadata that all sources agree on is kept, but for what an import notes of itself; all of it is kept under
+    "source".
 
     Raises:
         StoreError: No source, sources that differ in features or fps, or `out` exists or cannot be written.
@@ -61,7 +80,7 @@ def merge_stores(sources: Sequence[Address], out: Address, *, progress: Progress
         raise StoreError("Merging needs at least one store, got none.")
     for store in stores[1:]:
         _check_alike(stores[0], store)
-    first = stores[0].metadata
+    first = _inherited(stores[0])
     shared = {key: value for key, value in first.items() if all(s.metadata.get(key) == value for s in stores)}
     chosen = [(store, np.arange(store.num_episodes)) for store in stores]
     with _built_aside(out, sources) as aside:
@@ -95,7 +114,7 @@ def split_store(
     with _built_aside(out, [source]) as aside:
         aside.mkdir()
         for name, episodes in parts.items():
-            metadata = dict(store.metadata) | _source("split", [store], part=name)
+            metadata = _inherited(store) | _source("split", [store], part=name)
             _write(aside / f"{name}.zarr", [(store, episodes)], metadata, advance)
     return {name: EpisodeStore.open(Path(out, f"{name}.zarr")) for name in parts}
 
@@ -114,7 +133,7 @@ def filter_store(
     if not len(kept):
         raise StoreError(f"{source}: none of its {store.num_episodes} episodes meets the conditions.")
     asked = {key: value for key, value in asdict(conditions).items() if value not in (None, {})}
-    metadata = dict(store.metadata) | _source("filter", [store], conditions=asked)
+    metadata = _inherited(store) | _source("filter", [store], conditions=asked)
     with _built_aside(out, [source]) as aside:
         _write(aside, [(store, kept)], metadata, _counted(progress, [(store, kept)]))
     return EpisodeStore.open(out)
@@ -122,10 +141,10 @@ def filter_store(
 
 def assign_parts(num_episodes: int, splits: Mapping[str, float | Sequence[int]]) -> dict[str, np.ndarray]:
     """Return part to its episodes [n]; see `split_store`."""
-    if not splits:
-        raise StoreError("Splitting needs parts, such as {'train': 0.8, 'val': 0.2} or {'a': [0, 1], 'b': [2]}.")
+    if not splits or not isinstance(splits, Mapping):
+        raise StoreError(f"splits={splits}: expected parts, such as {{train:0.8,val:0.2}} or {{a:[0,1],b:[2]}}.")
     for name in splits:
-        if not name or not set(name.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
+        if not re.fullmatch("[A-Za-z0-9_-]+", str(name)):
             raise StoreError(f"A part's name becomes a file's name: letters, digits, '_' and '-', got {name!r}.")
     fractions = [share for share in splits.values() if isinstance(share, int | float)]
     if fractions and len(fractions) < len(splits):
@@ -199,13 +218,12 @@ def _succeeded(store: EpisodeStore, episode: int, info: Mapping[str, Any]) -> bo
     return bool(np.all(store.read(SUCCESS, stop - 1, stop)))
 
 
-def _checked(episodes: Sequence[int], number: int, what: str) -> np.ndarray:
-    if not isinstance(episodes, Sequence) or any(type(episode) is not int for episode in episodes):
-        raise StoreError(f"{what}: expected a list of episode numbers such as [0, 1], got {episodes!r}.")
-    outside = [episode for episode in episodes if not 0 <= episode < number]
+def _checked(episodes: Sequence[int] | int, number: int, what: str) -> np.ndarray:
+    numbers = asked_numbers(episodes, what, StoreError)
+    outside = [episode for episode in numbers if not 0 <= episode < number]
     if outside:
         raise StoreError(f"{what}: there is no episode {outside[0]}; the store holds {number}, counted from 0.")
-    return np.unique(np.asarray(episodes, dtype=np.int64))
+    return np.unique(np.asarray(numbers, dtype=np.int64))
 
 
 def _check_alike(one: EpisodeStore, other: EpisodeStore) -> None:
@@ -227,6 +245,10 @@ def _describe(spec: FeatureSpec | None) -> str:
         return "absent"
     details = f", names {list(spec.names)}" * bool(spec.names) + f", units {list(spec.units)}" * bool(spec.units)
     return f"{spec.dtype} of shape {spec.shape}{details}"
+
+
+def _inherited(store: EpisodeStore) -> dict[str, Any]:
+    return {key: value for key, value in store.metadata.items() if key not in OF_AN_IMPORT}
 
 
 def _source(operation: str, stores: Sequence[EpisodeStore], **details: Any) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from embodied_wm.data.asked import asked_cameras, asked_numbers, asked_size
 from embodied_wm.data.frames import resize_frames
 from embodied_wm.data.imports import Finding, Group, ImportPlan, ImportReport, Progress, import_episodes
 from embodied_wm.types import Episode, FeatureSpec
@@ -42,7 +44,7 @@ class Hdf5Error(ValueError):
 class _Plan:
     """Hold what is to be imported: demonstrations by number, and feature to its path within one and its stored form.
 
-    `known` are the paths of all arrays of the first demonstration.
+    `known` are the paths of the arrays that are taken, and of those that `notes` name.
     """
 
     demos: Mapping[int, "h5py.Group"]
@@ -74,7 +76,8 @@ def import_hdf5(
     `actions` becomes `action`, `obs/KEY` becomes `observation.KEY` or, for colour images, `observation.images.KEY`,
     `states` becomes `sim.states`; every other numeric array with a row per step keeps its name, but `next_obs`, which
     is `obs` one step later, is not taken. Values and dtypes stay as they are, images are resized to `image_size`
-    (height, width). Links are not followed.
+    (height, width). Links are not followed. What more than half of the demonstrations have becomes a feature; one that
+    lacks it is left out, and what fewer have is left out of those.
 
     Args:
         source: The file.
@@ -93,18 +96,23 @@ def import_hdf5(
             imported to, or cannot be written.
     """
     source = Path(source)
+    size = asked_size(image_size, Hdf5Error)
+    names = None if cameras is None else sorted(set(asked_cameras(cameras, Hdf5Error)))
+    numbers = None if episodes is None else sorted(set(asked_numbers(episodes, "episodes", Hdf5Error)))
+    if fps is not None and not _is_rate(fps):
+        raise Hdf5Error(f"fps={fps}: expected how many steps a second has, a number above 0.")
     with _open(source) as file:
         settings = {
             "source": _identity(source),
             "fps": fps,
-            "cameras": None if cameras is None else sorted(set(cameras)),
-            "image_size": list(image_size),
-            "episodes": None if episodes is None else sorted(set(episodes)),
+            "cameras": names,
+            "image_size": list(size),
+            "episodes": numbers,
         }
         return import_episodes(
             Path(out),
             settings,
-            lambda: _import_plan(file, source, fps, _make_plan(file, source, cameras, image_size, episodes)),
+            lambda: _import_plan(file, source, fps, _make_plan(file, source, names, size, numbers)),
             error=Hdf5Error,
             progress=progress,
             strict=strict,
@@ -183,13 +191,13 @@ def _make_plan(
                     f"{source} has no demonstrations {unknown}; it has {len(demos)}, demo_{min(demos)} to "
                     f"demo_{max(demos)}."
                 )
-            demos = {number: demos[number] for number in sorted(set(episodes))}
-        first = next((demo for demo in demos.values() if _readable_length(demo)), None)
-        if first is None:
+            demos = {number: demos[number] for number in episodes}
+        surveys = [survey for demo in demos.values() if (survey := _survey(demo, image_size))]
+        if not surveys:
             raise Hdf5Error(
                 f"{source}: no demonstration holds actions; expected data/demo_N/actions with a row per step."
             )
-        paths, features, notes = _features(first, image_size)
+        paths, features, notes = _features(surveys)
         found = [name for name in features if name.startswith(IMAGES)]
         absent = [name for name in cameras or () if name not in found]
         if absent:
@@ -199,8 +207,8 @@ def _make_plan(
             demos=demos,
             paths={name: paths[name] for name in left},
             features={name: features[name] for name in left},
-            known=frozenset(path for path, _ in _arrays(first)),
-            notes=tuple(notes),
+            known=frozenset({*paths.values(), *notes}),
+            notes=tuple(notes.values()),
         )
 
 
@@ -253,27 +261,41 @@ def _readable_length(demo: "h5py.Group") -> int:
         return 0
 
 
+def _survey(demo: "h5py.Group", image_size: tuple[int, int]) -> dict[str, FeatureSpec | str] | None:
+    """Return path to stored form, or to why it is left out; None where there are no actions, or damage."""
+    try:
+        with _damage_said("it cannot be read"):
+            num_rows, members, found = _length(demo), dict(_members(demo)), dict[str, FeatureSpec | str]()
+            for path, array in _arrays(demo):
+                reason = _unusable(array, num_rows)
+                shape = tuple(map(int, array.shape[1:]))
+                if array.dtype == np.uint8 and len(shape) == 3:
+                    shape = (*image_size, 3)
+                found[path] = f"array {path!r} {reason}" if reason else FeatureSpec(dtype=array.dtype.name, shape=shape)
+            found |= {name: f"{name!r} is a link" for name in map(str, demo) if name not in members}
+    except Hdf5Error:
+        return None
+    return found if num_rows else None
+
+
 def _features(
-    demo: "h5py.Group", image_size: tuple[int, int]
-) -> tuple[dict[str, str], dict[str, FeatureSpec], list[str]]:
-    """Return feature to path, feature to stored form, and notes on what is left out."""
-    num_rows, paths, features, notes = _length(demo), {}, {}, []
-    for path, array in _arrays(demo):
-        reason = _unusable(array, num_rows)
-        if reason:
-            notes.append(f"array {path!r} {reason}: left out")
+    surveys: Sequence[Mapping[str, FeatureSpec | str]],
+) -> tuple[dict[str, str], dict[str, FeatureSpec], dict[str, str]]:
+    """Return feature to path and to stored form, of what most have, and path to a note on the rest, if it says why."""
+    paths, features, notes = {}, {}, {}
+    for path in dict.fromkeys(path for survey in surveys for path in survey):
+        found = [survey[path] for survey in surveys if path in survey]
+        specs = Counter(entry for entry in found if isinstance(entry, FeatureSpec))
+        if 2 * specs.total() <= len(surveys):
+            reason = next((entry for entry in found if isinstance(entry, str)), None)
+            if reason:
+                notes[path] = f"{reason}: left out"
             continue
-        shape = tuple(map(int, array.shape[1:]))
-        is_image = array.dtype == np.uint8 and len(shape) == 3
+        spec = specs.most_common(1)[0][0]
         name = NAMES.get(path, path.removeprefix("obs/").replace("/", "."))
         if path.startswith("obs/"):
-            name = (IMAGES if is_image else "observation.") + name
-        paths[name] = path
-        features[name] = FeatureSpec(
-            dtype="uint8" if is_image else array.dtype.name, shape=(*image_size, 3) if is_image else shape
-        )
-    linked = [name for name in demo if name not in dict(_members(demo))]
-    notes += [f"{name!r} is a link: left out" for name in linked]
+            name = (IMAGES if spec.is_image else "observation.") + name
+        paths[name], features[name] = path, spec
     return paths, features, notes
 
 
@@ -304,7 +326,7 @@ def _groups(plan: _Plan, lengths: Mapping[int, int], file: "h5py.File") -> Itera
             skipped.append(Finding(number, num_rows, str(error)))
         else:
             if more:
-                reason = f"arrays {more}, which the first one lacks, were left out"
+                reason = f"arrays {more}, which most demonstrations lack, were left out"
                 repaired.append(Finding(number, num_rows, reason))
             taken.append(episode)
             size += sum(rows.nbytes for rows in episode.features.values())
@@ -317,7 +339,7 @@ def _groups(plan: _Plan, lengths: Mapping[int, int], file: "h5py.File") -> Itera
 
 
 def _episode(plan: _Plan, number: int, demo: "h5py.Group", general: str) -> tuple[Episode, list[str]]:
-    """Read one demonstration, and the paths of its arrays that the first one lacks."""
+    """Read one demonstration, and the paths of its arrays that most lack."""
     features = _read(plan, demo)
     told = _task_text(_json_attribute(demo, "ep_meta").get("lang")) or general
     info = {"source_episode": number, "task": told, "attributes": _attributes(demo)}
@@ -356,10 +378,14 @@ def _frames(array: Any, size: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([resize_frames(array[at : at + FRAMES_AT_A_TIME], (height, width)) for at in blocks])
 
 
+def _is_rate(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 def _frame_rate(source: Path, environment: Mapping[str, Any], fps: float | None) -> float:
     told = environment.get("env_kwargs")
     rate = fps if fps is not None else told.get("control_freq") if isinstance(told, dict) else None
-    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+    if not _is_rate(rate):
         raise Hdf5Error(
             f"{source} does not say how many steps a second has (env_args.env_kwargs.control_freq is {rate!r}). Give "
             "it with fps=20, for example."

@@ -19,6 +19,8 @@ from embodied_wm.types import Episode, FeatureSpec
 
 Progress = Callable[[int, int], None]
 SHOWN = 120
+NOTHING_SAID = {"cameras": "all", "episodes": "all", "image_size": "each camera's own", "fps": "the file's own"}
+"""What it means that a setting is not given."""
 
 
 class Finding(NamedTuple):
@@ -181,12 +183,12 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         if key == "source":
             found.append(f"source (fingerprint {was}, now {wanted}: another dataset, or it was changed since)")
         else:
-            found.append(f"{key} ({_show(was)}, now {_show(wanted)})")
+            found.append(f"{key} ({_show(key, was)}, now {_show(key, wanted)})")
     return found
 
 
-def _show(value: Any) -> str:
-    text = "all" if value is None else repr(value)
+def _show(key: str, value: Any) -> str:
+    text = NOTHING_SAID.get(key, "none") if value is None else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

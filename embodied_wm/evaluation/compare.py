@@ -159,14 +159,19 @@ def _single(value: Any) -> Mapping[str, Any] | None:
 def _charts(figures: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     found = []
     for key, title, ylabel, factor, baseline, words in _CURVES:
-        series = {name: in_unit(values[key], factor) for name, values in figures.items() if key in values}
+        series = {name: in_unit(values[key], factor) for name, values in figures.items() if _by_horizon(values, key)}
         if not series:
             continue
         first = figures[next(iter(series))]
-        if baseline in first:
+        if _by_horizon(first, baseline):
             series[words] = in_unit(first[baseline], factor)
         found.append(horizon_chart(series, title=f"{title} by horizon", ylabel=ylabel, references=[words]))
     return found
+
+
+def _by_horizon(values: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a report has a figure by horizon; of a training, `psnr` is a single one, of the reconstruction."""
+    return isinstance(values.get(key), Mapping) and "by_horizon" in values[key]
 
 
 def _runs_section(reports: Reports) -> dict[str, Any]:

@@ -82,6 +82,19 @@ class LatentActionConfig:
     width: int = 256
     history: int = 2
 
+    def __post_init__(self) -> None:
+        """Refuse counts below 1, and levels that tell nothing apart."""
+        if self.width < 1 or self.history < 1:
+            raise ValueError(
+                f"width={self.width}, history={self.history}: expected at least 1 each; history counts the frame that "
+                "a transition begins with"
+            )
+        if not self.levels or any(type(level) is not int or level < 2 for level in self.levels):
+            raise ValueError(
+                f"levels={list(self.levels)}: expected the levels of each code channel, at least one channel and whole "
+                "numbers of at least 2, such as [9,9,9]"
+            )
+
     @property
     def code_size(self) -> int:
         """Return the number of code channels."""

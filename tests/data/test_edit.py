@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import Folder
 
 from embodied_wm import cli
 from embodied_wm.data import edit
 from embodied_wm.data.edit import Conditions, assign_parts, filter_store, merge_stores, select_episodes, split_store
+from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.store import EpisodeStore, StoreError
 from embodied_wm.types import Episode, FeatureSpec
 
@@ -98,7 +100,7 @@ def test_fractions_are_taken_in_order_and_may_leave_some_out():
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({}, "needs parts"),
+        ({}, "splits={}: expected parts"),
         ({"a": 0.5, "b": 0.6}, "add up to 1"),
         ({"a": 0.5, "b": -0.1}, "above 0"),
         ({"a": 0.99, "b": 0.01}, "'b' would hold none"),
@@ -106,8 +108,11 @@ def test_fractions_are_taken_in_order_and_may_leave_some_out():
         ({"a": [0, 1], "b": [1]}, "Episode 1 is in two parts"),
         ({"a": [0, 10]}, "no episode 10"),
         ({"a": [-1]}, "no episode -1"),
-        ({"a": [0.5]}, "list of episode numbers"),
+        ([0.8, 0.2], r"splits=\[0.8, 0.2\]: expected parts"),
+        ({"a": [0.5]}, r"part 'a'=\[0.5\]: expected whole numbers"),
+        ({"a": "most"}, "part 'a'='most': expected whole numbers"),
         ({"../a": 0.5}, "letters, digits"),
+        ({"": 0.5}, "letters, digits"),
         ({"a": []}, "'a' would hold none"),
     ],
 )
@@ -123,6 +128,7 @@ def test_splits_that_cannot_be(tmp_path, splits, message):
     [
         (Conditions(), list(range(10))),
         (Conditions(episodes=[7, 2, 2]), [2, 7]),
+        (Conditions(episodes=7), [7]),
         (Conditions(delete_episodes=[0, 9]), list(range(1, 9))),
         (Conditions(min_rows=6), [3, 4, 8, 9]),
         (Conditions(max_rows=4, min_rows=4), [1, 6]),
@@ -165,6 +171,28 @@ def test_filters_that_cannot_be(tmp_path, conditions, message):
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("min_rows=ten", "min_rows=ten: expected a whole number of rows"),
+        ("max_rows=2.5", "max_rows=2.5: expected a whole number of rows"),
+        ("success=perhaps", "success=perhaps: expected true or false"),
+        ("info=push", "info=push: expected keys and their values"),
+        ("episodes=all", "episodes='all': expected whole numbers, counted from 0"),
+        ("delete_episodes=[true]", "delete_episodes=[True]: expected whole numbers"),
+        ("splits=[0.8,0.2]", "splits=[0.8, 0.2]: expected parts, such as {train:0.8,val:0.2}"),
+    ],
+)
+def test_values_of_another_kind(tmp_path, option, words, capsys):
+    write(tmp_path / "s.zarr")
+    operation = "split" if "splits" in option else "filter"
+    assert cli.main(["edit", f"operation={operation}", f"sources=[{tmp_path}/s.zarr]", "out=f.zarr", option]) == 1
+    page = " ".join(capsys.readouterr().err.split())
+    assert words in page
+    assert "Traceback" not in page
+    assert not list(Path().glob("f.zarr*"))
+
+
 def test_success_that_nothing_tells(tmp_path):
     specs = {"action": FEATURES["action"]}
     with EpisodeStore.create(tmp_path / "s.zarr", features=specs, fps=10) as store:
@@ -180,6 +208,22 @@ def test_merged_metadata_keeps_what_is_agreed_on_and_remembers_the_rest(tmp_path
     assert merged.metadata["robot"] == "arm"
     assert "site" not in merged.metadata
     assert [source["metadata"]["site"] for source in merged.metadata["source"]["of"]] == ["A", "B"]
+
+
+def test_what_is_made_of_an_imported_store_is_no_import(tmp_path):
+    source = Folder(lengths=(5, 6, 7)).write(tmp_path / "source")
+    import_lerobot(source, tmp_path / "s.zarr")
+    told = EpisodeStore.open(tmp_path / "s.zarr").metadata
+    filter_store(tmp_path / "s.zarr", tmp_path / "f.zarr", Conditions(delete_episodes=[1]))
+    split_store(tmp_path / "s.zarr", tmp_path / "parts", {"a": [0]})
+    merge_stores([tmp_path / "s.zarr"], tmp_path / "m.zarr")
+    for made in ("f.zarr", "parts/a.zarr", "m.zarr"):
+        metadata = EpisodeStore.open(tmp_path / made).metadata
+        assert set(told) - set(metadata) == {"import", "complete"}
+        assert metadata["source"]["of"][0]["metadata"] == told
+        with pytest.raises(StoreError, match="exists already, and is not from an import"):
+            import_lerobot(source, tmp_path / made)
+    assert EpisodeStore.open(tmp_path / "f.zarr").num_episodes == 2
 
 
 def test_stores_that_differ_do_not_merge(tmp_path):

@@ -97,8 +97,70 @@ def test_what_only_some_demonstrations_have_is_said(tmp_path: Path) -> None:
     with h5py.File(source, "a") as file:
         file["data/demo_2/obs/force"] = np.zeros((8, 3))
     report = import_hdf5(source, tmp_path / "s.zarr")
-    assert report.repaired == ((2, 8, "arrays ['obs/force'], which the first one lacks, were left out"),)
+    assert report.repaired == ((2, 8, "arrays ['obs/force'], which most demonstrations lack, were left out"),)
     assert (report.episodes, report.skipped) == (3, ())
+
+
+@pytest.mark.parametrize("also", ["demo_0", "demo_10"])
+def test_an_array_that_most_lack_costs_no_demonstration(tmp_path: Path, also: str) -> None:
+    source = write_file(tmp_path / "demo.hdf5")
+    with h5py.File(source, "a") as file:
+        for name in {"demo_0", also}:
+            file[f"data/{name}/obs/force"] = np.zeros((len(file[f"data/{name}/actions"]), 3))
+            del file[f"data/{name}/rewards"]
+            file[f"data/{name}/rewards"] = np.zeros(len(file[f"data/{name}/actions"]), np.float32)
+    report = import_hdf5(source, tmp_path / "s.zarr")
+    features = EpisodeStore.open(tmp_path / "s.zarr").features
+    assert features["next.reward"].dtype == ("float64" if also == "demo_0" else "float32")  # as most have it
+    if also == "demo_0":
+        assert [finding.reason for finding in report.skipped] == ["'rewards' has rows of float32 (), others float64 ()"]
+        assert "observation.force" not in features
+    else:
+        assert [finding.reason for finding in report.skipped] == ["'obs/force' is missing"]
+        assert features["observation.force"].shape == (3,)
+    assert report.episodes == 3 - len(report.skipped)
+
+
+def test_what_the_first_demonstration_alone_has_is_left_out_of_it(tmp_path: Path) -> None:
+    source = write_file(tmp_path / "demo.hdf5")
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/obs/force"] = np.zeros((5, 3))
+    report = import_hdf5(source, tmp_path / "s.zarr")
+    assert (report.episodes, report.skipped) == (3, ())
+    assert report.repaired == ((0, 5, "arrays ['obs/force'], which most demonstrations lack, were left out"),)
+    assert "observation.force" not in EpisodeStore.open(tmp_path / "s.zarr").features
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("image_size=[64.5,64]", "image_size=[64.5, 64]: expected [height, width], each 1 to 8192 pixels"),
+        ("image_size=[64,0]", "image_size=[64, 0]: expected"),
+        ("image_size=[a,b]", "image_size=['a', 'b']: expected"),
+        ("episodes=first", "episodes='first': expected whole numbers, counted from 0"),
+        ("episodes=[0.5]", "episodes=[0.5]: expected whole numbers"),
+        ("episodes=[]", "no demonstrations []"),
+        ("cameras=[1]", "cameras=[1]: expected names"),
+        ("fps=-3", "fps=-3: expected how many steps a second has, a number above 0"),
+        ("fps=fast", "fps=fast: expected how many steps"),
+    ],
+)
+def test_options_that_are_none(tmp_path: Path, option: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_file(tmp_path / "demo.hdf5")
+    assert cli.main(["import", f"source={source}", f"out={tmp_path}/s.zarr", option]) == 1
+    page = " ".join(capsys.readouterr().err.split())
+    assert words in page
+    assert "Traceback" not in page
+    assert not list(tmp_path.glob("s.zarr*"))
+
+
+def test_a_value_that_stands_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    source = write_file(tmp_path / "demo.hdf5")
+    assert cli.main(["import", f"source={source}", "out=s.zarr", "episodes=2", f"cameras={WRIST}"]) == 0
+    store = EpisodeStore.open("s.zarr")
+    assert (store.num_episodes, store.episode_info(0)["source_episode"]) == (1, 2)
+    assert [name for name, spec in store.features.items() if spec.is_image] == [WRIST]
+    assert cli.main(["import", f"source={source}", "out=s.zarr", "episodes=[2]", f"cameras=[{WRIST}]"]) == 0
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,6 +214,17 @@ def assert_round_trip(store: EpisodeStore, camera: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(back.read(there, 0, rows), store.read(name, 0, rows))
 
 
+def test_from_a_url_and_one_episode(store: EpisodeStore, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["export", f"source=file://{store.path}", "frames=images"]
+    assert cli.main([*chosen, "episodes=3", "out=out"]) == 0
+    assert "out: 1 episodes, 5 frames" in capsys.readouterr().out
+    assert cli.main([*chosen, "episodes=[one]", "out=none"]) == 2
+    assert "episodes=['one']: expected whole numbers, counted from 0" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(StoreError, match=r"episodes=1\.5: expected whole numbers"):
+        export_lerobot(store, Path("none"), episodes=1.5)  # type: ignore[arg-type]
+    assert not list(Path().glob("none*"))
+
+
 @pytest.mark.render
 def test_a_store_of_a_mujoco_task_goes_out_and_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["collect", "task=push", "episodes=2", "rows=8", "workers=1", "out=push.zarr"]) == 0

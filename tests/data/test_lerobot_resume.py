@@ -165,7 +165,7 @@ def test_other_settings_neither_continue_nor_pass_for_the_same(tmp_path):
     changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"image_size": (32, 32)}, r"image_size \(\[64, 64\], now \[32, 32\]\)"),
         ({"fit": "crop"}, r"fit \('stretch', now 'crop'\)"),
-        ({"stride": 2}, r"stride \(1, now 2\); aggregation \(all, now 'last'\)"),
+        ({"stride": 2}, r"stride \(1, now 2\); aggregation \(none, now 'last'\)"),
         ({"episodes": [0, 1]}, r"episodes \(all, now \[0, 1\]\)"),
         ({"cameras": [CAMERA]}, rf"cameras \(all, now \['{CAMERA}'\]\)"),
     )

@@ -8,7 +8,7 @@ from pages import Page, write_run
 
 from embodied_wm import cli
 from embodied_wm.evaluation.compare import run_names, write_comparison
-from embodied_wm.evaluation.report import ReportError
+from embodied_wm.evaluation.report import ReportError, run_record, write_report
 from embodied_wm.evaluation.statistics import estimate
 
 
@@ -51,6 +51,19 @@ def test_the_command_line_compares_bare_arguments(runs: list[Path], tmp_path: Pa
     out = tmp_path / "page.html"
     assert cli.main(["report", *map(str, runs), f"out={out}"]) == 0
     assert out.read_text() == write_comparison(runs, tmp_path / "again.html").read_text()
+
+
+def test_trainings_are_compared_though_their_psnr_has_no_horizon(runs: list[Path], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("short", "long")]
+    for seed, folder in enumerate(folders):
+        figures = {"loss": estimate(0.5 + seed, None, 1), "psnr": estimate(31.5 + seed, None, 1)}
+        run = run_record({"seed": seed}, seed)
+        write_report(folder, kind="training", run=run, tasks={"tokenizer": figures}, title=f"Training {seed}")
+    page = Page(write_comparison(folders, tmp_path / "compare.html").read_text())
+    assert {0.5, 1.5, 31.5, 32.5} <= set(page.values)
+    assert "error by horizon" not in page.text
+    other = write_run(tmp_path / "a" / "other", seed=0, successes=1, psnr_copy=estimate(20.0, None, 1))
+    assert "error by horizon" in write_comparison([other, runs[0]], tmp_path / "compare.html").read_text()
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:

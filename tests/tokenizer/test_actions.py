@@ -1,5 +1,8 @@
 """Latent actions: codes carry what changed, are discrete, and cannot carry the next frame."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
@@ -58,6 +61,20 @@ def test_codes_see_only_their_own_transition_and_its_past() -> None:
     changed = latents.clone()
     changed[:, 4:] += 1
     assert torch.equal(module.encode(latents)[:, :3], module.encode(changed)[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"history": 0}, "history=0: expected at least 1 each"),
+        ({"width": 0}, "width=0, history=2: expected at least 1 each"),
+        ({"levels": ()}, r"levels=\[\]: expected .* at least one channel"),
+        ({"levels": (9, 1)}, r"levels=\[9, 1\]: .* at least 2"),
+    ],
+)
+def test_sizes_that_are_none(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LatentActionConfig(**change)
 
 
 def test_adapter_learns_both_ways() -> None:

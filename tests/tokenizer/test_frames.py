@@ -1,6 +1,7 @@
 """Sizes, statistics and learning of the frame tokenizer."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,23 @@ def test_detail_of_a_seen_frame_is_carried_over_where_nothing_changed() -> None:
     alone, carried = tokenizer.decode(moved), tokenizer.decode(moved, seen)
     assert torch.equal(carried[0], seen)
     assert float(psnr(carried[1], alone[1])) > float(psnr(carried[1], seen)) + 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_size": (48,)}, r"image_size=\[48\]: expected \[height,width\] in pixels"),
+        ({"image_size": (64, 64, 3)}, r"image_size=\[64, 64, 3\]: expected"),
+        ({"image_size": (64.5, 64)}, r"image_size=\[64.5, 64\]: .* two whole numbers of at least 1"),
+        ({"token_grid": [2]}, r"token_grid=\[2\]: expected \[rows,columns\]"),
+        ({"cells_per_token": (0, 1)}, r"cells_per_token=\[0, 1\]: expected"),
+        ({"channels": ()}, r"channels=\[\]: expected one number for each stage, at least one"),
+        ({"channels": (8, 12)}, r"channels=\[8, 12\]: .* a multiple of 8"),
+    ],
+)
+def test_sizes_that_are_none(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        FrameTokenizerConfig(**change)
 
 
 def test_frames_of_another_size_are_refused_with_the_wanted_size() -> None:

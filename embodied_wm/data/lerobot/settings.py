@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embodied_wm.data.lerobot.checks import LeRobotError, short, whole
+from embodied_wm.data.asked import asked_cameras, asked_numbers, asked_size
+from embodied_wm.data.lerobot.checks import LeRobotError, short
 from embodied_wm.data.lerobot.resize import FITS
 from embodied_wm.data.lerobot.source import check_folder
 from embodied_wm.data.lerobot.stride import AGGREGATIONS
 
 # What of a dataset's folder its identity rests on; a download leaves other files in it.
 PARTS = ("meta", "data", "videos", "images")
-MAX_SIDE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +59,23 @@ def make_settings(
     Raises:
         LeRobotError: A value is none of the possible ones, or the folder holds no dataset.
     """
-    if image_size is not None and (len(image_size) != 2 or not all(1 <= side <= MAX_SIDE for side in image_size)):
-        raise LeRobotError(f"image_size={list(image_size)}: expected [height, width], each 1 to {MAX_SIDE} pixels.")
-    size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+    size = None if image_size is None else asked_size(image_size, LeRobotError)
     if fit not in FITS:
         raise LeRobotError(f"fit={fit}: expected one of {', '.join(FITS)}.")
     if aggregation not in AGGREGATIONS:
         raise LeRobotError(f"aggregation={aggregation}: expected one of {', '.join(AGGREGATIONS)}.")
     if stride < 1:
         raise LeRobotError(f"stride={stride}: expected at least 1; 2 keeps every other row.")
-    cameras = [cameras] if isinstance(cameras, str) else cameras
-    if cameras is not None and not all(isinstance(camera, str) for camera in cameras):
-        raise LeRobotError(f"cameras={short(cameras)}: expected names, such as [observation.images.top].")
-    if episodes is not None:
-        episodes = [episodes] if isinstance(episodes, int) else episodes
-        episodes = sorted({whole(number, "an episode's number") for number in episodes})
+    names = None if cameras is None else sorted(set(asked_cameras(cameras, LeRobotError)))
+    numbers = None if episodes is None else sorted(set(asked_numbers(episodes, "episodes", LeRobotError)))
     return Settings(
         source=identity(root),
-        cameras=None if cameras is None else tuple(sorted(set(cameras))),
+        cameras=None if names is None else tuple(names),
         image_size=size,
         fit=fit if size is not None else "stretch",
         stride=stride,
         aggregation=aggregation if stride > 1 else None,
-        episodes=None if episodes is None else tuple(episodes),
+        episodes=None if numbers is None else tuple(numbers),
     )
 
 

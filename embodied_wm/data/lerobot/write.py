@@ -20,6 +20,7 @@ import numpy as np
 from av import logging as av_logging
 
 from embodied_wm.data.aside import written_aside
+from embodied_wm.data.asked import asked_numbers
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.types import Episode, FeatureSpec
@@ -135,7 +136,7 @@ def export_lerobot(
 
 def _choose(store: EpisodeStore, episodes: Sequence[int] | None) -> tuple[list[int], list[str]]:
     """Return the episodes to take, and a note on those that lerobot cannot hold."""
-    chosen = list(range(store.num_episodes)) if episodes is None else list(episodes)
+    chosen = list(range(store.num_episodes)) if episodes is None else asked_numbers(episodes, "episodes", StoreError)
     unknown = [index for index in chosen if not 0 <= index < store.num_episodes]
     if unknown or not chosen:
         raise StoreError(
