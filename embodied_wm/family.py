@@ -17,6 +17,7 @@ from typing import Self
 import torch
 
 from embodied_wm.checkpoint import CheckpointError
+from embodied_wm.pretrained import PREFIX, pretrained_folder
 from embodied_wm.world_model import WorldModel
 
 OWN = ("tokenizer.background", "adapter.", "predictor.real_in.", "readouts.", "temporal_distance.", "goal_policy.")
@@ -73,30 +74,35 @@ class Family:
     def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
         """Load the members that `save` wrote; a single model's folder loads as a family of one.
 
+        The robot of a single model has the name of the store that its card names, as robots that are trained together
+        have; the folder's where the card names none. "pretrained:TASK" is a model that ships.
+
         Raises:
             CheckpointError: If there is none, or they do not share their weights (members of two families, or one
                 that was trained on alone).
         """
-        places = _members(Path(folder))
-        if not places:
+        given = str(folder)
+        place = pretrained_folder(given.removeprefix(PREFIX)) if given.startswith(PREFIX) else Path(folder)
+        alone = [each for each in (place, place / "model") if (each / "config.json").is_file()]
+        members = _members(place / "robots") or ({} if alone else _members(place))
+        if members:
+            models = {name: WorldModel.load(each, device=device) for name, each in members.items()}
+            _check_shared(models, place)
+        elif alone:
+            model = WorldModel.load(alone[0], device=device)
+            store = model.card.get("store")
+            models = {Path(store).stem if store else place.name: model}
+        else:
             raise CheckpointError(
-                f"{folder} holds no models; expected ROBOT/model in it, as training several robots together writes"
+                f"{folder} holds no models; expected a model's folder, a run's, or one with ROBOT/model in it, as "
+                "training several robots together writes"
             )
-        models = {name: WorldModel.load(place, device=device) for name, place in places.items()}
-        _check_shared(models, Path(folder))
         return cls(models)
 
 
 def _members(folder: Path) -> dict[str, Path]:
-    """Return robot to model folder; a run's own folder is looked through as well."""
-    for place in (folder, folder / "robots"):
-        found = {path.parent.parent.name: path.parent for path in sorted(place.glob("*/model/config.json"))}
-        if found:
-            return found
-    for place in (folder, folder / "model"):
-        if (place / "config.json").is_file():
-            return {folder.name: place}
-    return {}
+    """Return robot to model folder of those that `save` wrote."""
+    return {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/config.json"))}
 
 
 def _check_shared(models: Mapping[str, WorldModel], folder: Path) -> None:

@@ -54,7 +54,7 @@ from embodied_wm.heads import Readout
 from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
-from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
+from embodied_wm.tokenizer.plannable import Labels, PlannableConfig, PlannableTerms
 from embodied_wm.training.embodiment import choose_camera, describe_embodiment
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.losses import predictor_loss
@@ -170,7 +170,7 @@ def train_tokenizer(variant: Variant, data: Data, seconds: float, seed: int) -> 
         batch = {name: torch.from_numpy(values) for name, values in data.loader.batch(step).items()}
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
         scaled = batch["action"] / 0.5  # actions lie in [-1, 1]
-        known = LabelledActions(scaled, torch.ones(len(scaled), dtype=torch.bool))
+        known = Labels(scaled, torch.ones(len(scaled), dtype=torch.bool))
         further = None if terms is None else partial(terms, actions=known)
         return tokenizer.loss(batch[data.camera], generator, further)[0]
 

@@ -85,7 +85,7 @@ def test_the_stage_finds_the_line_wherever_latents_are_held(
 ) -> None:
     store = EpisodeStore.open(tiny_store)
     training = replace(tiny.training(1), latents=mode)
-    model = train_world_model(store, PLACES, training, tmp_path, seed=0, stages=["readouts"])
+    model = train_world_model(store, PLACES, training, tmp_path, seed=0, stages=["tokenizer", "readouts"])
     readout = model.readout("observation.state")
     assert readout.line is not None
     assert readout.line.weight.abs().max() > 0.0

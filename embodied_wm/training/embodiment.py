@@ -1,15 +1,19 @@
 """What a store says of the robot that a model of it belongs to, and whether a store and a model fit."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 from embodied_wm.data.cameras import camera_names, frame_shape
+from embodied_wm.data.layout import StoreError
 from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.embodiment import OUTCOMES, Embodiment
+from embodied_wm.types import FeatureSpec
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 if TYPE_CHECKING:
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 READOUT_FEATURES = ("sim.quantities", "observation.state", "sim.contact", *OUTCOMES)
 """What is read from latents where a store has it."""
+NO_ACTION = "none: the video came without actions"
+"""Name of the one action channel of a model whose store has no actions."""
 
 
 def choose_camera(store: EpisodeStore, wanted: str) -> str:
@@ -40,20 +46,30 @@ def choose_camera(store: EpisodeStore, wanted: str) -> str:
     return cameras[0]
 
 
-def describe_embodiment(store: EpisodeStore, camera: str, proprioception: str = "") -> Embodiment:
+def describe_embodiment(
+    store: EpisodeStore, camera: str, proprioception: str = "", *, is_video_alone: bool = False
+) -> Embodiment:
     """Read the embodiment that a model of this store belongs to.
 
     Args:
         store: The store.
         camera: Feature of the frames.
         proprioception: Feature that becomes tokens; it is read out, too.
+        is_video_alone: Whether no label is read, so that there need be no `action`; then it is one number, always 0,
+            that goes by the name `NO_ACTION`.
 
     Raises:
-        ValueError: If the store has no one-dimensional `action`.
+        ValueError: If the store has no one-dimensional `action` and needs one.
     """
     action = store.features.get("action")
+    if action is None and is_video_alone:
+        action = FeatureSpec(dtype="float32", shape=(1,), names=(NO_ACTION,))
     if action is None or len(action.shape) != 1:
-        raise ValueError(f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}")
+        raise ValueError(
+            f"{store.path} needs a feature 'action' of shape (A,); it has: {', '.join(store.features)}. Video without "
+            "actions takes part in a training with other robots: data.path=ROBOT.zarr together.stores=[VIDEO.zarr] "
+            "together.labelled=[1,0]"
+        )
     readouts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     read = READOUT_FEATURES if proprioception in ("", *READOUT_FEATURES) else (*READOUT_FEATURES, proprioception)
     for name in read:
@@ -109,16 +125,65 @@ def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfi
     return camera
 
 
-def fit_scales(trainer: "Trainer") -> None:
-    """Set the scales of actions; episodes that are too short, and NaN, are reported before training."""
+def check_episodes(trainer: "Trainer") -> None:
+    """Find what would stop a training later: episodes that are too short, and numbers that are not finite.
+
+    Held-out episodes are looked at where their loss is measured; the one that pictures show, where they are drawn.
+    Episodes too short for the longest windows are counted on the console: those windows are of the others alone.
+
+    Raises:
+        ValueError: If a stage could not take windows, or reads numbers that are not finite; the message names the
+            store and its own episode numbers.
+    """
     store, model, config = trainer.store, trainer.model, trainer.config
-    forced = config.self_forcing.length if config.self_forcing.num_steps else 0
-    longest = (max(config.sequence_length, forced) - 1) * model.stride + 1
-    index_windows(store.episode_ends, trainer.train_episodes, longest)
+    stride, history = model.stride, model.config.latent_actions.history
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
-    index_windows(store.episode_ends, labelled, model.config.latent_actions.history * model.stride + 1)
-    for name in model.embodiment.readouts:
-        compute_statistics(store, name, labelled)
+    forced = config.self_forcing.length if config.self_forcing.num_steps and labelled else 0
+    longest = (max(config.sequence_length, forced, history + 1) - 1) * stride + 1
+    skipped = _check_windows(store, "training", trainer.train_episodes, longest)
+    if labelled:
+        _check_windows(store, "labelled", labelled, history * stride + 1)
+    if skipped and trainer.processes.is_main:
+        console = trainer.console or Console(stderr=True)
+        console.print(
+            f"note: {skipped} of {len(trainer.train_episodes)} training episodes of {store.path} are shorter than a "
+            f"window of {longest} rows; stages with windows that long train on the others",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    plannable = config.plannable
+    if plannable.state_weight and plannable.state not in model.embodiment.readouts:
+        raise ValueError(
+            f"trainer.plannable.state={plannable.state}: expected a feature of the store that can be read, one of "
+            f"{', '.join(model.embodiment.readouts) or 'none'}; or trainer.plannable.state_weight=0"
+        )
+    told = ["action", *model.embodiment.readouts] if labelled else []
+    felt = [] if model.proprioception is None else [model.config.proprioception]
+    measured = trainer.held_out if config.keep.evaluate_every else []
+    shown = [trainer.shown] if config.watch.picture_every else []
+    if measured:
+        _check_windows(store, "held-out", measured, longest)
+    for name in dict.fromkeys([*told, *felt]):
+        read = set(trainer.train_episodes if name in felt else labelled) | set(measured)
+        compute_statistics(store, name, sorted(read | set(shown if name in ("action", *felt) else [])))
+
+
+def _check_windows(store: EpisodeStore, which: str, episodes: Sequence[int], length: int) -> int:
+    """Return how many of some episodes are too short for a window; raise StoreError if all of them are."""
+    try:
+        return len(index_windows(store.episode_ends, episodes, length).skipped)
+    except StoreError as error:
+        raise StoreError(
+            f"{store.path}, {which} episodes: {error} What sets the length is the longest of trainer.sequence_length "
+            "and, if they are trained, trainer.self_forcing.rollouts."
+        ) from error
+
+
+def fit_scales(trainer: "Trainer") -> None:
+    """Set the scales of actions, from the labelled episodes, and of what is felt, from all that are trained on."""
+    store, model = trainer.store, trainer.model
+    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
     if model.proprioception is not None:
         felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
         model.proprioception.fit_statistics(felt)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
+from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import Batch, Processes
 from embodied_wm.world_model import WorldModel
@@ -38,25 +39,39 @@ class ReadAhead:
         return next(self._ahead)
 
 
-class ActionLabels:
-    """Hold the actions of labelled episodes alone; those of others are not even read."""
+class WindowLabels:
+    """Hold the actions, and the states if wanted, of labelled episodes alone; those of others are not even read."""
 
-    def __init__(self, store: EpisodeStore, labelled: Sequence[int]) -> None:
-        """Read the actions of some episodes, numbered as in the store."""
+    def __init__(self, store: EpisodeStore, labelled: Sequence[int], *, state: str = "") -> None:
+        """Read the labels of some episodes.
+
+        Args:
+            store: Has the episodes.
+            labelled: Which ones, numbered as in the store.
+            state: Feature that is the state, which is normalised; empty for none.
+        """
         ends, lengths = store.episode_ends, store.episode_lengths
-        self._actions = torch.zeros(store.num_frames, *store.features["action"].shape)
+        features = {"action": "action"} | ({"state": state} if state else {})
+        self._rows = {
+            name: torch.zeros(store.num_frames, *store.features[feature].shape) for name, feature in features.items()
+        }
         self._is_labelled = torch.zeros(store.num_episodes, dtype=torch.bool)
         for episode in labelled:
             start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
-            self._actions[start:stop] = torch.from_numpy(store.read("action", start, stop).astype(np.float32))
+            for name, feature in features.items():
+                self._rows[name][start:stop] = torch.from_numpy(store.read(feature, start, stop).astype(np.float32))
             self._is_labelled[episode] = True
+        if state:
+            statistics = compute_statistics(store, state, labelled)
+            mean, std = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std).clamp_min(1e-6)
+            self._rows["state"] = (self._rows["state"] - mean) / std
 
     def of_windows(self, loader: WindowLoader, number: int) -> Batch:
-        """Return the actions [B, T, A] of a loader's batch, zeros where unknown, and whether they are known [B]."""
+        """Return "action" and "state" [B, T, ...] of a loader's batch, and whether they are known, "labelled" [B]."""
         chosen = loader.windows(number)
         starts, episodes = loader.index.starts[chosen], torch.from_numpy(loader.index.episodes[chosen])
         rows = torch.from_numpy(starts)[:, None] + torch.arange(loader.index.length)
-        return {"action": self._actions[rows], "labelled": self._is_labelled[episodes]}
+        return {name: values[rows] for name, values in self._rows.items()} | {"labelled": self._is_labelled[episodes]}
 
 
 class FrameBatches:
@@ -71,7 +86,7 @@ class FrameBatches:
         seed: int,
         processes: Processes,
         memory_budget_bytes: int,
-        labels: ActionLabels | None = None,
+        labels: WindowLabels | None = None,
     ) -> None:
         self._store, self._camera, self._processes, self._labels = store, camera, processes, labels
         self._batch_size, self._seed, self._budget = batch_size, seed, memory_budget_bytes
@@ -113,7 +128,7 @@ class FrameBatches:
 
 def drawn_reconstruction(store: EpisodeStore, episode: int, model: WorldModel) -> Callable[[], NDArray[np.uint8]]:
     """Return what draws frames of an episode above their reconstructions."""
-    frames, *_ = _window(store, episode, model, COLUMNS)
+    frames = side_by_side(partial(store.read, **_rows(store, episode, COLUMNS)), model.embodiment.camera)
 
     def draw() -> NDArray[np.uint8]:
         real = torch.from_numpy(frames).to(model.action_low.device)
@@ -162,11 +177,16 @@ def _window(
     store: EpisodeStore, episode: int, model: WorldModel, length: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], Tensor | None]:
     """Return the first frames of an episode, the actions between them, and the proprioception that a model wants."""
+    rows = _rows(store, episode, length)
+    return (
+        side_by_side(partial(store.read, **rows), model.embodiment.camera),
+        store.read("action", **rows).astype(np.float32),
+        felt_rows(store, model, **rows),
+    )
+
+
+def _rows(store: EpisodeStore, episode: int, length: int) -> dict[str, int]:
+    """Return the first rows of an episode, at most so many: where they start and stop in the store."""
     stop = int(store.episode_ends[episode])
     start = stop - int(store.episode_lengths[episode])
-    stop = min(stop, start + length)
-    return (
-        side_by_side(partial(store.read, start=start, stop=stop), model.embodiment.camera),
-        store.read("action", start, stop).astype(np.float32),
-        felt_rows(store, model, start, stop),
-    )
+    return {"start": start, "stop": min(stop, start + length)}

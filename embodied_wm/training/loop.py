@@ -22,6 +22,7 @@ from embodied_wm.progress import Track
 from embodied_wm.training.interrupts import stopping, undivided
 from embodied_wm.training.log import METRICS, MetricsLog
 from embodied_wm.training.processes import Batch, Loss, Metrics, Processes, whole, without_sync
+from embodied_wm.training.ranges import check_fractions, check_least
 from embodied_wm.training.state import StageFiles, StageState, TrainingError
 
 LOG_EVERY = 20
@@ -65,13 +66,14 @@ class StageConfig:
     num_threads: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no schedule can be made of."""
+        """Refuse what no schedule can be made of, and numbers that no stage can be trained with."""
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if self.accumulate < 1 or not 0 < self.decay_fraction <= 1:
-            raise ValueError(
-                f"accumulate={self.accumulate} must be at least 1, decay_fraction={self.decay_fraction} in (0, 1]"
-            )
+        check_least(self, num_steps=0, batch_size=1, accumulate=1, learning_rate=0, weight_decay=0)
+        check_least(self, warmup_steps=0, num_threads=0)
+        check_fractions(self, decay_fraction="(0, 1]", ema_decay="[0, 1)")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: expected more than 0; inf clips no gradient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class KeepConfig:
     max_spikes: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse weights that are never kept."""
+        """Refuse weights that are never kept, and counts that are none."""
+        check_least(self, save_every_s=0, keep_every=0, evaluate_every=0, num_held_out=1, spike_factor=0, max_spikes=0)
         if self.final not in ("last", "best"):
             raise ValueError(f"final={self.final!r}: choose one of last, best")
         if self.final == "best" and not self.evaluate_every:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
-from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
+from embodied_wm.tokenizer.plannable import Labels, PlannableConfig, PlannableTerms
 from embodied_wm.training.loop import Batch, Loss, Metrics
 from embodied_wm.world_model import WorldModel
 
@@ -14,18 +14,20 @@ from embodied_wm.world_model import WorldModel
 def tokenizer_loss(model: WorldModel, config: PlannableConfig) -> tuple[Loss, PlannableTerms | None]:
     """Return the loss of a model's tokenizer on batches of "frames", and the networks of its further terms if any.
 
-    With further terms a batch also holds "action" and "labelled", see `training.frames.ActionLabels`.
+    With further terms a batch also holds "action", "labelled" and, if it is asked for, "state" (`WindowLabels` of
+    `training.frames`).
     """
     tokenizer = model.tokenizer
     if not config.is_on:
         return lambda batch, generator: tokenizer.loss(batch["frames"], generator), None
     rows, columns = tokenizer.config.cell_grid
     size = rows * columns * tokenizer.config.bottleneck.width * tokenizer.config.cameras
-    terms = PlannableTerms(config, latent_size=size, action_size=model.embodiment.action_size)
+    state_size = len(model.embodiment.readouts[config.state][0]) if config.state_weight else 0
+    terms = PlannableTerms(config, latent_size=size, action_size=model.embodiment.action_size, state_size=state_size)
 
     def loss(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        actions = LabelledActions(model.actions.normalize(batch["action"]), batch["labelled"])
-        return tokenizer.loss(batch["frames"], generator, lambda path: terms(path, actions))
+        labels = Labels(model.actions.normalize(batch["action"]), batch["labelled"], batch.get("state"))
+        return tokenizer.loss(batch["frames"], generator, lambda path: terms(path, labels))
 
     return loss, terms
 

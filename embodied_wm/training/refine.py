@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from embodied_wm.predictor.self_forcing import Rollouts
 from embodied_wm.training.forcing import (
@@ -22,9 +23,11 @@ from embodied_wm.training.forcing import (
     distilling_loss,
     self_forcing_loss,
 )
+from embodied_wm.training.labels import labelled_of_card
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
 from embodied_wm.training.loop import Batch, Loss, Metrics, StageConfig, fit
 from embodied_wm.training.losses import predictor_loss, readout_loss
+from embodied_wm.training.ranges import check_fractions, check_least
 from embodied_wm.world_model import WorldModel
 
 
@@ -58,7 +61,10 @@ class RefineConfig:
     code_fraction: float = 0.15
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a batch would hold one kind of data alone."""
+        """Raise ValueError where a batch would hold one kind of data alone, and for numbers that train nothing."""
+        check_least(self, predictor_steps=0, distillation_steps=0, self_forcing_steps=0, readout_steps=0, batch_size=1)
+        check_least(self, learning_rate=0, sequence_length=2)
+        check_fractions(self, code_fraction="[0, 1]", ema_decay="[0, 1)")
         if not 0 < self.new_share < 1 or not 0 < round(self.new_share * self.batch_size) < self.batch_size:
             raise ValueError(
                 f"new_share={self.new_share} of batch_size={self.batch_size} leaves no old or no new window; expected "
@@ -66,13 +72,22 @@ class RefineConfig:
             )
 
 
-def mixed(old: LatentSampler, new: LatentSampler) -> Callable[[int], Batch]:
-    """Return what joins the batches of two samplers, old windows first; it depends on the step alone."""
+def mixed(old: LatentSampler, new: LatentSampler, is_labelled: Tensor | None = None) -> Callable[[int], Batch]:
+    """Return what joins the batches of two samplers, old windows first; it depends on the step alone.
+
+    Args:
+        old: Windows of the episodes that the model was trained on.
+        new: Windows of the planner's own, all of whose labels may be used.
+        is_labelled: Of which of the old episodes labels may be used, [E]; all by default.
+    """
 
     def batch(step: int) -> Batch:
         first, second = old.batch(step), new.batch(step)
         batch = {name: torch.cat([values, second[name]]) for name, values in first.items()}
-        return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
+        labelled = torch.ones_like(batch["episode"], dtype=torch.bool)
+        if is_labelled is not None:
+            labelled[: len(first["episode"])] = is_labelled[first["episode"]]
+        return batch | {"labelled": labelled}
 
     return batch
 
@@ -90,7 +105,7 @@ def refine_model(
     """Fine-tune a model's predictor and readouts in place; go on where an earlier call in this folder stopped.
 
     Args:
-        model: The model.
+        model: The model. Labels that its training withheld, as its card says, are withheld here, too.
         old: Latents of the episodes it was trained on, with their actions and the readouts' features.
         new: The same of the episodes that its planner made.
         config: How long, and with how much of the new.
@@ -100,13 +115,25 @@ def refine_model(
 
     Returns:
         Stage to its last metrics.
-    """
 
-    def batches(length: int, size: int) -> Callable[[int], Batch]:
+    Raises:
+        ValueError: If the model was trained on video alone.
+    """
+    chosen = labelled_of_card(model.card)
+    is_labelled = None if chosen is None else torch.tensor([episode in chosen for episode in old.episodes])
+    if is_labelled is not None and not is_labelled.any():
+        raise ValueError(
+            "the model was trained without the labels of these episodes; expected some to refine it with. First train "
+            "its adapter and readouts on labelled ones: embodied-wm train start_from=MODEL stages=[adapter,readouts]"
+        )
+
+    def batches(length: int, size: int, *, labelled_only: bool = False) -> Callable[[int], Batch]:
         count, stride, memory = round(config.new_share * size), model.stride, model.config.predictor.memory
-        first = old.sampler(length=length, batch_size=size - count, seed=seed, stride=stride, memory=memory)
-        second = new.sampler(length=length, batch_size=count, seed=seed + 1, stride=stride, memory=memory)
-        return mixed(first, second)
+        members = None if is_labelled is None or not labelled_only else is_labelled.nonzero().flatten().tolist()
+        given: Any = {"length": length, "stride": stride, "memory": memory}
+        first = old.sampler(batch_size=size - count, seed=seed, members=members, **given)
+        second = new.sampler(batch_size=count, seed=seed + 1, **given)
+        return mixed(first, second, is_labelled)
 
     windows = batches(config.sequence_length, config.batch_size)
     extra = {"predictor": (lambda: predictor_loss(model, config.code_fraction), config.predictor_steps)}
@@ -116,7 +143,7 @@ def refine_model(
         name: (model.predictor, windows, make, num_steps) for name, (make, num_steps) in extra.items()
     }
     if model.embodiment.readouts:
-        frames = batches(1, 8 * config.batch_size)
+        frames = batches(1, 8 * config.batch_size, labelled_only=True)
         stages["readouts"] = (model.readouts, frames, lambda: readout_loss(model), config.readout_steps)
     metrics: dict[str, Metrics] = {}
     for name, (module, batch_of, make_loss, num_steps) in stages.items():

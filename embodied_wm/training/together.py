@@ -5,13 +5,14 @@ through that robot's model: its background image and statistics of latents, its 
 all share. Adapter and readouts are fitted robot by robot, on its labelled episodes. A robot without labels takes part
 with its video alone; it gets no adapter and no readouts until it is trained again with some.
 
-`start_from` takes over what a family has learnt: the shared weights, and for robots that it knows all the rest. So a
-new robot is adopted by training with `start_from` on its own store, with all stages or only some of them. A family of
-one robot is trained bit for bit as `train_world_model` trains it.
+`start_from` takes over what a family has learnt: the shared weights, and for robots that it knows all the rest
+(`embodied_wm.training.adoption`). So a new robot is adopted by training with `start_from` on its own store, with all
+stages, or with adapter and readouts alone, which keeps the shared weights as they are. A family of one robot is trained
+bit for bit as `train_world_model` trains it.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,16 +25,19 @@ from torch import Tensor, nn
 
 from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.data.windows import index_windows
-from embodied_wm.family import Family, copy_shared
-from embodied_wm.training.card import OPTIONAL, training_card
-from embodied_wm.training.embodiment import check_camera, describe_embodiment, fit_scales
+from embodied_wm.family import Family
+from embodied_wm.training.adoption import check_new_robots, take_over, train_real_actions, untrained_options
+from embodied_wm.training.card import training_card
+from embodied_wm.training.config import TrainConfig
+from embodied_wm.training.embodiment import check_camera, check_episodes, describe_embodiment, fit_scales
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
+from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.observer import Draw, RunObserver
 from embodied_wm.training.processes import Processes, prepare, start_processes
-from embodied_wm.training.train import STAGES, STATISTICS_FRAMES, TrainConfig, Trainer
+from embodied_wm.training.stages import STAGES, WITH_LABELS, check_names, check_useful
+from embodied_wm.training.train import STATISTICS_FRAMES, Trainer
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")
@@ -79,9 +83,10 @@ class _Member(Trainer):
     def __init__(self, robot: RobotStore, model: WorldModel, config: TrainConfig, run_dir: Path, **others: Any) -> None:
         super().__init__(robot.store, model, config, run_dir, **others)
         self.handed_over: dict[str, _Part] = {}
-        if config.labelled_fraction == 0:
-            self.labelled = []
-            self.is_labelled[:] = False
+        if robot.labelled_fraction is not None:
+            count = len(self.train_episodes)
+            num_labelled = max(1, round(robot.labelled_fraction * count)) if robot.labelled_fraction else 0
+            self.label(labelled_members(count, num_labelled, self.seed))
 
     def fit(
         self,
@@ -157,8 +162,15 @@ class _JointTrainer:
         self.leader = next(iter(members.values()))
         self.observer = RunObserver(config.watch, run_dir, console=console) if processes.is_main else None
 
-    def train(self, stage: str, *, known: Sequence[str], is_trained: bool) -> None:
-        """Train one of the shared stages, and fit what belongs to each robot; `known` ones were taken over."""
+    def train(self, stage: str, *, known: Iterable[str], new: Sequence[str], is_trained: bool) -> None:
+        """Train one of the shared stages, and fit what belongs to each robot.
+
+        Args:
+            stage: Which.
+            known: Robots whose weights were taken over.
+            new: Robots whose real actions an earlier predictor was never told.
+            is_trained: Whether the stage is asked for; else it only fits what belongs to a robot.
+        """
         if stage == "tokenizer":
             finish = [
                 member.prepare_tokenizer(is_trained=is_trained, is_known=name in known)
@@ -174,6 +186,10 @@ class _JointTrainer:
                     getattr(member, f"train_{stage}")()
             if is_trained:
                 self._fit(stage)
+        if stage == "predictor" and not is_trained:
+            for name in new:
+                train_real_actions(self.members[name])
+                self.members[name].model.eval()
 
     def _fit(self, stage: str) -> None:
         parts = {name: member.handed_over[stage] for name, member in self.members.items()}
@@ -261,22 +277,39 @@ def train_together(
         run_dir: Folder of the run; training resumes from what an earlier call left in it.
         seed: Seeds weights, batches and noise.
         stages: Which stages to train; the others keep their weights.
-        start_from: Family whose shared weights are taken over, and all weights of robots that it knows by name. Where
-            only `OPTIONAL` stages are trained, a single model knows a single robot under any name.
+        start_from: Family whose shared weights are taken over, and all weights of robots that it knows: by name, or,
+            where it is a single model, also by the same episodes or robot. Where only `OPTIONAL` stages are trained, a
+            single model knows a single robot under any name.
         console: Where progress is shown.
 
     Raises:
-        ValueError: If a store lacks what its model needs, a stage is unknown, or the family has other sizes.
+        ValueError: If a store lacks what its model needs, the family has other sizes, or stages are unknown, would
+            train nothing of use, or would leave parts of a robot untrained that `start_from` does not know.
         TrainingError: If a loss is not finite or jumps too often, or the run folder is in use or cannot be written.
     """
     processes = _check(robots, stages, config)
     cameras = {name: check_camera(robot.store, robot.camera, model_config) for name, robot in robots.items()}
     torch.manual_seed(seed)
     models = {
-        name: WorldModel(model_config, describe_embodiment(robot.store, cameras[name], model_config.proprioception))
+        name: WorldModel(
+            model_config,
+            describe_embodiment(
+                robot.store,
+                cameras[name],
+                model_config.proprioception,
+                is_video_alone=robot.labelled_fraction == 0,
+            ),
+        )
         for name, robot in robots.items()
     }
-    known = _take_over(start_from, models, stages)
+    labelled = [name for name, robot in robots.items() if robot.labelled_fraction != 0]
+    check_useful(stages, list(models.values()), config, is_fresh=start_from is None, has_labels=bool(labelled))
+    sources = take_over(start_from, models, {name: robot.store for name, robot in robots.items()}, stages)
+    new: list[str] = []
+    if start_from is not None:
+        new = check_new_robots(models, labelled, sources, start_from, stages)
+        if processes.is_main:
+            _say_what_is_known(models, sources, new, stages, console)
     family = Family(models)
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
@@ -285,10 +318,8 @@ def train_together(
             for name, robot in robots.items()
         }
         for name, member in members.items():
-            if not member.labelled:
-                longest = (config.sequence_length - 1) * member.model.stride + 1
-                index_windows(member.store.episode_ends, member.train_episodes, longest)
-            elif name not in known or "adapter" in stages:
+            check_episodes(member)
+            if member.labelled and (name not in sources or "adapter" in stages):
                 fit_scales(member)
         for model in models.values():
             prepare(model, processes)
@@ -296,15 +327,15 @@ def train_together(
         for stage in STAGES:
             with resumable(f"the data of {stage} could not be read or kept"):
                 if stage in SHARED_STAGES:
-                    joint.train(stage, known=known, is_trained=stage in stages)
+                    joint.train(stage, known=sources, new=new, is_trained=stage in stages)
                 elif stage in stages:
                     for member in members.values():
-                        if member.labelled or stage == "temporal_distance":
+                        if member.labelled or stage not in WITH_LABELS:
                             getattr(member, f"train_{stage}")()
                             member.model.eval()
         for name, member in members.items():
-            before = None if start_from is None else start_from.models.get(name, next(iter(start_from.models.values())))
-            card = training_card(member, before, STAGES if name in known else SHARED_STAGES)
+            before = None if start_from is None else sources.get(name, next(iter(start_from.models.values())))
+            card = training_card(member, before, STAGES if name in sources else SHARED_STAGES)
             if len(robots) > 1:
                 card["trained_together"] = list(robots)
             member.model.card = card
@@ -315,9 +346,7 @@ def train_together(
 
 def _check(robots: Mapping[str, RobotStore], stages: Sequence[str], config: TrainConfig) -> Processes:
     """Check what can be checked before anything is read, and join the processes."""
-    unknown = [name for name in stages if name not in STAGES]
-    if unknown:
-        raise ValueError(f"unknown training stage {unknown[0]!r}; choose from: {', '.join(STAGES)}")
+    check_names(stages)
     bad = [name for name in robots if not name or "/" in name or name.startswith(".")]
     if not robots or bad:
         raise ValueError(f"expected at least one robot, with a name that can be a folder's; got {list(robots)}")
@@ -345,53 +374,28 @@ def _member(
     processes: Processes,
     console: Console | None,
 ) -> _Member:
-    fraction = config.labelled_fraction if robot.labelled_fraction is None else robot.labelled_fraction
-    own = replace(config, camera=model.embodiment.camera, labelled_fraction=fraction)
+    own = replace(config, camera=model.embodiment.camera)
     folder = run_dir / "robots" / name
     folder.mkdir(parents=True, exist_ok=True)
     return _Member(robot, model, own, folder, seed=seed, processes=processes, console=console)
 
 
-def _take_over(start_from: Family | None, models: Mapping[str, WorldModel], stages: Sequence[str]) -> list[str]:
-    """Copy what an earlier family learnt into new models; return the robots that it knew.
-
-    Raises:
-        ValueError: If a robot that it knew is another one now, or a model of another configuration.
-    """
-    if start_from is None:
-        return []
-    copy_shared(next(iter(start_from.models.values())), models.values())
-    sources = {name: start_from.models[name] for name in models if name in start_from.models}
-    if set(stages) <= set(OPTIONAL) and len(models) == len(start_from.models) == 1:
-        sources = dict(zip(models, start_from.models.values(), strict=True))
-    for name, source in sources.items():
-        before, now = source.embodiment, models[name].embodiment
-        if (before.camera, before.action_size, before.readouts) != (now.camera, now.action_size, now.readouts):
-            raise ValueError(
-                f"the family to start from knows {name!r} as another robot: {before}; the store says {now}. Give this "
-                "robot another name, or train all of its parts."
-            )
-        models[name].load_state_dict(_known_weights(source, models[name], stages))
-    return list(sources)
-
-
-def _known_weights(source: WorldModel, model: WorldModel, stages: Sequence[str]) -> dict[str, Tensor]:
-    """Return a source's weights for a model of its configuration.
-
-    Parts that a model may have or not are the model's own where they are trained now and the source has none like them.
-    """
-    given, own = source.state_dict(), model.state_dict()
-    shapes = ({key: tensor.shape for key, tensor in each.items()} for each in (given, own))
-    different = {key for key, _ in set.symmetric_difference(*(set(each.items()) for each in shapes))}
-    new = {part for part in OPTIONAL if part in stages and any(key.startswith(f"{part}.") for key in different)}
-    wrong = sorted(key for key in different if key.partition(".")[0] not in new)
-    if wrong:
-        there, here = (tuple(each[wrong[0]].shape) if wrong[0] in each else "none" for each in (given, own))
-        raise ValueError(
-            f"cannot start from this model: {wrong[0]!r} is {there} there, {here} here. Train with the same model "
-            f"configuration (its config.json holds it); only {' and '.join(OPTIONAL)} may differ, if they are trained."
-        )
-    return {key: own[key] if key.partition(".")[0] in new else given[key] for key in own}
+def _say_what_is_known(
+    models: Mapping[str, WorldModel],
+    sources: Mapping[str, WorldModel],
+    new: Sequence[str],
+    stages: Sequence[str],
+    console: Console | None,
+) -> None:
+    """Tell of each robot what is taken over, and what a new one has that nothing trains."""
+    lines: list[str] = []
+    for name, model in models.items():
+        what = "known, all of its weights are taken over" if name in sources else "new, it takes over shared weights"
+        lines.append(f"start_from: {name} is {what}")
+        if name in new and (left := untrained_options(model, stages)):
+            lines.append(f"note: {' and '.join(left)} of {name} stays untrained; add it to the stages")
+    for line in lines:
+        (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(family: Family, joint: _JointTrainer, run_dir: Path) -> None:

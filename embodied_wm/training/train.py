@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -24,94 +22,31 @@ from torch import Tensor, nn
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.heads import LINE_ROWS
-from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.card import training_card
-from embodied_wm.training.embodiment import check_camera, describe_embodiment, fit_scales
+from embodied_wm.training.config import TrainConfig
+from embodied_wm.training.embodiment import check_camera, check_episodes, describe_embodiment, fit_scales
 from embodied_wm.training.folder import owned
-from embodied_wm.training.forcing import (
-    DistillationConfig,
-    SelfForcingConfig,
-    check_stages,
-    distilling_loss,
-    self_forcing_loss,
-)
+from embodied_wm.training.forcing import check_stages, distilling_loss, self_forcing_loss
 from embodied_wm.training.frames import (
     CONTEXT,
-    ActionLabels,
     FrameBatches,
     ReadAhead,
+    WindowLabels,
     drawn_imagination,
     drawn_reconstruction,
 )
 from embodied_wm.training.goals import goal_batches, goal_policy_loss
-from embodied_wm.training.latents import MODES, LatentEpisodes, LatentSampler, LatentsMode, felt_by
-from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Loss, Metrics, StageConfig, fit, resumable
+from embodied_wm.training.labels import labelled_members
+from embodied_wm.training.latents import LatentEpisodes, LatentSampler, LatentsMode, felt_by
+from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
-from embodied_wm.training.observer import RunObserver, WatchConfig
-from embodied_wm.training.processes import ComputeConfig, Processes, prepare, start_processes, whole
+from embodied_wm.training.observer import RunObserver
+from embodied_wm.training.processes import Processes, prepare, start_processes, whole
+from embodied_wm.training.stages import STAGES, check_names, check_useful
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 STATISTICS_FRAMES = 1024
 CHANGE_BATCHES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Configure the training of a world model.
-
-    Attributes:
-        tokenizer: Frame tokenizer stage; a batch is `batch_size` windows of three frames.
-        latent_actions: Latent-action stage.
-        adapter: Action-adapter stage.
-        predictor: Predictor stage.
-        distillation: Stage that makes one denoising step of many; left out with 0 steps.
-        self_forcing: Stage on contexts that the predictor imagined itself; left out with 0 steps.
-        readouts: Readout stage.
-        temporal_distance: Stage of the steps between latents; left out where the model has no such readout.
-        goal_policy: Stage of the policy that proposes ways to a goal; left out where the model has none.
-        plannable: Further terms of the tokenizer stage; off by default.
-        camera: Feature of the frames; "" takes the store's only camera.
-        sequence_length: Frames per training window of the predictor.
-        held_out_fraction: Last part of the episodes that training never sees.
-        labelled_fraction: Part of the training episodes whose action labels (and readout targets) may be used.
-        code_fraction: Part of the labelled sequences that are conditioned on latent codes instead of real actions.
-        latents: Where the latents of the stages after the tokenizer come from: "memory" (encoded once), "zarr"
-            (encoded once, into the run folder) or "online" (each batch anew).
-        memory_budget_mb: What the tokenizer stage keeps of the frames in memory; the others it reads from the store.
-        compute: What training runs on.
-        keep: What is kept, and when training stops.
-        watch: What is shown while it runs.
-    """
-
-    tokenizer: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=1000, batch_size=24, learning_rate=2e-3)
-    )
-    latent_actions: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1500, batch_size=128))
-    adapter: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
-    predictor: StageConfig = field(
-        default_factory=lambda: StageConfig(num_steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
-    )
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
-    readouts: StageConfig = field(default_factory=lambda: StageConfig(num_steps=800, batch_size=256))
-    temporal_distance: StageConfig = field(default_factory=lambda: StageConfig(num_steps=12_000, batch_size=256))
-    goal_policy: StageConfig = field(default_factory=lambda: StageConfig(num_steps=6000, batch_size=256))
-    plannable: PlannableConfig = field(default_factory=PlannableConfig)
-    camera: str = ""
-    sequence_length: int = 10
-    held_out_fraction: float = 0.1
-    labelled_fraction: float = 1.0
-    code_fraction: float = 0.15
-    latents: str = "memory"
-    memory_budget_mb: int = 2048
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    keep: KeepConfig = field(default_factory=KeepConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown source of latents."""
-        if self.latents not in MODES:
-            raise ValueError(f"latents={self.latents!r}: choose one of {', '.join(MODES)}")
 
 
 class Trainer:
@@ -134,16 +69,28 @@ class Trainer:
         train, held_out = split_episodes(store.num_episodes, config.held_out_fraction)
         self.train_episodes = [int(index) for index in train]
         self.held_out = [int(index) for index in held_out]
-        order = np.random.default_rng(seed).permutation(len(self.train_episodes))
-        num_labelled = max(1, round(config.labelled_fraction * len(order)))
-        self.labelled = sorted(int(index) for index in order[:num_labelled])
-        self.is_labelled = torch.zeros(len(order), dtype=torch.bool)
-        self.is_labelled[self.labelled] = True
+        count = len(self.train_episodes)
+        self.label(labelled_members(count, max(1, round(config.labelled_fraction * count)), seed))
         self.shown = max(self.held_out, key=lambda index: int(store.episode_lengths[index]))
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Metrics] = {}
         self.data: dict[str, LatentEpisodes] = {}
         self.observer = RunObserver(config.watch, run_dir, console=console) if processes.is_main else None
+
+    def label(self, members: Sequence[int]) -> None:
+        """Say which of the training episodes have labels that may be used, by their places."""
+        self.labelled = list(members)
+        self.is_labelled = torch.zeros(len(self.train_episodes), dtype=torch.bool)
+        self.is_labelled[self.labelled] = True
+
+    def told(self, read: Callable[[int], Batch]) -> Callable[[int], Batch]:
+        """Return what reads batches of windows and marks all of them as labelled, if this robot has labels at all."""
+
+        def marked(number: int) -> Batch:
+            batch = read(number)
+            return batch | {"labelled": torch.full_like(batch["episode"], bool(self.labelled), dtype=torch.bool)}
+
+        return marked
 
     def fit(
         self,
@@ -182,18 +129,21 @@ class Trainer:
     def latents(self, part: str = "train") -> LatentEpisodes:
         """Encode the episodes of a part ("train" or "held_out"), once."""
         if part not in self.data:
-            self.data[part] = LatentEpisodes(
+            features = ["action", *self.model.embodiment.readouts]
+            data = self.data[part] = LatentEpisodes(
                 self.store,
                 self.model.tokenizer,
                 camera=self.model.embodiment.camera,
                 episodes=self.train_episodes if part == "train" else self.held_out,
-                features=["action", *self.model.embodiment.readouts],
+                features=[name for name in features if name in self.store.features],
                 console=self.console,
                 mode=cast(LatentsMode, self.config.latents),
                 folder=self.run_dir / "latents" / f"{part}.zarr",
                 processes=self.processes,
                 felt=felt_by(self.model),
             )
+            if "action" not in self.store.features:  # video alone, whose actions nobody is told
+                data.features["action"] = torch.zeros(int(data.ends[-1]), 1)
         return self.data[part]
 
     def samplers(
@@ -242,12 +192,14 @@ class Trainer:
         self.fit("tokenizer", parts, batches.reader(loader), loss_of, config, held_out_of)
         tokenizer.fit_statistics(frames)
 
-    def _labels(self) -> ActionLabels | None:
+    def _labels(self) -> WindowLabels | None:
         """Return the action labels that the tokenizer's further terms may read; None where they are off."""
-        if not self.config.plannable.is_on:
+        plannable = self.config.plannable
+        if not plannable.is_on:
             return None
         measured = self.held_out if self.config.keep.evaluate_every else []
-        return ActionLabels(self.store, [*(self.train_episodes[member] for member in self.labelled), *measured])
+        labelled = [*(self.train_episodes[member] for member in self.labelled), *measured]
+        return WindowLabels(self.store, labelled, state=plannable.state if plannable.state_weight else "")
 
     def train_latent_actions(self) -> None:
         """Train codes on latents alone."""
@@ -303,20 +255,16 @@ class Trainer:
     def _fit_predictor(self, name: str, loss: Loss, config: StageConfig, length: int) -> None:
         """Run a stage of the predictor on windows of latents, whose episodes' labels may be used or not."""
         _, read, held_out_of = self.samplers(length, config)
-        if self.observer and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT:
+        can_draw = self.labelled and not self.processes.is_sharding and self.store.episode_lengths[self.shown] > CONTEXT
+        if self.observer and can_draw:
             self.observer.drawing[name] = drawn_imagination(self.store, self.shown, self.model, self.seed)
 
         def labelled(number: int) -> Batch:
             batch = read(number)
             return batch | {"labelled": self.is_labelled[batch["episode"]]}
 
-        def held_out(number: int) -> Batch:
-            assert held_out_of is not None
-            batch = held_out_of(number)
-            return batch | {"labelled": torch.ones_like(batch["episode"], dtype=torch.bool)}
-
         predictor: dict[str, nn.Module] = {"predictor": self.model.predictor}
-        self.fit(name, predictor, labelled, loss, config, held_out if held_out_of else None)
+        self.fit(name, predictor, labelled, loss, config, self.told(held_out_of) if held_out_of else None)
 
     def train_readouts(self) -> None:
         """Fit the readouts on latents of real frames of the labelled episodes."""
@@ -375,17 +323,6 @@ class Trainer:
             self.fit("goal_policy", {"goal_policy": model.goal_policy}, read, loss, config, held_out_of)
 
 
-STAGES = (
-    "tokenizer",
-    "latent_actions",
-    "adapter",
-    "predictor",
-    "distillation",
-    "self_forcing",
-    "readouts",
-    "temporal_distance",
-    "goal_policy",
-)
 TAKEN_OVER = ("tokenizer", "latent_actions")
 
 
@@ -413,23 +350,23 @@ def train_world_model(
         console: Where progress is shown.
 
     Raises:
-        ValueError: If the store lacks what the model needs, or a stage is unknown.
+        ValueError: If the store lacks what the model needs, or stages are unknown or would train nothing of use.
         TrainingError: If a loss is not finite or jumps too often, or the run folder is in use or cannot be written.
     """
-    unknown = [name for name in stages if name not in STAGES]
-    if unknown:
-        raise ValueError(f"unknown training stage {unknown[0]!r}; choose from: {', '.join(STAGES)}")
+    check_names(stages)
     camera = check_camera(store, config.camera, model_config)
     processes = start_processes(config.compute)
     torch.manual_seed(seed)
     model = WorldModel(model_config, describe_embodiment(store, camera, model_config.proprioception))
     check_stages(model.predictor, config.distillation, config.self_forcing)
+    check_useful(stages, [model], config, is_fresh=start_from is None)
     with owned(run_dir) if processes.is_main else nullcontext():
         processes.wait()
         trainer = Trainer(store, model, config, run_dir, seed=seed, processes=processes, console=console)
         for name in TAKEN_OVER:
             if start_from is not None and name not in stages:
                 model.take_over(name, start_from)
+        check_episodes(trainer)
         fit_scales(trainer)
         prepare(model, processes)
         for name in sorted(set(stages), key=STAGES.index):

@@ -34,7 +34,9 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     assert cli.main([*base, f"together.stores=[{other}]", "together.weights=[1,2,3]", "run_dir=uneven"]) == 2
     assert "together.weights has 3 entries for 2 stores: dot, three" in " ".join(capsys.readouterr().err.split())
     assert cli.main([*base, f"together.stores=[{tiny_store}]", "run_dir=twice"]) == 2
-    assert cli.main([*together, "resume=true"]) == 0
+    Path("elsewhere").mkdir()
+    moved = other.rename(Path("elsewhere") / other.name)
+    assert cli.main([*together, f"together.stores=[{moved}]", "resume=true"]) == 0
     assert WorldModel.load(Path("run/robots/dot/model")).fingerprint() == dot.fingerprint()
 
 

@@ -1,5 +1,6 @@
 """Further terms of the tokenizer's training: what they ask for, which labels they read, and that they are off."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import tiny
 import torch
 
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.tokenizer.plannable import LabelledActions, PlannableConfig, PlannableTerms
+from embodied_wm.tokenizer.plannable import Labels, PlannableConfig, PlannableTerms
 from embodied_wm.training.train import train_world_model
 
 BOTH = PlannableConfig(predictability_weight=1.0, inverse_weight=1.0, width=32)
@@ -28,7 +29,7 @@ def trained(config: PlannableConfig, labelled: torch.Tensor | None, keep: list[i
     metrics: dict[str, float] = {}
     for step in range(300):
         path, actions = lawful(step)
-        loss, metrics = terms(path[..., keep], None if labelled is None else LabelledActions(actions, labelled))
+        loss, metrics = terms(path[..., keep], None if labelled is None else Labels(actions, labelled))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -56,10 +57,10 @@ def test_unlabelled_actions_are_never_read() -> None:
     path, actions = lawful(0)
     labelled = torch.arange(64) < 16
     spoilt = torch.where(labelled[:, None, None], actions, torch.nan)
-    first, second = (terms(path, LabelledActions(each, labelled)) for each in (actions, spoilt))
+    first, second = (terms(path, Labels(each, labelled)) for each in (actions, spoilt))
     assert torch.equal(first[0], second[0])
     assert torch.isfinite(first[0])
-    nothing = terms(path, LabelledActions(spoilt, torch.zeros(64, dtype=torch.bool)))
+    nothing = terms(path, Labels(spoilt, torch.zeros(64, dtype=torch.bool)))
     assert nothing[1]["inverse"] == 0.0
 
 
@@ -67,7 +68,7 @@ def test_shrinking_the_latents_gains_nothing() -> None:
     torch.manual_seed(0)
     terms = PlannableTerms(BOTH, latent_size=4, action_size=2)
     path, actions = lawful(0)
-    known = LabelledActions(actions, torch.ones(64, dtype=torch.bool))
+    known = Labels(actions, torch.ones(64, dtype=torch.bool))
     assert torch.allclose(terms(path, known)[0], terms(0.1 * path, known)[0], rtol=1e-4)
 
 
@@ -93,3 +94,42 @@ def test_training_reads_labels_of_labelled_episodes_alone_and_saves_no_heads(tmp
     plain = train_world_model(store, tiny.MODEL, tiny.training(), tmp_path / "plain", seed=0, stages=("tokenizer",))
     assert set(plain.card["metrics"]["tokenizer"]) == {"loss", "mse", "regulariser", "straightness", "psnr"}
     assert plain.state_dict().keys() == model.state_dict().keys()
+
+
+def test_the_state_is_told_from_what_shows_it_and_other_states_are_never_read(tmp_path: Path) -> None:
+    config = PlannableConfig(state_weight=1.0, width=32)
+    generator = torch.Generator().manual_seed(0)
+    labelled = torch.arange(64) < 48
+    for shows, most in ((True, 0.2), (False, None)):
+        torch.manual_seed(0)
+        terms = PlannableTerms(config, latent_size=4, action_size=2, state_size=2)
+        optimiser = torch.optim.Adam(terms.parameters(), lr=3e-3)
+        metrics: dict[str, float] = {}
+        for _ in range(300):
+            path = torch.randn(64, 3, 4, generator=generator)
+            state = path[..., :2].square() if shows else torch.randn(64, 3, 2, generator=generator)
+            spoilt = torch.where(labelled[:, None, None], state, torch.nan)
+            loss, metrics = terms(path, Labels(torch.zeros(64, 3, 2), labelled, spoilt))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert metrics["state"] < most if most else metrics["state"] > 0.8
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "store.zarr"))
+    told = replace(config, state="observation.state")
+    model = train_world_model(
+        store,
+        tiny.MODEL,
+        tiny.training(labelled_fraction=0.4, plannable=told),  # type: ignore[arg-type]
+        tmp_path / "run",
+        seed=0,
+        stages=("tokenizer",),
+    )
+    assert 0 < model.card["metrics"]["tokenizer"]["state"] < 5
+    with pytest.raises(ValueError, match=r"plannable\.state=action: expected a feature"):
+        train_world_model(
+            store,
+            tiny.MODEL,
+            tiny.training(plannable=replace(config, state="action")),  # type: ignore[arg-type]
+            tmp_path / "wrong",
+            seed=0,
+        )

@@ -1,6 +1,7 @@
 """Refinement of a model: old and new in a fixed share, statistics and latents as they were, resumed bit for bit."""
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training import losses
+from embodied_wm.training.labels import labelled_members, labelled_of_card
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.refine import RefineConfig, mixed, refine_model
 from embodied_wm.world_model import WorldModel
@@ -82,6 +84,42 @@ def test_a_round_that_was_stopped_goes_on_bit_for_bit(
     again = run(data, tmp_path / "parts")
     assert calls == 4 + 3  # three steps were done, the fourth was stopped; four remained
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_labels_that_training_withheld_are_withheld_again(
+    data: tuple[LatentEpisodes, LatentEpisodes], tmp_path: Path
+) -> None:
+    old, new = data
+    card = {"seed": 9, "labelled_seed": 3, "episodes": 4, "labelled_episodes": 1}
+    (chosen,) = labelled_of_card(card) or set[int]()
+    found = []
+    for name, offset in (("as it is", 0.0), ("others", 5.0), ("its own", 5.0)):
+        model, changed = tiny.make_model(), copy(old)
+        model.card = card
+        rows = old.rows_of(chosen)
+        is_touched = torch.zeros(len(old.latents), dtype=torch.bool)
+        is_touched[rows] = True
+        is_touched = is_touched if name == "its own" else ~is_touched
+        changed.features = {key: values + offset * is_touched[:, None] for key, values in old.features.items()}
+        refine_model(model, changed, new, CONFIG, tmp_path / name, seed=0)
+        found.append(model.fingerprint())
+    assert found[0] == found[1]  # neither actions nor states of the other episodes are read
+    assert found[0] != found[2]
+
+
+def test_what_a_card_says_of_labels() -> None:
+    assert labelled_of_card({"seed": 0}) is None
+    assert labelled_of_card({"seed": 0, "episodes": 4, "labelled_episodes": 4}) is None
+    assert labelled_of_card({"seed": 3, "episodes": 10, "labelled_episodes": 2}) == set(labelled_members(10, 2, 3))
+
+
+def test_what_was_trained_on_video_alone_is_refused(
+    data: tuple[LatentEpisodes, LatentEpisodes], tmp_path: Path
+) -> None:
+    model = tiny.make_model()
+    model.card = {"seed": 0, "episodes": 4, "labelled_episodes": 0}
+    with pytest.raises(ValueError, match="trained without the labels of these episodes"):
+        refine_model(model, *data, CONFIG, tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.01])

@@ -1,0 +1,27 @@
+"""Which training episodes have labels that may be used; a model's card holds enough to tell it again later."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def labelled_members(num_episodes: int, num_labelled: int, seed: int) -> list[int]:
+    """Choose, by a seed, which of the training episodes are labelled; return their places among those, in order."""
+    order = np.random.default_rng(seed).permutation(num_episodes)
+    return sorted(int(index) for index in order[:num_labelled])
+
+
+def labelled_of_card(card: Mapping[str, Any]) -> set[int] | None:
+    """Return the episodes, numbered as in its store, whose labels a model's training used; None where it used all.
+
+    Training episodes are the first ones of a store, so their numbers are their places. A card that does not say how
+    many were labelled is of a model whose labels nobody withheld.
+    """
+    count, num_labelled = card.get("episodes"), card.get("labelled_episodes")
+    if count is None or num_labelled is None or num_labelled >= count:
+        return None
+    return set(labelled_members(count, num_labelled, card.get("labelled_seed", card["seed"])))
+
+
+__all__ = ["labelled_members", "labelled_of_card"]
