@@ -211,10 +211,30 @@ def hesitant(policy: Policy, rng: np.random.Generator) -> Policy:
     return lambda state: speed * policy(state) + noise * rng.normal(size=len(ACTION_SCALE))
 
 
+def mistaken(policy: Policy, num_cubes: int, rng: np.random.Generator) -> Policy:
+    """Return a policy with another's aim that takes the cubes to be beside where they are, and turned."""
+    beside, turned = rng.normal(scale=0.01, size=2), rng.uniform(-np.pi / 4.0, np.pi / 4.0)
+    turn = np.array([np.cos(turned / 2.0), 0.0, 0.0, np.sin(turned / 2.0)])
+
+    def deceived(state: np.ndarray) -> np.ndarray:
+        believed = state.copy()
+        for first in range(7, 7 + 7 * num_cubes, 7):  # after the time, the hand and the fingers
+            believed[first : first + 2] += beside
+            mujoco.mju_mulQuat(believed[first + 3 : first + 7], turn, state[first + 3 : first + 7])
+        return policy(believed)
+
+    return deceived
+
+
 def play(draw_carry: Callable[[], Policy], num_cubes: int, rng: np.random.Generator) -> Policy:
-    """Mix carrying (`draw_carry` makes one: which cube, where to), meddling, noise and steady moves."""
+    """Mix carrying (`draw_carry` makes one: which cube, where to), well and badly aimed, meddling, noise, steady moves.
+
+    Where a hand comes to a cube well aligned or not at all, its turn tells the cube's, and that is what a model reads:
+    before there was bad aim, plans went wrong where the cube was read to be turned as the hand was.
+    """
     choices = [
-        (0.70, lambda: hesitant(draw_carry(), rng)),
+        (0.40, lambda: hesitant(draw_carry(), rng)),
+        (0.30, lambda: hesitant(mistaken(draw_carry(), num_cubes, rng), rng)),
         (0.12, lambda: meddle(int(rng.integers(num_cubes)), rng)),
         (0.12, lambda: noise_policy(len(ACTION_SCALE), rng)),
         (0.06, lambda: constant_policy(rng.uniform(-1.0, 1.0, size=len(ACTION_SCALE)))),
