@@ -6,6 +6,7 @@ renamed, so a kill leaves the old file or the new one.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import types
@@ -69,6 +70,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is damaged, or no safetensors file ({error}); take another checkpoint. Nothing is unpickled."
         ) from error
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that depend on every name and number."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _by_rename(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,6 +1,6 @@
 """How a model is told actions: wrapped for its predictor, checked, in units of the data's spread."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,14 @@ from embodied_wm.data.normalize import Normalizer
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.predictor.inputs import ABSENT, LATENT, REAL, ActionInputs
 from embodied_wm.stride import context_frames, unchunked
+
+ActionKind = Literal["real", "latent", "adapted"]
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError for a kind that is none."""
+    if kind not in get_args(ActionKind):
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(ActionKind))}")
 
 
 class TakesActions:
@@ -62,6 +70,7 @@ class TakesActions:
 
     def normalized(self, actions: Float[Tensor, "*batch chunk"]) -> Float[Tensor, "*batch chunk"]:
         """Return the actions of steps, each side by side, in units of the data's spread."""
+        actions = torch.as_tensor(actions, dtype=self.action_low.dtype, device=self.action_low.device)
         size = actions.shape[-1]
         if self.stride > 1 and (size % self.stride or size == self.embodiment.action_size):
             raise ValueError(

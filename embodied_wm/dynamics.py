@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from embodied_wm.conditioning import ActionKind, check_kind
 from embodied_wm.predictor.cache import Context
 from embodied_wm.predictor.sampler import draw_noise
-from embodied_wm.world_model import ActionKind, WorldModel
+from embodied_wm.world_model import WorldModel
 
 PROPOSAL_NOISE = 0.6
 """Largest standard deviation of the noise on a goal policy's actions, in half action ranges."""
@@ -36,6 +37,7 @@ class ImaginedDynamics:
         seed: int = 0,
         shared_noise: bool = True,
     ) -> None:
+        check_kind(kind)
         self.world_model, self.num_steps, self.shared_noise = world_model, num_steps, shared_noise
         self.kind: ActionKind = kind
         self.generator = torch.Generator().manual_seed(seed)
@@ -52,6 +54,10 @@ class ImaginedDynamics:
             self.action_high = torch.ones(self.action_size, device=world_model.action_high.device)
             self.action_low = -self.action_high
 
+    def reseed(self, seed: int) -> None:
+        """Start the noise of imagination anew; `planners.mpc.MPC` does it at the start of every episode."""
+        self.generator.manual_seed(seed)
+
     @property
     def action_set(self) -> Float[Tensor, "M A"] | None:
         """Return every latent code, for planners.tree; None where actions are real ones."""
@@ -62,6 +68,9 @@ class ImaginedDynamics:
 
     def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
         """Imagine all candidates from one shared context."""
+        return self._imagine(context, actions, shared_noise=self.shared_noise)
+
+    def _imagine(self, context: Context, actions: Tensor, *, shared_noise: bool) -> Tensor:
         if self.kind == "latent":
             actions = self.world_model.latent_actions.quantise(actions)
         return self.world_model.imagine(
@@ -70,7 +79,7 @@ class ImaginedDynamics:
             kind=self.kind,
             num_steps=self.num_steps,
             generator=self.generator,
-            shared_noise=self.shared_noise,
+            shared_noise=shared_noise,
         )
 
     def propose(
@@ -126,10 +135,4 @@ class ImaginedDynamics:
         self, context: Context, actions: Float[Tensor, "H A"], num_samples: int
     ) -> Float[Tensor, "N H K D"]:
         """Imagine one sequence several times, each with noise of its own: where they differ, the model is not sure."""
-        return self.world_model.imagine(
-            context,
-            actions.expand(num_samples, -1, -1),
-            kind=self.kind,
-            num_steps=self.num_steps,
-            generator=self.generator,
-        )
+        return self._imagine(context, actions.expand(num_samples, -1, -1), shared_noise=False)

@@ -5,18 +5,17 @@ gives the latents of S futures from that one cached context, and `world_model.de
 is saved as safetensors and JSON.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embodied_wm import checkpoint, model_card
-from embodied_wm.conditioning import TakesActions
+from embodied_wm.conditioning import ActionKind, TakesActions, check_kind
 from embodied_wm.data.normalize import Normalizer
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.goal_policy import GoalPolicy, GoalPolicyConfig
@@ -25,17 +24,15 @@ from embodied_wm.hub import HubModel
 from embodied_wm.predictor import joint, sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
 from embodied_wm.predictor.config import PredictorConfig
-from embodied_wm.predictor.inputs import ActionInputs, check_finite
+from embodied_wm.predictor.inputs import ActionInputs, check_finite, check_latents
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.predictor.rolling import roll
 from embodied_wm.stride import chunked, filled, thinned
 from embodied_wm.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from embodied_wm.tokenizer.actions import ActionAdapter, LatentActionConfig, LatentActionTokenizer
 from embodied_wm.tokenizer.cameras import make_tokenizer
-from embodied_wm.tokenizer.frames import FrameTokenizerConfig
+from embodied_wm.tokenizer.frames import FrameTokenizerConfig, check_is_tensor
 from embodied_wm.tokenizer.proprioception import joined, make_proprioception
-
-ActionKind = Literal["real", "latent", "adapted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +155,13 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         seen: UInt8[Tensor, "height width 3"] | None = None,
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode latents into uint8 frames, blended into a frame `seen` before where nothing has changed."""
+        check_latents(latents, self.num_tokens, self.token_width)
+        if seen is not None and seen.ndim != 3:
+            raise ValueError(f"got a seen frame of shape {tuple(seen.shape)}; expected one frame [height, width, 3]")
         return self.tokenizer.decode(latents[..., : self.config.tokenizer.num_tokens, :], seen)
 
     def _check_latents(self, latents: Tensor) -> None:
-        shape = (self.num_tokens, self.token_width)
-        if tuple(latents.shape[1:]) != shape:
-            raise ValueError(
-                f"got latents of shape {tuple(latents.shape)}; this model wants [frames, {shape[0]} tokens, {shape[1]} "
-                "channels], from its own `encode`"
-            )
+        check_latents(latents, self.num_tokens, self.token_width, axes=1)
         check_finite(latents)  # codes that are inferred from them would be blamed
 
     @torch.no_grad()
@@ -210,19 +205,21 @@ class WorldModel(nn.Module, TakesActions, HubModel):
     def _context_inputs(self, latents: Tensor, actions: Tensor | None, kind: ActionKind) -> tuple[ActionInputs, Tensor]:
         """Return what a predictor is told of the actions between context frames, and the frames that it looks at."""
         self._check_latents(latents)
+        check_kind(kind)
         between, frames, stride = len(latents) - 1, len(latents), self.stride
         latents = thinned(latents, stride)
         if len(latents) == 1 or (actions is None and kind != "latent"):
             return self.absent_inputs(1, len(latents)), latents
         if kind == "latent":
             return self.action_inputs(None, codes=self.latent_actions.encode(latents[None])), latents
+        check_is_tensor("actions", actions)
         assert actions is not None
-        if len(actions) < between:
+        if actions.ndim != 2 or len(actions) != between:
             raise ValueError(
-                f"got {frames} context frames and {len(actions)} actions; expected the {between} actions between "
-                "them, or None where they are unknown"
+                f"got {frames} context frames and actions of shape {tuple(actions.shape)}; expected the {between} "
+                f"actions between them, [{between}, {self.embodiment.action_size}], or None where they are unknown"
             )
-        actions = chunked(actions[between % stride : between], stride)
+        actions = chunked(actions[between % stride :], stride)
         if kind == "adapted":
             codes = self._adapt(latents[:-1], actions)
             return self.action_inputs(None, codes=codes[None]), latents
@@ -237,6 +234,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         *,
         kind: ActionKind = "real",
         max_frames: int | None = None,
+        proprioception: Float[Tensor, " size"] | None = None,
     ) -> Context:
         """Return a context with one more frame at its end, without encoding the old ones again.
 
@@ -248,8 +246,10 @@ class WorldModel(nn.Module, TakesActions, HubModel):
             action: What was done between the context's last frame and this one; None where it is unknown.
             kind: As for `prefill`.
             max_frames: Frames that are kept, the oldest dropped; None keeps the window but one, the most there can be.
+            proprioception: What the robot felt at the new frame, for models that want it.
         """
-        return self.extend_latents(context, self.encode(frame), action, kind=kind, max_frames=max_frames)
+        latents = self.encode(frame, proprioception)
+        return self.extend_latents(context, latents, action, kind=kind, max_frames=max_frames)
 
     @torch.no_grad()
     def extend_latents(
@@ -264,6 +264,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         """Do what `extend` does, from latents."""
         self.check_stride("extend", "rolling=false")
         self._check_latents(latents[None])
+        check_kind(kind)
         if kind == "latent":
             past = torch.stack([context.before_last, context.last_latents, latents])
             inputs = self.action_inputs(None, codes=self.latent_actions.encode(past[None])[:, -1:])
@@ -319,9 +320,11 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         Raises:
             ValueError: If actions do not fit the model, or what is imagined is not finite.
         """
-        if 0 in actions.shape[:2]:
+        check_kind(kind)
+        check_is_tensor("actions", actions)
+        if actions.ndim != 3 or 0 in actions.shape:
             raise ValueError(
-                f"got actions of shape {tuple(actions.shape)}; expected at least one candidate and one step"
+                f"got actions of shape {tuple(actions.shape)}; expected [candidates, steps, numbers], at least one each"
             )
         wants_gradient = torch.is_grad_enabled() and actions.requires_grad
         horizon, stride = actions.shape[1], self.stride if kind != "latent" else 1
@@ -408,11 +411,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that depend on every weight."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return checkpoint.fingerprint(self.state_dict())
 
     def fingerprints(self) -> dict[str, Any]:
         """Return what a report says of the weights ("checkpoint") and of the store they were trained on ("dataset")."""

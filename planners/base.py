@@ -23,8 +23,9 @@ class PlannerError(ValueError):
 class Dynamics(Protocol):
     """Predict what action sequences lead to; `context` is whatever the model knows about the present.
 
-    Two more members are looked for where they are needed: `action_set` [M, A], every action of dynamics that allow
-    only some (planners.tree), and `imagine_batch` (planners.search.BatchDynamics).
+    Three more members are looked for where they are needed: `action_set` [M, A], every action of dynamics that allow
+    only some (planners.tree), `imagine_batch` (planners.search.BatchDynamics), and `reseed(seed)` of dynamics with
+    noise of their own, which is called at the start of every episode (planners.mpc).
     """
 
     @property
@@ -131,7 +132,10 @@ class Plan:
 
 @runtime_checkable
 class Planner(Protocol):
-    """Search for actions of low cost; the same arguments and generator state give the same plan, bit for bit."""
+    """Search for actions of low cost; the same arguments and generator state give the same plan, bit for bit.
+
+    Dynamics with noise of their own have to be reseeded for that.
+    """
 
     @property
     def horizon(self) -> int:
@@ -156,7 +160,7 @@ class Planner(Protocol):
             objective: What is minimised.
             warm_start: Where the search starts, [H, A]; of several sequences [N, H, A] it starts around the first,
                 and the others are candidates.
-            generator: The only source of randomness.
+            generator: The planner's only source of randomness.
             deadline: Stops the search early, before an iteration that would end too late; OutOfTime is raised where
                 there is no time for one iteration.
         """
@@ -172,6 +176,12 @@ def check_knobs(planner: object, checks: Sequence[tuple[bool, str, str]]) -> Non
 
 def action_bounds(planner: str, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
     """Return the dynamics' checked (low, high), each [A]."""
+    missing = [name for name in ("action_size", "action_low", "action_high", "imagine") if not hasattr(dynamics, name)]
+    if missing:
+        raise PlannerError(
+            f"{planner}: {type(dynamics).__name__} has no {' and no '.join(missing)}; expected planners.Dynamics (a "
+            "WorldModel becomes that by embodied_wm.dynamics.ImaginedDynamics)."
+        )
     low, high = dynamics.action_low, dynamics.action_high
     expected = (dynamics.action_size,)
     if tuple(low.shape) != expected or tuple(high.shape) != expected:

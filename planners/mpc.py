@@ -21,9 +21,10 @@ from planners.deadline import Deadline, Durations, OutOfTime
 from planners.executed import Executed
 from planners.safety import disagreement, zero_action
 
-Status = Literal["planned", "cut", "warm_start", "reused", "late", "fallback"]
+Status = Literal["planned", "cut", "warm_start", "reused", "late", "fallback", "spent"]
 """What an action comes from: a search; one that the deadline cut short; no search, as there was no time for an
-iteration; the plan of an earlier decision; the same because the next plan is late; the fallback action."""
+iteration; the plan of an earlier decision; the same because the next plan is late; the fallback action, as imagined
+futures disagree; the fallback action, as the plan is spent before the next one is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Decision:
     Attributes:
         action: [A], within bounds and limits.
         plan: The plan that is executed; its costs by iteration are the cost curve.
-        index: The action's place in the plan; -1 where the action is none of it (`status` is "fallback").
+        index: The action's place in the plan; -1 where the action is none of it (`status` is "fallback" or "spent").
         status: What the action comes from.
         is_new: Whether a plan was made for this action, rather than an earlier one reused.
         seconds: From the input to the action; 0 where an earlier plan was reused.
@@ -145,7 +146,7 @@ class MPC:
         self.reset(seed=seed)
 
     def reset(self, *, seed: int) -> None:
-        """Forget the last plan and seed the generator: call it at the start of every episode, wherever the last ended.
+        """Forget the last plan, seed the generator and the dynamics' own noise: call it at the start of every episode.
 
         A search that is under way is waited for and its plan dropped; what was learnt about durations is kept.
         """
@@ -153,6 +154,8 @@ class MPC:
             concurrent.futures.wait([self._job])
         self._job = None
         self._generator.manual_seed(seed)
+        if callable(reseed := getattr(self._dynamics, "reseed", None)):
+            reseed(seed)
         self._found: _Found | None = None
         self._next = 0
         """Index of the plan's action that is executed next."""
@@ -265,7 +268,7 @@ class MPC:
         is_new, index = status not in ("reused", "late"), self._next
         doubted = self._is_doubted(found)
         if doubted or index >= len(found.plan.actions):
-            action, index, status = self._fallback(), -1, "fallback"
+            action, index, status = self._fallback(), -1, "fallback" if doubted else "spent"
         else:
             action = found.plan.actions[index].to(low)
         previous = zero_action(self._dynamics) if self._previous is None else self._previous

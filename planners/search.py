@@ -254,7 +254,15 @@ def plan_batch(
         warm_starts: Where each search starts.
         generators: Randomness of each; those of separate calls give the plans of separate calls.
         deadline: As for `Planner.plan`, for all together.
+
+    Raises:
+        PlannerError: As `Planner.plan`, or for numbers of arguments that differ, or a planner that plans for one only.
     """
+    if not hasattr(planner, "search"):
+        raise PlannerError(
+            f"plan_batch: {type(planner).__name__} plans for one environment at a time; expected a planner with a "
+            "`search`, such as CEM. Call its `plan` for each."
+        )
     starts = [None] * len(contexts) if warm_starts is None else list(warm_starts)
     lengths = {len(contexts), len(objectives), len(starts), len(generators)}
     if len(lengths) > 1 or not contexts:

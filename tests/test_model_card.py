@@ -265,3 +265,12 @@ def test_a_shared_card_names_stores_without_their_folders() -> None:
     card = {"store": "data/push.zarr", "refinement": [{"round": 1, "store": "runs/refine/a/episodes.zarr"}]}
     assert without_places(card) == {"store": "push.zarr", "refinement": [{"round": 1, "store": "episodes.zarr"}]}
     assert without_places({"store": "s3://all/push.zarr", "seed": 0}) == {"store": "s3://all/push.zarr", "seed": 0}
+
+
+def test_figures_of_unusual_settings_do_not_enter_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = ["benchmark", "imagination", "task=reach", f"checkpoint={folder}", "objective=latent"]
+    fewer = ["imagination.num_branch_points=2", "imagination.num_candidates=6"]
+    assert cli.main([*usual, "imagination.horizon=3", *fewer]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "its figures are of usual settings, without imagination.horizon=3, imagination.num_candidates=6" in told
+    assert "None yet" in text_of(folder)

@@ -118,6 +118,10 @@ def test_imagination_depends_on_the_felt_context_and_cached_equals_uncached() ->
         return model.imagine(context, chosen, generator=torch.Generator().manual_seed(0))
 
     first = imagine(felt)
+    context = model.prefill(frames[:2], past[:1], proprioception=felt[:2])
+    extended = model.extend(context, frames[2], past[1], proprioception=felt[2])
+    rolled = model.imagine(extended, chosen, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rolled, first, atol=1e-4)
     assert first.shape == (4, 5, 2, 8)
     assert torch.equal(first, imagine(felt))
     assert not torch.allclose(first[..., :1, :], imagine(felt + 1)[..., :1, :])

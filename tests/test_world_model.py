@@ -8,6 +8,7 @@ from torch import Tensor
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.speed import imagination_pair
 from embodied_wm.predictor.cache import Context
+from embodied_wm.tokenizer.frames import check_is_tensor
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Dynamics
 from planners.cem import CEM
@@ -115,16 +116,43 @@ def test_bad_frames_steps_and_readouts_are_refused(model: WorldModel) -> None:
 def test_contexts_and_candidates_of_another_size_are_refused(model: WorldModel) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 2, 8\); this model wants \[frames, 1 tokens, 8 channels"):
         model.prefill_latents(torch.zeros(3, 2, 8), None)
-    with pytest.raises(ValueError, match="3 context frames and 1 actions; expected the 2 actions between them"):
+    with pytest.raises(ValueError, match=r"3 context frames and actions of shape \(1, 2\); expected the 2 "):
         model.prefill_latents(model.encode(frames()), torch.zeros(1, 2))
-    later = model.prefill_latents(model.encode(frames()), torch.zeros(5, 2))
-    assert later.num_frames == 3  # later actions are not the context's
+    with pytest.raises(ValueError, match=r"actions of shape \(3, 2\); expected the 2 actions between them, \[2, 2\]"):
+        model.prefill_latents(model.encode(frames()), torch.zeros(3, 2))  # which of them lie between is not known
     context = model.prefill(frames(), None)
     with pytest.raises(ValueError, match="codes of size 2; this model wants 3 finite numbers"):
         model.imagine(context, torch.zeros(4, 5, 2), kind="latent", generator=torch.Generator())
     for shape in ((0, 5, 2), (4, 0, 2)):
-        with pytest.raises(ValueError, match="at least one candidate and one step"):
+        with pytest.raises(ValueError, match=r"expected \[candidates, steps, numbers\], at least one each"):
             model.imagine(context, torch.zeros(shape), generator=torch.Generator())
+
+
+def test_numpys_doubles_are_actions_and_other_kinds_are_none(model: WorldModel) -> None:
+    past, future = actions("real")[0, :2], actions("real")
+    context = model.prefill(frames(), past)
+    doubled = model.prefill(frames(), past.double())
+    first = model.imagine(context, future, generator=torch.Generator().manual_seed(0))
+    second = model.imagine(doubled, future.double(), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first, second)
+    for wrong in (
+        lambda: model.prefill(frames(), past, kind="reel"),  # type: ignore[arg-type]
+        lambda: model.imagine(context, future, kind="codes", generator=torch.Generator()),  # type: ignore[arg-type]
+        lambda: ImaginedDynamics(model, kind="codes"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=r"kind='(reel|codes)': expected one of real, latent, adapted"):
+            wrong()
+
+
+def test_latents_without_their_tokens_are_not_decoded(model: WorldModel) -> None:
+    latents = model.encode(frames())
+    with pytest.raises(ValueError, match=r"shape \(3, 8\); this model wants \[..., 1 tokens, 8 channels"):
+        model.decode(latents[:, 0])
+
+
+def test_numpys_arrays_are_told_from_tensors() -> None:
+    with pytest.raises(ValueError, match=r"got frames of type ndarray; expected a torch.Tensor, .*from_numpy"):
+        check_is_tensor("frames", frames().numpy())
 
 
 def test_frames_pass_through_tokens_and_actions_are_inferred(model: WorldModel) -> None:

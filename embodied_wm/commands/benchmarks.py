@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from embodied_wm.commands.verbs import choose_device
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
@@ -20,6 +21,8 @@ from embodied_wm.evaluation.lineup import (
     NEED_NO_MODEL,
     POLICIES,
     PlanningSetup,
+    asks_for_proposals,
+    follows_gradients,
     judged_world_model,
     line_up,
     train_baselines,
@@ -57,6 +60,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         precision=config.get("precision", "fp32"),
         denoising_steps=config.get("denoising_steps", 1),
         proposals=config["task"].get("proposals", 0),
+        device=choose_device(config.get("device", "cpu")),
         control=config.get("control", Control()),
     )
 
@@ -75,7 +79,9 @@ def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir
     page = write_report(
         run_dir,
         kind="imagination",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
+        run=run_record(
+            resolved(run_dir), seed, device=setup.device, wall_seconds=time.monotonic() - began, **model.fingerprints()
+        ),
         tasks={task.name: judged.measures},
         sections=pages.imagination_sections(task, judged),
         headline=imagination_headline(judged),
@@ -144,7 +150,7 @@ def benchmark_planning(
     page = write_report(
         run_dir,
         kind="planning",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **marks),
+        run=run_record(resolved(run_dir), seed, device=setup.device, wall_seconds=time.monotonic() - began, **marks),
         tasks={task.name: measures},
         sections=[
             *pages.planning_sections(task, runs, measures),
@@ -172,22 +178,30 @@ def planning_agents(
     """Return what makes each of the wanted agents; policies without search are trained first, on `store`.
 
     Raises:
-        ValueError: An unknown controller, or one that needs a model, or our own model, where there is none.
+        ValueError: No controller, an unknown one, one that needs a model, or our own model, where there is none, or an
+            oracle that could not plan.
     """
     valid = NEED_NO_MODEL if checkpoint is None else CONTROLLERS
+    if not wanted:
+        raise ValueError(f"planning.controllers=[]: expected at least one of: {', '.join(valid)}")
     unknown = [name for name in wanted if name not in valid]
     if unknown:
         why = "unknown controller" if unknown[0] not in CONTROLLERS else "without a model there is no controller"
         raise ValueError(f"{why} {unknown[0]!r}; choose from: {', '.join(valid)}")
+    if "oracle" in wanted and (follows_gradients(setup.planner) or asks_for_proposals(setup.planner)):
+        raise ValueError(
+            f"{type(setup.planner).__name__} wants gradients or proposals, which MuJoCo does not have: it cannot plan "
+            "for the oracle. Leave that out, as planning.controllers=[model,random,zero] does, or take another planner="
+        )
     makers = dict(line_up(checkpoint, setup))
-    if checkpoint is not None and set(POLICIES) & set(wanted):
+    if checkpoint is not None and (policies := [name for name in POLICIES if name in wanted]):
         if not isinstance(model, JudgedWorldModel):
             raise ValueError(
                 f"{' and '.join(POLICIES)} are trained on the latents and the data of a checkpoint of ours; leave them "
                 "out of planning.controllers, or leave out adapter="
             )
         latents = training_latents(model.world_model, console, store)
-        makers |= train_baselines(checkpoint, latents, run_dir, seed=seed)
+        makers |= train_baselines(checkpoint, latents, run_dir, seed=seed, names=policies)
     return {name: makers[name] for name in wanted}
 
 
@@ -319,7 +333,13 @@ def benchmark_latent_actions(
     page = write_report(
         run_dir,
         kind="latent_actions",
-        run=run_record(resolved(run_dir), seed, wall_seconds=time.monotonic() - began, **model.fingerprints()),
+        run=run_record(
+            resolved(run_dir),
+            seed,
+            device=model.action_low.device,
+            wall_seconds=time.monotonic() - began,
+            **model.fingerprints(),
+        ),
         tasks={model.embodiment.robot: measures},
         sections=[pages.latent_action_section(measures, [picture])],
         headline=[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from embodied_wm.commands.errors import UsageError
-from embodied_wm.commands.run import Run, newest_run
+from embodied_wm.commands.run import OVERRIDES, Run, newest_run
 
 if TYPE_CHECKING:
     from embodied_wm.data.store import EpisodeStore
@@ -36,11 +36,14 @@ def import_dataset(config: Config, run: Run) -> None:
 
 def export(config: Config, run: Run) -> None:
     """Export a store as a LeRobot dataset."""
+    from embodied_wm.data.asked import asked_numbers
     from embodied_wm.data.lerobot import export_lerobot
     from embodied_wm.data.store import EpisodeStore
     from embodied_wm.progress import Track
 
-    store, out, episodes = EpisodeStore.open(_path(config["source"])), _path(config["out"]), config["episodes"]
+    asked = config["episodes"]
+    episodes = None if asked is None else asked_numbers(asked, "episodes", UsageError)
+    store, out = EpisodeStore.open(_place(config["source"])), _path(config["out"])
     total = store.num_episodes if episodes is None else len(episodes)
     with Track("export", total, unit="episodes", console=run.console) as track:
         report = export_lerobot(
@@ -68,7 +71,7 @@ def train(config: Config, run: Run) -> None:
 
     before = None if config["start_from"] is None else _path(config["start_from"])
     model = train_robots(
-        [_place(text) for text in (config["data"]["path"], *config["together"]["stores"])],
+        [_place(str(store)) for store in (config["data"]["path"], *config["together"]["stores"])],
         config,
         run,
         start_from=before,
@@ -184,20 +187,44 @@ def benchmark_latent_actions(config: Config, run: Run) -> None:
     _add_to_card(config, run)
 
 
+USUAL = (
+    "task",
+    "checkpoint",
+    "data.path",
+    "planner",
+    "objective",
+    "imagination.num_branch_points",
+    "planning.num_pairs",
+    "planning.controllers",
+    "planning.store",
+    "card",
+    "device",
+    "seed",
+    "run_dir",
+)
+"""Options with which a benchmark's figures are still those that a model's card shows."""
+
+
 def _add_to_card(config: Config, run: Run) -> None:
     """Add a benchmark's figures to the card of our own model, unless asked not to; the model itself stays as it is."""
+    import yaml
+
     from embodied_wm.checkpoint import CheckpointError
     from embodied_wm.evaluation.report import load_report
     from embodied_wm.model_card import add_figures
     from embodied_wm.pretrained import FOLDER
 
-    is_plain = config.get("precision", "fp32") == "fp32" and config.get("denoising_steps", 1) == 1
-    is_plain &= "task" not in config or config["task"].get("proposals") != 0
-    if not config["card"] or config.get("adapter") is not None or not is_plain:
+    if not config["card"] or config.get("adapter") is not None:
         return
     folder = checkpoint_folder(config)
     if folder.parent == FOLDER:
         return  # a model that ships keeps the figures it came with
+    given = yaml.safe_load((run.folder / OVERRIDES).read_text(encoding="utf-8")) or []
+    unusual = [option for option in given if option.lstrip("+").partition("=")[0] not in USUAL]
+    if unusual:
+        told = f"its figures are of usual settings, without {', '.join(unusual)}"
+        run.console.print(f"note: the model's card was not changed: {told}", markup=False, soft_wrap=True)
+        return
     try:
         for line in add_figures(folder, load_report(run.folder)):
             run.console.print(f"note: {line}", markup=False, soft_wrap=True)
@@ -238,7 +265,7 @@ def edit(config: Config, run: Run) -> None:
     """Merge, split or filter stores."""
     from embodied_wm.commands.edits import edit_stores
 
-    edit_stores({**config, "sources": [_place(source) for source in config["sources"]]}, run.console)
+    edit_stores({**config, "sources": [_place(str(source)) for source in config["sources"]]}, run.console)
 
 
 def report(config: Config, console: Console) -> None:
@@ -266,13 +293,20 @@ def load_model_for_task(config: Config) -> "WorldModel":
 
     task, model = get_task(config["task"]["name"]), load_world_model(config)
     robot, camera = model.embodiment, model.embodiment.camera.removeprefix("observation.images.")
-    seen = {name.removeprefix("observation.images.") for name in camera_names(robot.camera)}
+    names = camera_names(robot.camera)
+    seen = {name.removeprefix("observation.images.") for name in names}
     is_other = robot.robot != task.name and robot.robot in task_names()
     if is_other or robot.action_size != task.action_size or not seen <= set(task.cameras):
         raise UsageError(
             f"the model of {config['checkpoint']} is of {robot.robot!r}: camera {camera!r}, actions of size "
             f"{robot.action_size}; the task {task.name!r} has the cameras {', '.join(task.cameras)} and actions of "
             f"size {task.action_size}. Choose another task=, or a checkpoint that was trained on {task.name}"
+        )
+    wanted = config["task"].get("camera")
+    if wanted is not None and wanted.split("+") != [name.removeprefix("observation.images.") for name in names]:
+        raise UsageError(
+            f"task.camera={wanted}: the model of {config['checkpoint']} sees {camera!r}; leave it out, or choose a "
+            "checkpoint that was trained on that camera"
         )
     set_precision(model.predictor.transformer, config.get("precision", "fp32"))
     return model
@@ -318,15 +352,15 @@ def choose_device(name: str) -> str:
 
 
 def _path(text: str) -> Path:
-    """Return the path of a text; a part LATEST stands for the newest run in its folder."""
+    """Return the path of a text; a part LATEST stands for the newest run in its folder that made something."""
     path = Path(text).expanduser()
     if "LATEST" not in path.parts:
         return path
     place = path.parts.index("LATEST")
-    folder = Path(*path.parts[:place])
-    newest = newest_run(folder)
-    if newest is None:
-        raise UsageError(f"{text}: there is no run in {folder} yet")
+    try:
+        newest = newest_run(Path(*path.parts[:place]))
+    except UsageError as error:
+        raise UsageError(f"{text}: {error}") from error
     return newest.joinpath(*path.parts[place + 1 :])
 
 

@@ -149,7 +149,6 @@ class ModelAgent:
         if not self.knows_durations:
             self._learn_durations(goal, goal_physics, self.objective)
             self.control.reset(seed=seed)
-        self.model.reseed(seed)
         self.codes.clear()
         self.actions.clear()
         self.past.clear()

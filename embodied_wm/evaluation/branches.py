@@ -45,8 +45,11 @@ class BranchConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the candidates divide into thirds and there is something to see and to judge."""
-        if self.num_candidates < 3 or self.num_candidates % 3:
-            raise ValueError(f"num_candidates={self.num_candidates} must be a multiple of 3: recorded, random, planner")
+        if self.num_candidates < 6 or self.num_candidates % 3:
+            raise ValueError(
+                f"num_candidates={self.num_candidates}: expected a multiple of 3, and at least two of each kind: "
+                "recorded, random, planner"
+            )
         check_counts(num_branch_points=self.num_branch_points, horizon=self.horizon, context=self.context)
 
 

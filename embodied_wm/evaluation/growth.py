@@ -150,7 +150,7 @@ def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[]
     size = world_model.embodiment.action_size
     past = torch.rand(num_frames, size, generator=generator).to(device)
     actions = torch.rand(BASE["candidates"], BASE["horizon"], size, generator=generator).to(device)
-    old = longer.prefill_latents(latents, past)
+    old = longer.prefill_latents(latents, past[:-1])
     with torch.no_grad():
         led_by = model.embed_actions(longer.action_inputs(past[None, -1:]))[0, 0]
 
@@ -161,7 +161,7 @@ def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[]
             longer.imagine(context, actions, generator=generator, shared_noise=True)
 
     def prefilled() -> None:
-        decide(lambda code: longer.prefill_latents(torch.cat([latents[1:], code[None]]), past))
+        decide(lambda code: longer.prefill_latents(torch.cat([latents[1:], code[None]]), past[1:]))
 
     def rolled() -> None:
         decide(lambda code: roll(model, old, code, led_by, max_frames=num_frames))

@@ -19,11 +19,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from embodied_wm.conditioning import ActionKind, check_kind
 from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
-from embodied_wm.world_model import ActionKind, WorldModel
+from embodied_wm.world_model import WorldModel
 from planners.base import Objective
 from planners.objectives import GoalDistance
 
@@ -82,6 +83,7 @@ class StoreStarts:
         Raises:
             ValueError: If no episode is long enough.
         """
+        check_counts(context=context, max_ahead=max_ahead)
         lengths = store.episode_lengths
         chosen = range(store.num_episodes) if episodes is None else episodes
         self.episodes = [index for index in chosen if lengths[index] > context]
@@ -142,6 +144,9 @@ class Imagination:
         self, world_model: WorldModel, config: ImaginedEnvConfig, objective: Callable[[Tensor], Objective] | None
     ) -> None:
         world_model.check_stride("be an environment", "planning")
+        check_kind(config.kind)
+        if config.kind == "latent":
+            raise ValueError("kind='latent': an environment takes the robot's actions; expected 'real' or 'adapted'")
         if world_model.config.predictor.memory:
             raise ValueError(
                 "this model remembers frames from before the window and cannot be an environment, whose copies have "
@@ -149,8 +154,11 @@ class Imagination:
             )
         if config.observation == "state":
             world_model.readout(config.readout)  # says what there is where this is not
-        if config.reward is not None:
-            world_model.readout(config.reward)
+        if config.reward is not None and len(names := world_model.readout(config.reward).names) != 1:
+            raise ValueError(
+                f"reward={config.reward!r} is {len(names)} numbers ({', '.join(names)}); expected a feature of one, "
+                "such as next.reward, or None for nearness to the goal"
+            )
         self.model, self.config = world_model, config
         self.make_objective = objective or self._latent_distance
         self.device = world_model.action_low.device
@@ -366,7 +374,7 @@ class ImaginedVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]
         count = self.num_envs
         seeds = (
             [None if seed is None else seed + i for i in range(count)]
-            if seed is None or isinstance(seed, int)
+            if seed is None or isinstance(seed, int | np.integer)
             else seed
         )
         self._rngs = [

@@ -200,7 +200,7 @@ class JudgedWorldModel(JudgedModel):
                 f"model with model.proprioception={PROPRIOCEPTION}, or without."
             )
         if objective == "temporal_distance":
-            nowhere = torch.zeros(world_model.num_tokens, world_model.token_width)
+            nowhere = world_model.action_low.new_zeros(world_model.num_tokens, world_model.token_width)
             world_model.steps_between(nowhere, nowhere)  # the same
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
@@ -276,7 +276,7 @@ class JudgedWorldModel(JudgedModel):
 
     def reseed(self, seed: int) -> None:
         """Restart the noise of imagination."""
-        self.dynamics.generator.manual_seed(seed)
+        self.dynamics.reseed(seed)
 
     def observe(self, codes: Tensor, actions: Tensor) -> Tensor:
         """Return the codes: a latent is of one frame."""

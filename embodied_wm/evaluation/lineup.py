@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Planner
 from planners.cautious import Cautious
 from planners.control import Control
+from planners.gradient import Gradient
 from planners.objectives import StepWeights
 from planners.proposing import BestProposal, Proposing
 from planners.safety import Safety
@@ -50,6 +51,7 @@ class PlanningSetup:
         precision: What imagination multiplies in; see `predictor.int8`.
         denoising_steps: Of each imagined frame.
         proposals: Sequences that a model's goal policy proposes at each decision, where it has one; 0 plans without.
+        device: Where our models plan.
         control: Budget, chunks and safety of the model's agent; the oracle executes chunks of the same length.
     """
 
@@ -64,7 +66,13 @@ class PlanningSetup:
     precision: Precision = "fp32"
     denoising_steps: int = 1
     proposals: int = 0
+    device: str = "cpu"
     control: Control = field(default_factory=Control)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number of proposals below 0."""
+        if self.proposals < 0:
+            raise ValueError(f"task.proposals={self.proposals}: expected 0, for none, or more")
 
     def planner_for(self, model: JudgedModel) -> Planner:
         """Return what plans with a model: the planner, around what the model's goal policy proposes if there is one.
@@ -72,16 +80,24 @@ class PlanningSetup:
         At most half of a planner's candidates are proposals; one that asks for proposals by itself stays as it is.
         """
         planner = self.planner
-        if not self.proposals or not model.has_goal_policy or _asks(planner):
+        if not self.proposals or not model.has_goal_policy or asks_for_proposals(planner):
             return planner
         if isinstance(planner, Cautious):
             return replace(planner, planner=_guided(planner.planner, self.proposals))
         return _guided(planner, self.proposals) if isinstance(planner, Searcher) else planner
 
 
-def _asks(planner: Any) -> bool:
+def asks_for_proposals(planner: Any) -> bool:
     """Tell whether a planner, or one inside it, asks for proposals."""
-    return isinstance(planner, (Proposing, BestProposal)) or (hasattr(planner, "planner") and _asks(planner.planner))
+    return isinstance(planner, (Proposing, BestProposal)) or (
+        hasattr(planner, "planner") and asks_for_proposals(planner.planner)
+    )
+
+
+def follows_gradients(planner: Any) -> bool:
+    """Tell whether a planner, or one inside it, follows gradients through the dynamics."""
+    inside = (getattr(planner, part, None) for part in ("planner", "polish"))
+    return isinstance(planner, Gradient) or any(follows_gradients(each) for each in inside if each is not None)
 
 
 def _guided(planner: Searcher, most: int) -> Proposing:
@@ -105,7 +121,7 @@ def load_judged(checkpoint: Path, setup: PlanningSetup) -> JudgedModel:
     """
     task = get_task(setup.task)
     if setup.adapter is None:
-        world_model = WorldModel.load(checkpoint)
+        world_model = WorldModel.load(checkpoint, device=setup.device)
         set_precision(world_model.predictor.transformer, setup.precision)
         model = judged_world_model(world_model, setup)
     elif setup.precision != "fp32" or setup.denoising_steps != 1:
@@ -179,7 +195,7 @@ def make_random_agent(setup: PlanningSetup, scale: float) -> Agent:
 
 
 def make_policy_agent(checkpoint: Path, policy: Path, width: int, task: str) -> Agent:
-    """Make a baseline policy's agent from its saved weights."""
+    """Make a baseline policy's agent from its saved weights; it acts on the CPU."""
     world_model = WorldModel.load(checkpoint)
     network = GoalPolicy(
         latent_size=world_model.num_tokens * world_model.token_width,
@@ -192,13 +208,20 @@ def make_policy_agent(checkpoint: Path, policy: Path, width: int, task: str) -> 
 
 
 def train_baselines(
-    checkpoint: Path, data: LatentEpisodes, run_dir: Path, *, seed: int, config: BaselineConfig | None = None
+    checkpoint: Path,
+    data: LatentEpisodes,
+    run_dir: Path,
+    *,
+    seed: int,
+    config: BaselineConfig | None = None,
+    names: Collection[str] = tuple(POLICIES),
 ) -> Mapping[str, Callable[[], Agent]]:
-    """Train the policies without search on the model's own latents; return what makes their agents."""
+    """Train some of the policies without search on the model's own latents; return what makes their agents."""
     config = config or BaselineConfig()
     world_model = WorldModel.load(checkpoint)
     makers: dict[str, Callable[[], Agent]] = {}
-    for name, max_ahead in POLICIES.items():
+    for name in names:
+        max_ahead = POLICIES[name]
         policy = train_baseline(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
         path = run_dir / f"{name}.safetensors"
         write_tensors(path, policy.state_dict())

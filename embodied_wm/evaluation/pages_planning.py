@@ -196,12 +196,13 @@ def _words(decisions: Sequence[Decision], budget_ms: float | None) -> str:
     text = f"{len(decisions):,} decisions of the world model's planner, timed alone, from pixels to action."
     if budget_ms is not None:
         text += f" Each may take {budget_ms:g} ms: the search stops before an iteration that would not end in time."
-    counts = {status: sum(d.status == status for d in decisions) for status in ("cut", "warm_start", "fallback")}
     words = {
         "cut": "were stopped by the budget",
         "warm_start": "had no time for one iteration and went on with the last plan",
         "fallback": "were not executed, since imagined futures disagreed",
+        "spent": "came when nothing of the plan was left",
     }
+    counts = {status: sum(d.status == status for d in decisions) for status in words}
     return " ".join([text, *(f"{count:,} {words[status]}." for status, count in counts.items() if count)])
 
 

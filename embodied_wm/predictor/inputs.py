@@ -24,6 +24,16 @@ class ActionInputs:
     codes: Float[Tensor, "batch time code"] | None = None
 
 
+def check_latents(latents: Tensor, tokens: int, width: int, *, axes: int | None = None) -> None:
+    """Raise ValueError unless latents are of a model's shape, with `axes` axes before that, any number if None."""
+    if tuple(latents.shape[-2:]) != (tokens, width) or axes not in (None, latents.ndim - 2):
+        before = "..." if axes is None else "frames" if axes == 1 else f"{axes} axes"
+        raise ValueError(
+            f"got latents of shape {tuple(latents.shape)}; this model wants [{before}, {tokens} tokens, {width} "
+            "channels], from its own `encode` or `imagine`"
+        )
+
+
 def check_finite(latents: Tensor) -> None:
     """Raise ValueError if latents of seen frames are not finite."""
     if not torch.isfinite(latents).all():

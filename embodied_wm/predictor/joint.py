@@ -213,7 +213,8 @@ def _joint(model: "LatentPredictor") -> JointActions:
         raise ValueError(
             "this model was trained to be given actions, not to denoise them, so it proposes none; train one with "
             "model.predictor.joint_actions=true model.predictor.action_token=true model.predictor.clean_pass=true, or "
-            "with model.goal_policy.width=256, or plan without proposals, as planner=cem does"
+            "with model.goal_policy.width=256, which proposes ways to a goal (ImaginedDynamics.propose_towards), or "
+            "plan without proposals, as planner=cem does"
         )
     return model.joint
 

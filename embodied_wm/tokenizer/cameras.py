@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, LatentTerms
+from embodied_wm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, LatentTerms, check_is_tensor
 
 
 class CameraTokenizer(nn.Module):
@@ -30,6 +30,7 @@ class CameraTokenizer(nn.Module):
 
     def check_frames(self, frames: UInt8[Tensor, "*batch height width 3"]) -> None:
         """Raise ValueError unless frames show all cameras side by side."""
+        check_is_tensor("frames", frames)
         height, width = self.config.frame_size
         if tuple(frames.shape[-3:]) != (height, width, 3) or frames.dtype != torch.uint8:
             one = self.config.image_size

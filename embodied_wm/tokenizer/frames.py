@@ -42,6 +42,14 @@ CHANGED = 0.12
 """Root mean square change around a decoded pixel, of a range of 2, at which the seen frame counts a third."""
 
 
+def check_is_tensor(what: str, value: object) -> None:
+    """Raise ValueError for arrays that are not PyTorch's."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"got {what} of type {type(value).__name__}; expected a torch.Tensor, such as torch.from_numpy(...)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameTokenizerConfig:
     """Configure a `FrameTokenizer`.
@@ -77,6 +85,19 @@ class FrameTokenizerConfig:
     straightness_weight: float = 0.1
     eager: bool = True
     turning_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none, and channels that no normalisation in groups can take."""
+        for name in ("image_size", "token_grid", "cells_per_token"):
+            sides = getattr(self, name)
+            if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+                kind = "[height,width] in pixels" if name == "image_size" else "[rows,columns]"
+                raise ValueError(f"{name}={list(sides)}: expected {kind}, two whole numbers of at least 1")
+        if not self.channels or any(type(size) is not int or size < 1 or size % 8 for size in self.channels):
+            raise ValueError(
+                f"channels={list(self.channels)}: expected one number for each stage, at least one, and each a "
+                "multiple of 8, the groups of the normalisation, such as [16,32,64,128]"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -194,6 +215,7 @@ class FrameTokenizer(nn.Module):
 
     def check_frames(self, frames: UInt8[Tensor, "*batch height width 3"]) -> None:
         """Raise ValueError unless frames have this tokenizer's size."""
+        check_is_tensor("frames", frames)
         if tuple(frames.shape[-3:]) != (*self.config.image_size, 3) or frames.dtype != torch.uint8:
             raise ValueError(
                 f"got frames of shape {tuple(frames.shape)} and type {frames.dtype}; this model wants uint8 frames of "

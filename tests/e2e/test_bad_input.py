@@ -213,6 +213,14 @@ def test_a_model_of_another_task(
     assert written("run") == []
 
 
+@pytest.mark.parametrize("verb", ["plan", "benchmark planning", "benchmark imagination"])
+def test_a_camera_that_the_model_does_not_see(refused: Refuse, verb: str) -> None:
+    tiny.make_model().save("model")
+    given = ("checkpoint=model", "task=reach", "task.camera=angled", "run_dir=run")
+    message = refused(*verb.split(), *given, code=2)
+    assert "task.camera=angled: the model of model sees 'top'" in message, message
+
+
 # Names
 
 
@@ -231,6 +239,7 @@ def test_a_model_of_another_task(
         ("train data.path=x model.predictor.window=wide", ["model.predictor.window=wide", "whole number"]),
         ("benchmark planing task=reach", ["no measure 'planing'", "did you mean planning"]),
         ("trian", ["no verb 'trian'", "did you mean train"]),
+        ("collect task=reach out=x seed=-1", ["seed=-1: expected 0 or more"]),
     ],
 )
 def test_unknown_names_are_answered_with_the_valid_ones(refused: Refuse, line: str, words: list[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.agents import ModelAgent, PolicyAgent
 from embodied_wm.evaluation.judged import JudgedWorldModel
@@ -15,7 +16,7 @@ from embodied_wm.evaluation.lineup import PlanningSetup, make_oracle_agent
 from embodied_wm.evaluation.planning import measure_budget
 from embodied_wm.goal_policy import GoalPolicy
 from embodied_wm.world_model import WorldModel
-from planners import CEM, Control, Safety, StepWeights
+from planners import CEM, MPC, Control, GoalDistance, Safety, StepWeights
 from planners.mpc import Decision, Times
 from sim.tasks import get_task
 
@@ -173,3 +174,25 @@ def test_the_page_says_where_the_time_went(make_agent: Callable[..., ModelAgent]
     assert "1 were stopped by the budget." in section.text
     assert [picture.title for picture in section.pictures] == ["Time of each decision", "Cost by iteration"]
     assert pages.decision_sections([]) == []
+
+
+def test_a_controller_repeats_an_episode_bit_for_bit_with_a_model_whose_noise_it_reseeds(tiny_checkpoint: Path) -> None:
+    dynamics = ImaginedDynamics(WorldModel.load(tiny_checkpoint))
+    context = dynamics.world_model.prefill(torch.from_numpy(images(1, 0)), None)
+    goal = GoalDistance(goal=torch.zeros(context.last_latents.shape))
+    mpc = MPC(CEM(horizon=4, num_candidates=16, num_elites=4), dynamics, seed=0)
+    found = []
+    for _ in range(2):
+        mpc.reset(seed=5)
+        found.append([mpc.act(context, goal).action for _ in range(2)])
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+
+
+def test_samples_of_a_coded_future_are_of_the_code_that_is_imagined(tiny_checkpoint: Path) -> None:
+    dynamics = ImaginedDynamics(WorldModel.load(tiny_checkpoint), kind="latent", shared_noise=False)
+    context = dynamics.world_model.prefill(torch.from_numpy(images(1, 0)), None)
+    codes = torch.full((3, 3), 0.11)
+    dynamics.reseed(1)
+    expected = dynamics.imagine(context, codes.expand(4, -1, -1))
+    dynamics.reseed(1)
+    assert torch.equal(dynamics.imagine_samples(context, codes, 4), expected)

@@ -1,8 +1,10 @@
 """Imagination as an environment: it is what WorldModel.imagine gives, one alone as many at once."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import tiny
@@ -116,10 +118,15 @@ def test_frames_begin_with_the_real_one(model: WorldModel, starts: StoreStarts) 
 
 
 def test_rewards_can_be_read_or_be_any_objective(model: WorldModel, starts: StoreStarts) -> None:
-    read = ImaginedEnv(model, starts, ImaginedEnvConfig(horizon=2, reward="observation.state"))
+    rewarded = WorldModel(
+        model.config, replace(model.embodiment, readouts={"next.reward": (("reward",), ("",))})
+    ).eval()
+    torch.nn.init.ones_(rewarded.readout("next.reward").bend[-1].bias)  # pyright: ignore[reportArgumentType]
+    read = ImaginedEnv(rewarded, starts, ImaginedEnvConfig(horizon=2, reward="next.reward"))
     read.reset(seed=0)
     _, reward, *_ = read.step(np.zeros(2))
-    expected = model.readout("observation.state")(read.imagination.latents)[0, 0].item()
+    expected = rewarded.readout("next.reward")(read.imagination.latents)[0, 0].item()
+    assert expected != 0
     assert reward == pytest.approx(expected)
     given: list[torch.Tensor] = []
 
@@ -180,3 +187,16 @@ def test_what_does_not_fit_is_named(model: WorldModel, starts: StoreStarts) -> N
         ImaginedEnv(model, starts, ImaginedEnvConfig(reward="next.reward"))
     with pytest.raises(ValueError, match="horizon=0"):
         ImaginedEnvConfig(horizon=0)
+
+
+def test_codes_and_rewards_of_several_numbers_are_refused(model: WorldModel, starts: StoreStarts) -> None:
+    with pytest.raises(ValueError, match="kind='latent': an environment takes the robot's actions"):
+        ImaginedEnv(model, starts, ImaginedEnvConfig(kind="latent"))
+    with pytest.raises(ValueError, match=r"reward='observation.state' is 2 numbers .* expected a feature of one"):
+        ImaginedEnv(model, starts, ImaginedEnvConfig(reward="observation.state"))
+
+
+def test_numpys_seeds_are_refused_as_gymnasium_does(model: WorldModel, starts: StoreStarts) -> None:
+    many = ImaginedVectorEnv(model, starts, 2, ImaginedEnvConfig(horizon=HORIZON))
+    with pytest.raises(gymnasium.error.Error, match="Seed must be a python integer"):
+        many.reset(seed=np.int64(3))  # type: ignore[arg-type]

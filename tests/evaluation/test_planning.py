@@ -1,5 +1,6 @@
 """The judge of planning: the oracle reaches, doing nothing does not, and the model's agent acts within bounds."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from embodied_wm.commands.benchmarks import training_latents
+from embodied_wm.commands.benchmarks import planning_agents, training_latents
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.baselines import BaselineConfig
@@ -19,6 +20,7 @@ from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.world_model import WorldModel
+from planners import Cautious, Gradient, Polished, Proposing
 from planners.cem import CEM
 from planners.objectives import StepWeights
 from sim.manifest import evaluation_pairs
@@ -109,3 +111,23 @@ def test_speed_rows_say_that_cached_equals_uncached(tiny_checkpoint: Path) -> No
 
 def test_makers_can_travel_to_other_processes(tiny_checkpoint: Path) -> None:
     assert all(isinstance(make, partial) for make in line_up(tiny_checkpoint, SETUP).values())
+
+
+def test_controllers_that_could_not_run_are_refused_before_any_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rest = (tmp_path,)
+    given = {"seed": 0, "console": Console(quiet=True)}
+    with pytest.raises(ValueError, match=r"planning.controllers=\[\]: expected at least one of: model, oracle"):
+        planning_agents(None, tiny_checkpoint, SETUP, [], *rest, **given)
+    polished = Polished(planner=PLANNER, polish=Gradient(horizon=6))
+    for planner in (Gradient(), Cautious(planner=polished), Proposing(planner=PLANNER)):
+        setup = replace(SETUP, planner=planner)
+        with pytest.raises(
+            ValueError, match=f"{type(planner).__name__} wants gradients or proposals, which MuJoCo does"
+        ):
+            planning_agents(None, tiny_checkpoint, setup, ["model", "oracle"], *rest, **given)
+        assert set(planning_agents(None, tiny_checkpoint, setup, ["model", "zero"], *rest, **given)) == {
+            "model",
+            "zero",
+        }
+    with pytest.raises(ValueError, match=r"task\.proposals=-3: expected 0"):
+        replace(SETUP, proposals=-3)

@@ -95,10 +95,10 @@ def test_where_the_last_plan_ends_first_the_fallback_is_executed() -> None:
     executor = Later()
     mpc = MPC(planner(), Integrator(), seed=0, control=control, executor=executor)
     decisions = [mpc.act(torch.zeros(1), near_three) for _ in range(HORIZON + 2)]
-    assert [d.status for d in decisions[-2:]] == ["fallback", "fallback"]
+    assert [d.status for d in decisions[-2:]] == ["spent", "spent"]
     assert [d.action.tolist() for d in decisions[-2:]] == [[0.0], [0.0]]
     executor.work()  # a plan that begins so long ago has ended, too, but the next one is asked for at once
-    assert mpc.act(torch.zeros(1), near_three).status == "fallback"
+    assert mpc.act(torch.zeros(1), near_three).status == "spent"
     executor.work()
     assert mpc.act(torch.zeros(1), near_three).status == "planned"
 

@@ -14,6 +14,7 @@ from planners import (
     CEM,
     ICEM,
     MPPI,
+    Cautious,
     Deadline,
     Gradient,
     Knots,
@@ -345,3 +346,12 @@ def test_cem_overhead_is_below_a_millisecond_per_iteration() -> None:
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(10)) / 20 < 1e-3
+
+
+def test_what_is_no_dynamics_or_plans_for_one_alone_is_named() -> None:
+    with pytest.raises(PlannerError, match="object has no action_size and no action_low and no action_high and no im"):
+        CEM().plan(object(), None, to_origin, generator=torch.Generator())  # type: ignore[arg-type]
+    with pytest.raises(
+        PlannerError, match="Cautious plans for one environment at a time; expected a planner with a `s"
+    ):
+        plan_batch(Cautious(), object(), [None], [None], generators=[torch.Generator()])  # type: ignore[arg-type,list-item]
