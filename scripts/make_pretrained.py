@@ -53,7 +53,7 @@ FINE = ("model.predictor.shrinkage=0.1", "model.predictor.fourier_features=128")
 STILL = (*FINE, "model.predictor.stillness=0.06")
 """So that a scene at rest stays. (Of `push` it was set after it was trained.)"""
 TWO_CAMERAS = ("trainer.camera=observation.images.front+side", "model.tokenizer.cameras=2")
-TOLD = ("trainer.plannable.state_weight=0.02",)
+TOLD = ("trainer.plannable.state_weight=0.1",)
 """So that key points say how a cube is turned, which changes a few pixels."""
 GUIDED = "model.goal_policy.width=256"
 SEEN_AND_FELT = (*TWO_CAMERAS, "model.proprioception=observation.state")
@@ -91,7 +91,7 @@ class Recipe:
 
 
 RECIPES = {
-    "reach": Recipe(),
+    "reach": Recipe(train=("trainer.latent_actions.num_steps=12000", "trainer.adapter.num_steps=4000")),
     "push": Recipe(
         train=(*FEW_THINGS, *STILL, "seed=2"),
         refine=(*BRANCHED, "collect.num_episodes=200"),
