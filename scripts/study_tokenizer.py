@@ -171,7 +171,7 @@ def train_tokenizer(variant: Variant, data: Data, seconds: float, seed: int) -> 
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
         scaled = batch["action"] / 0.5  # actions lie in [-1, 1]
         known = Labels(scaled, torch.ones(len(scaled), dtype=torch.bool))
-        further = None if terms is None else partial(terms, actions=known)
+        further = None if terms is None else partial(terms, labels=known)
         return tokenizer.loss(batch[data.camera], generator, further)[0]
 
     steps = train_for(seconds, [tokenizer] if terms is None else [tokenizer, terms], loss_of, rate=2e-3)

@@ -21,8 +21,7 @@ from embodied_wm.evaluation.lineup import (
     NEED_NO_MODEL,
     POLICIES,
     PlanningSetup,
-    asks_for_proposals,
-    follows_gradients,
+    check_oracle,
     judged_world_model,
     line_up,
     train_baselines,
@@ -188,11 +187,8 @@ def planning_agents(
     if unknown:
         why = "unknown controller" if unknown[0] not in CONTROLLERS else "without a model there is no controller"
         raise ValueError(f"{why} {unknown[0]!r}; choose from: {', '.join(valid)}")
-    if "oracle" in wanted and (follows_gradients(setup.planner) or asks_for_proposals(setup.planner)):
-        raise ValueError(
-            f"{type(setup.planner).__name__} wants gradients or proposals, which MuJoCo does not have: it cannot plan "
-            "for the oracle. Leave that out, as planning.controllers=[model,random,zero] does, or take another planner="
-        )
+    if "oracle" in wanted:
+        check_oracle(setup.planner)
     makers = dict(line_up(checkpoint, setup))
     if checkpoint is not None and (policies := [name for name in POLICIES if name in wanted]):
         if not isinstance(model, JudgedWorldModel):

@@ -20,7 +20,7 @@ from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
 from embodied_wm.evaluation.dataset import judge_dataset
-from embodied_wm.evaluation.lineup import judged_world_model, line_up, make_model_agent, train_baselines
+from embodied_wm.evaluation.lineup import check_oracle, judged_world_model, line_up, make_model_agent, train_baselines
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
@@ -36,6 +36,7 @@ def run_task_demo(config: Mapping[str, Any], run: Run) -> Path:
     began, seed, run_dir, console = time.monotonic(), config["seed"], run.folder, run.console
     task = get_task(config["task"]["name"])
     setup = benchmarks.setup_of(config)
+    check_oracle(setup.planner)
     path = run_dir / "episodes.zarr"
     collect_store(
         path, {**config["collect"], "task": config["task"], "episodes": config["episodes"], "seed": seed}, console

@@ -19,7 +19,7 @@ from embodied_wm.commands import benchmarks
 from embodied_wm.commands.errors import UsageError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.judged import JudgedModel, check_fits
-from embodied_wm.evaluation.lineup import PlanningSetup, judged_world_model
+from embodied_wm.evaluation.lineup import PlanningSetup, check_oracle, judged_world_model
 from embodied_wm.evaluation.pages_refinement import refinement_headline, refinement_sections
 from embodied_wm.evaluation.planned_episodes import PlannedEpisodes, planned_features
 from embodied_wm.evaluation.report import load_report, run_record, write_report
@@ -91,6 +91,7 @@ class _Loop:
         self.base, self.base_folder = model, checkpoint
         self.task = get_task(self.setup.task)
         check_fits(self.judged(model), self.task)
+        check_oracle(self.setup.planner)
         if config["rounds"] < 1:
             raise UsageError(f"rounds={config['rounds']}: expected at least 1")
         self.old_store, self.old_episodes = _training_episodes(model, config["store"])

@@ -94,6 +94,15 @@ def asks_for_proposals(planner: Any) -> bool:
     )
 
 
+def check_oracle(planner: Planner) -> None:
+    """Raise ValueError for planners that MuJoCo, as the oracle's dynamics, cannot plan with."""
+    if follows_gradients(planner) or asks_for_proposals(planner):
+        raise ValueError(
+            f"{type(planner).__name__} wants gradients or proposals, which MuJoCo does not have: it cannot plan for "
+            "the oracle. Choose another planner=, or leave the oracle out where controllers can be chosen"
+        )
+
+
 def follows_gradients(planner: Any) -> bool:
     """Tell whether a planner, or one inside it, follows gradients through the dynamics."""
     inside = (getattr(planner, part, None) for part in ("planner", "polish"))

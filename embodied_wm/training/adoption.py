@@ -66,9 +66,14 @@ def take_over(
         }
     for name, source in sources.items():
         if not _fits(source, models[name]):
+            then = (
+                "Give this robot's store another name, and it is adopted as a new one."
+                if set(stages) - set(OPTIONAL)
+                else f"stages=[{','.join(stages)}] adds to a model of this very robot: give one as start_from."
+            )
             raise ValueError(
                 f"the family to start from knows {name!r} as another robot: {source.embodiment}; the store says "
-                f"{models[name].embodiment}. Give this robot's store another name, and it is adopted as a new one."
+                f"{models[name].embodiment}. {then}"
             )
         models[name].load_state_dict(_known_weights(source, models[name], stages))
     return sources

@@ -13,6 +13,7 @@ from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.embodiment import OUTCOMES, Embodiment
+from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.types import FeatureSpec
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
@@ -125,11 +126,15 @@ def check_camera(store: EpisodeStore, wanted: str, model_config: WorldModelConfi
     return camera
 
 
-def check_episodes(trainer: "Trainer") -> None:
+def check_episodes(trainer: "Trainer", stages: Sequence[str]) -> None:
     """Find what would stop a training later: episodes that are too short, and numbers that are not finite.
 
     Held-out episodes are looked at where their loss is measured; the one that pictures show, where they are drawn.
     Episodes too short for the longest windows are counted on the console: those windows are of the others alone.
+
+    Args:
+        trainer: Has the episodes.
+        stages: What will be trained.
 
     Raises:
         ValueError: If a stage could not take windows, or reads numbers that are not finite; the message names the
@@ -138,10 +143,16 @@ def check_episodes(trainer: "Trainer") -> None:
     store, model, config = trainer.store, trainer.model, trainer.config
     stride, history = model.stride, model.config.latent_actions.history
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
-    forced = config.self_forcing.length if config.self_forcing.num_steps and labelled else 0
-    longest = (max(config.sequence_length, forced, history + 1) - 1) * stride + 1
+    steps = [1]
+    if {"predictor", "distillation"} & set(stages):
+        steps.append(config.sequence_length)
+    if "self_forcing" in stages and config.self_forcing.num_steps and labelled:
+        steps.append(config.self_forcing.length)
+    if {"latent_actions", "adapter"} & set(stages):
+        steps.append(history + 1)
+    longest = max((max(steps) - 1) * stride + 1, TOKENIZER_WINDOW if "tokenizer" in stages else 2)
     skipped = _check_windows(store, "training", trainer.train_episodes, longest)
-    if labelled:
+    if labelled and "adapter" in stages:
         _check_windows(store, "labelled", labelled, history * stride + 1)
     if skipped and trainer.processes.is_main:
         console = trainer.console or Console(stderr=True)

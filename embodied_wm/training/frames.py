@@ -1,5 +1,6 @@
 """Frames for training: batches of short windows for the tokenizer, and the pictures that show what was learnt."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
-from embodied_wm.data.normalize import compute_statistics
+from embodied_wm.data.normalize import Normalizer, compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training.loop import Batch, Processes
 from embodied_wm.world_model import WorldModel
@@ -53,18 +54,20 @@ class WindowLabels:
         ends, lengths = store.episode_ends, store.episode_lengths
         features = {"action": "action"} | ({"state": state} if state else {})
         self._rows = {
-            name: torch.zeros(store.num_frames, *store.features[feature].shape) for name, feature in features.items()
+            name: torch.zeros(store.num_frames, math.prod(store.features[feature].shape))
+            for name, feature in features.items()
         }
         self._is_labelled = torch.zeros(store.num_episodes, dtype=torch.bool)
         for episode in labelled:
             start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
             for name, feature in features.items():
-                self._rows[name][start:stop] = torch.from_numpy(store.read(feature, start, stop).astype(np.float32))
+                rows = store.read(feature, start, stop).astype(np.float32)
+                self._rows[name][start:stop] = torch.from_numpy(rows.reshape(stop - start, -1))
             self._is_labelled[episode] = True
         if state:
             statistics = compute_statistics(store, state, labelled)
-            mean, std = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std).clamp_min(1e-6)
-            self._rows["state"] = (self._rows["state"] - mean) / std
+            normalizer = Normalizer(statistics.mean.reshape(-1), statistics.std.reshape(-1))
+            self._rows["state"] = normalizer.normalize(self._rows["state"])
 
     def of_windows(self, loader: WindowLoader, number: int) -> Batch:
         """Return "action" and "state" [B, T, ...] of a loader's batch, and whether they are known, "labelled" [B]."""

@@ -318,7 +318,7 @@ def train_together(
             for name, robot in robots.items()
         }
         for name, member in members.items():
-            check_episodes(member)
+            check_episodes(member, [*stages, "predictor"] if name in new else stages)  # or its real actions alone
             if member.labelled and (name not in sources or "adapter" in stages):
                 fit_scales(member)
         for model in models.values():
@@ -350,10 +350,10 @@ def _check(robots: Mapping[str, RobotStore], stages: Sequence[str], config: Trai
     bad = [name for name in robots if not name or "/" in name or name.startswith(".")]
     if not robots or bad:
         raise ValueError(f"expected at least one robot, with a name that can be a folder's; got {list(robots)}")
-    if config.plannable.is_on:
+    if config.plannable.is_on and "tokenizer" in stages:
         raise ValueError(
-            "trainer.plannable reads the actions of one robot; several robots share their tokenizer. Leave its weights "
-            "at 0."
+            "trainer.plannable reads the actions and states of one robot; several robots share their tokenizer. Leave "
+            "its weights at 0."
         )
     processes = start_processes(config.compute)
     if processes.is_sharding:

@@ -193,7 +193,7 @@ class Trainer:
         tokenizer.fit_statistics(frames)
 
     def _labels(self) -> WindowLabels | None:
-        """Return the action labels that the tokenizer's further terms may read; None where they are off."""
+        """Return the labels that the tokenizer's further terms may read; None where they are off."""
         plannable = self.config.plannable
         if not plannable.is_on:
             return None
@@ -366,7 +366,7 @@ def train_world_model(
         for name in TAKEN_OVER:
             if start_from is not None and name not in stages:
                 model.take_over(name, start_from)
-        check_episodes(trainer)
+        check_episodes(trainer, stages)
         fit_scales(trainer)
         prepare(model, processes)
         for name in sorted(set(stages), key=STAGES.index):

@@ -24,6 +24,8 @@ STEP = 0.1 * np.array(ACTION_SCALE)
 """What an action of 1 moves in one control step."""
 CONTROL_SUBSTEPS = 8
 HALF_CUBE_M = 0.02
+PLAY_REVISION = 2
+"""The first one had no bad aim."""
 FIELD_M = np.array([0.13, 0.10])
 HAND_HEIGHT_M = (0.07, 0.15)
 FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014  # tight: where the servo wants to be, pressing

@@ -108,6 +108,7 @@ PICK_PLACE = Task(
     reset=reset,
     sample_goal=sample_goal,
     play_policy=play_policy,
+    play_revision=gantry.PLAY_REVISION,
     expert=expert,
     objects={"cube": (5, 6, 7)},
     contact_sensor="hand_touch",

@@ -113,6 +113,7 @@ STACK = Task(
     reset=reset,
     sample_goal=sample_goal,
     play_policy=play_policy,
+    play_revision=gantry.PLAY_REVISION,
     expert=expert,
     objects={"red": (5, 6, 7), "blue": (10, 11, 12)},
     contact_sensor="hand_touch",

@@ -98,6 +98,7 @@ def test_what_cannot_be_refined_is_told(base: Path, capsys: pytest.CaptureFixtur
 
     assert "the model of base is of 'reach'" in refused("task=push")
     assert "rounds=0: expected at least 1" in refused("rounds=0")
+    assert "Gradient wants gradients or proposals, which MuJoCo does not have" in refused("planner=gradient")
     assert cli.main(["collect", "task.image_size=16", "episodes=2", "rows=24", "workers=1", "out=other.zarr"]) == 0
     message = refused("store=other.zarr")
     assert "the model was trained on" in message

@@ -3,13 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.tokenizer.plannable import Labels, PlannableConfig, PlannableTerms
+from embodied_wm.training.frames import FrameBatches, WindowLabels
+from embodied_wm.training.processes import ComputeConfig, start_processes
 from embodied_wm.training.train import train_world_model
+from embodied_wm.types import FeatureSpec
 
 BOTH = PlannableConfig(predictability_weight=1.0, inverse_weight=1.0, width=32)
 
@@ -133,3 +137,25 @@ def test_the_state_is_told_from_what_shows_it_and_other_states_are_never_read(tm
             tmp_path / "wrong",
             seed=0,
         )
+
+
+def test_a_state_of_one_number_is_a_column(tmp_path: Path) -> None:
+    episodes = [tiny.episode(seed) for seed in range(3)]
+    rewards = {"next.reward": FeatureSpec(dtype="float64", shape=())}
+    with EpisodeStore.create(tmp_path / "a.zarr", features=tiny.features() | rewards, fps=10.0) as store:
+        for each in episodes:
+            store.append([replace(each, features={**each.features, "next.reward": np.arange(each.num_rows) * 1.0})])
+    labels = WindowLabels(EpisodeStore.open(tmp_path / "a.zarr"), [0, 1], state="next.reward")
+    batches = FrameBatches(
+        EpisodeStore.open(tmp_path / "a.zarr"),
+        tiny.CAMERA,
+        batch_size=3,
+        seed=0,
+        processes=start_processes(ComputeConfig()),
+        memory_budget_bytes=2**20,
+        labels=labels,
+    )
+    batch = labels.of_windows(batches.loader([0, 1]), 0)
+    assert batch["state"].shape == (3, 3, 1)
+    assert batch["state"].dtype == torch.float32
+    assert batch["action"].shape == (3, 3, 2)

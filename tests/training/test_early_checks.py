@@ -10,6 +10,7 @@ import tiny
 from rich.console import Console
 
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.family import Family
 from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.temporal_distance import TemporalDistanceConfig
 from embodied_wm.training.config import TrainConfig
@@ -160,3 +161,19 @@ def test_training_episodes_that_are_too_short_are_counted(tmp_path: Path) -> Non
     every = store_of(tmp_path / "every.zarr", [tiny.episode(seed, rows=4) for seed in range(3)])
     with pytest.raises(ValueError, match=r"every\.zarr, training episodes: Every episode is shorter.*0 \(4 rows\)"):
         train_world_model(every, tiny.MODEL, tiny.training(), tmp_path / "none", seed=0)
+
+
+def test_stages_want_windows_of_their_own_alone(tmp_path: Path) -> None:
+    """Readouts look at single frames: episodes too short for the predictor's windows teach them all the same."""
+    whole = store_of(tmp_path / "whole.zarr", [tiny.episode(seed) for seed in range(4)])
+    base = train_world_model(whole, tiny.MODEL, tiny.training(), tmp_path / "base", seed=0)
+    short = store_of(tmp_path / "short.zarr", [tiny.episode(seed, rows=4) for seed in range(4)])
+    given = {"seed": 0, "start_from": base}
+    for data, train in ((short, train_world_model), ({"dot": RobotStore(store=short)}, train_together)):
+        place = tmp_path / train.__name__
+        start = Family({"dot": base}) if train is train_together else base
+        train(data, tiny.MODEL, tiny.training(), place, **given | {"start_from": start}, stages=["readouts"])  # type: ignore[operator]
+        with pytest.raises(ValueError, match="Every episode is shorter than a window of 6 rows"):
+            train(
+                data, tiny.MODEL, tiny.training(), place / "no", **given | {"start_from": start}, stages=["predictor"]
+            )  # type: ignore[operator]
