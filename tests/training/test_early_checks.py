@@ -168,12 +168,12 @@ def test_stages_want_windows_of_their_own_alone(tmp_path: Path) -> None:
     whole = store_of(tmp_path / "whole.zarr", [tiny.episode(seed) for seed in range(4)])
     base = train_world_model(whole, tiny.MODEL, tiny.training(), tmp_path / "base", seed=0)
     short = store_of(tmp_path / "short.zarr", [tiny.episode(seed, rows=4) for seed in range(4)])
-    given = {"seed": 0, "start_from": base}
-    for data, train in ((short, train_world_model), ({"dot": RobotStore(store=short)}, train_together)):
-        place = tmp_path / train.__name__
-        start = Family({"dot": base}) if train is train_together else base
-        train(data, tiny.MODEL, tiny.training(), place, **given | {"start_from": start}, stages=["readouts"])  # type: ignore[operator]
-        with pytest.raises(ValueError, match="Every episode is shorter than a window of 6 rows"):
-            train(
-                data, tiny.MODEL, tiny.training(), place / "no", **given | {"start_from": start}, stages=["predictor"]
-            )  # type: ignore[operator]
+    train_world_model(short, tiny.MODEL, tiny.training(), tmp_path / "a", seed=0, start_from=base, stages=["readouts"])
+    robots, known = {"dot": RobotStore(store=short)}, Family({"dot": base})
+    train_together(robots, tiny.MODEL, tiny.training(), tmp_path / "b", seed=0, start_from=known, stages=["readouts"])
+    says = "Every episode is shorter than a window of 6 rows"
+    rest = {"seed": 0, "stages": ["predictor"]}
+    with pytest.raises(ValueError, match=says):
+        train_world_model(short, tiny.MODEL, tiny.training(), tmp_path / "c", start_from=base, **rest)
+    with pytest.raises(ValueError, match=says):
+        train_together(robots, tiny.MODEL, tiny.training(), tmp_path / "d", start_from=known, **rest)
