@@ -19,7 +19,7 @@ from sim.tasks.base import Task
 from sim.workers import end_with_parent
 
 EPISODE_ROWS = 50
-POLICIES = ("play", "random", "expert")
+POLICIES = ("play", "clumsy", "random", "expert")
 
 
 def features(
@@ -70,7 +70,8 @@ def collect(
         num_episodes: How many.
         seed: Seed of the whole collection; episode i draws from (seed, i).
         image_size: Height and width of the frames, in pixels.
-        policy: "play" (covers states and actions, no goal), "random" (uniform) or "expert" (seeks a drawn goal).
+        policy: "play" (covers states and actions, no goal), "clumsy" (play that often misses what it aims at; arm tasks
+            alone), "random" (uniform) or "expert" (seeks a drawn goal).
         camera: A camera of the task; its first when None; several as "first+second", each of which becomes a feature.
         num_workers: Processes; 0 or 1 collects in this one.
         num_rows: Rows per episode. Where an environment ends an episode before, the state that it ended in is the last
@@ -95,6 +96,8 @@ def _check_arguments(
 ) -> str:
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; valid policies are {', '.join(POLICIES)}")
+    if policy == "clumsy" and task.clumsy_policy is None:
+        raise ValueError(f"task {task.name!r} has no clumsy policy; pick_place and stack have. Choose policy=play")
     for name in (camera or task.cameras[0]).split("+"):
         if name not in task.cameras:
             raise ValueError(f"task {task.name!r} has no camera {name!r}; valid cameras are {', '.join(task.cameras)}")
@@ -176,6 +179,8 @@ class _Collector:
     def _make_policy(self, start: np.ndarray, rng: np.random.Generator):
         if self.policy == "play":
             return self.task.play_policy(rng)
+        if self.policy == "clumsy" and self.task.clumsy_policy is not None:
+            return self.task.clumsy_policy(rng)
         if self.policy == "expert":
             return self.task.expert(self.task.sample_goal(self.task.model, start, rng), rng)
         return lambda state: rng.uniform(-1.0, 1.0, size=self.task.action_size)

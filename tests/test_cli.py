@@ -25,7 +25,6 @@ from embodied_wm.predictor import int8
 from embodied_wm.training.interrupts import Terminated
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
-from sim import tasks
 
 COMMANDS = [[verb] for verb in options.VERBS if verb != "benchmark"] + [["benchmark", m] for m in options.MEASURES]
 
@@ -372,19 +371,6 @@ def test_collect_then_continue_equals_collecting_at_once(capsys: pytest.CaptureF
     assert "nothing to do" in spoken(capsys)
     assert cli.main([*common, "episodes=9", "out=a.zarr", "seed=1"]) == 2
     assert "was collected with seed=0, not seed=1" in spoken(capsys)
-
-
-@pytest.mark.render
-def test_a_store_of_an_earlier_play_policy_is_not_gone_on_with(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = ["collect", "task=pick_place", "rows=6", "workers=1", "task.image_size=16", "out=a.zarr"]
-    with monkeypatch.context() as earlier:
-        earlier.setitem(tasks._TASKS, "pick_place", replace(tasks.get_task("pick_place"), play_revision=1))
-        assert cli.main([*line, "episodes=1"]) == 0
-    capsys.readouterr()
-    assert cli.main([*line, "episodes=2"]) == 2
-    assert "was collected with play=None, not play=2" in spoken(capsys)
 
 
 @pytest.mark.render

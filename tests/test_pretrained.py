@@ -70,7 +70,7 @@ def test_a_shipped_model_fits_its_task_and_says_what_it_reached(name: str) -> No
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_is_what_its_recipe_makes(name: str) -> None:
-    overrides = cli.read_overrides("train", RECIPES[name].train)
+    overrides = cli.read_overrides("train", (*RECIPES[name].train, *RECIPES[name].policy))
     composed, _ = cli.compose_config("train", overrides | {"data.path": "none"})
     made = json.loads(json.dumps(dataclasses.asdict(cli.instantiate_config(composed)["model"])))
     saved = read_description(pretrained_folder(name))["config"]

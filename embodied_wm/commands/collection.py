@@ -33,7 +33,7 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
     """
     from embodied_wm.types import Episode
     from sim.collect import collect
-    from sim.tasks import get_task, varied_name
+    from sim.tasks import varied_name
 
     task, number, variation = config["task"], config["episodes"], list(config.get("variation", ()))
     name = varied_name(task["name"], variation)
@@ -46,8 +46,6 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
         "camera": task["camera"],
         "rows": config["rows"],
     }
-    if config["policy"] == "play" and (revision := get_task(name).play_revision) > 1:
-        source["play"] = revision  # what was begun with an earlier one is not gone on with
     if number < 1:
         raise UsageError(f"episodes={number}: expected at least 1")
     with ExitStack() as stack:

@@ -40,7 +40,7 @@ def train_robots(
         if run.leads:
             same_data(stores[0], run, "data")
         return train_world_model(stores[0], config["model"], config["trainer"], run.folder, **shared)
-    robots = name_robots(places, stores, config["together"])
+    robots = name_robots(places, stores, config["together"], camera=config["trainer"].camera)
     if run.leads:
         for name, robot in robots.items():
             same_data(robot.store, run, f"data_{name}")
@@ -52,9 +52,16 @@ def train_robots(
 
 
 def name_robots(
-    places: Sequence[str | Path], stores: Sequence[EpisodeStore], together: Mapping[str, Sequence[Any]]
+    places: Sequence[str | Path],
+    stores: Sequence[EpisodeStore],
+    together: Mapping[str, Sequence[Any]],
+    *,
+    camera: str = "",
 ) -> dict[str, RobotStore]:
-    """Return name to robot, from the lists of `together` in the order of the stores; a store's name is its robot's."""
+    """Return name to robot, from the lists of `together` in the order of the stores; a store's name is its robot's.
+
+    Where no cameras are given for each, all robots have `camera`; empty is a store's only one.
+    """
     names = [PurePosixPath(str(place)).stem for place in places]
     if len(set(names)) < len(names):
         raise UsageError(f"robots are named as their stores, got {', '.join(names)}; give each store another name")
@@ -68,7 +75,7 @@ def name_robots(
     return {
         names[place]: RobotStore(
             store=stores[place],
-            camera=[*together["cameras"], *("" for _ in count)][place],
+            camera=[*together["cameras"], *(camera for _ in count)][place],
             weight=[*together["weights"], *(1.0 for _ in count)][place],
             labelled_fraction=[*together["labelled"], *(None for _ in count)][place],
         )

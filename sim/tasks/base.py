@@ -66,7 +66,7 @@ class Task:
             where the cost alone shows the way. It never counts for success.
         environment: Somebody else's environment, whose own `step` steps the task (see `sim.tasks.gym`); None for ours,
             which are a model file and hold their actions as MuJoCo controls.
-        play_revision: Number of the play policy: one more whenever it changes, so that stores do not mix two.
+        clumsy_policy: rng to a play policy that often misses what it aims at; None for none.
         factors: By what the model differs from episode to episode (see `varied`).
     """
 
@@ -94,7 +94,7 @@ class Task:
     goal_points: int = 1
     approach_cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     environment: Environment | None = None
-    play_revision: int = 1
+    clumsy_policy: Callable[[np.random.Generator], Policy] | None = None
     factors: tuple[str, ...] = ()
 
     @property

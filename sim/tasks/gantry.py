@@ -24,8 +24,6 @@ STEP = 0.1 * np.array(ACTION_SCALE)
 """What an action of 1 moves in one control step."""
 CONTROL_SUBSTEPS = 8
 HALF_CUBE_M = 0.02
-PLAY_REVISION = 2
-"""The first one had no bad aim."""
 FIELD_M = np.array([0.13, 0.10])
 HAND_HEIGHT_M = (0.07, 0.15)
 FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014  # tight: where the servo wants to be, pressing
@@ -228,15 +226,20 @@ def mistaken(policy: Policy, num_cubes: int, rng: np.random.Generator) -> Policy
     return deceived
 
 
-def play(draw_carry: Callable[[], Policy], num_cubes: int, rng: np.random.Generator) -> Policy:
-    """Mix carrying (`draw_carry` makes one: which cube, where to), well and badly aimed, meddling, noise, steady moves.
+def play(draw_carry: Callable[[], Policy], num_cubes: int, rng: np.random.Generator, *, clumsy: bool = False) -> Policy:
+    """Mix carrying, meddling, noise and steady moves.
 
-    Where a hand comes to a cube well aligned or not at all, its turn tells the cube's, and that is what a model reads:
-    before there was bad aim, plans went wrong where the cube was read to be turned as the hand was.
+    Args:
+        draw_carry: Makes a policy that carries: which cube, where to.
+        num_cubes: How many there are.
+        rng: Source of all draws.
+        clumsy: Aim badly in three of seven carries. Where a hand comes to a cube well aligned or not at all, its turn
+            tells the cube's, and that is what a model learns to read; plans then fail where the hand is not aligned.
     """
+    well, badly = (0.40, 0.30) if clumsy else (0.70, 0.0)
     choices = [
-        (0.40, lambda: hesitant(draw_carry(), rng)),
-        (0.30, lambda: hesitant(mistaken(draw_carry(), num_cubes, rng), rng)),
+        (well, lambda: hesitant(draw_carry(), rng)),
+        (badly, lambda: hesitant(mistaken(draw_carry(), num_cubes, rng), rng)),
         (0.12, lambda: meddle(int(rng.integers(num_cubes)), rng)),
         (0.12, lambda: noise_policy(len(ACTION_SCALE), rng)),
         (0.06, lambda: constant_policy(rng.uniform(-1.0, 1.0, size=len(ACTION_SCALE)))),

@@ -6,6 +6,8 @@ The arm is that of `sim.tasks.gantry`, and so are the reasons for it. The shelf 
 into the air, without a grasp. Only the cube's place counts.
 """
 
+from functools import partial
+
 import mujoco
 import numpy as np
 
@@ -73,9 +75,13 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
             return gantry.scene_state(model, np.append(place, yaw), gantry.FINGER_HOLDING_M, [np.append(place, yaw)])
 
 
-def play_policy(rng: np.random.Generator) -> Policy:
+def play_policy(rng: np.random.Generator, *, clumsy: bool = False) -> Policy:
     """Mix carrying the cube to random places, letting it go or not, with meddling, noise and steady moves."""
-    return gantry.play(lambda: gantry.carry(0, draw_place(rng), release=bool(rng.random() < 0.5)), 1, rng)
+    return gantry.play(partial(_carry_somewhere, rng), 1, rng, clumsy=clumsy)
+
+
+def _carry_somewhere(rng: np.random.Generator) -> Policy:
+    return gantry.carry(0, draw_place(rng), release=bool(rng.random() < 0.5))
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
@@ -108,7 +114,7 @@ PICK_PLACE = Task(
     reset=reset,
     sample_goal=sample_goal,
     play_policy=play_policy,
-    play_revision=gantry.PLAY_REVISION,
+    clumsy_policy=partial(play_policy, clumsy=True),
     expert=expert,
     objects={"cube": (5, 6, 7)},
     contact_sensor="hand_touch",

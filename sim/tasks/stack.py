@@ -6,6 +6,8 @@ The arm is that of `sim.tasks.gantry`, and so are the reasons for it. The goal i
 gripper is open, all in metres: a cube that is still held is not stacked, and a blue cube that was pushed away counts.
 """
 
+from functools import partial
+
 import mujoco
 import numpy as np
 
@@ -73,9 +75,9 @@ def stack_on_blue(offset: np.ndarray) -> Policy:
     return policy
 
 
-def play_policy(rng: np.random.Generator) -> Policy:
+def play_policy(rng: np.random.Generator, *, clumsy: bool = False) -> Policy:
     """Mix stacking, carrying either cube elsewhere, meddling, noise and steady moves."""
-    return gantry.play(lambda: _carry_somewhere(rng), 2, rng)
+    return gantry.play(partial(_carry_somewhere, rng), 2, rng, clumsy=clumsy)
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:
@@ -113,7 +115,7 @@ STACK = Task(
     reset=reset,
     sample_goal=sample_goal,
     play_policy=play_policy,
-    play_revision=gantry.PLAY_REVISION,
+    clumsy_policy=partial(play_policy, clumsy=True),
     expert=expert,
     objects={"red": (5, 6, 7), "blue": (10, 11, 12)},
     contact_sensor="hand_touch",

@@ -40,7 +40,7 @@ def test_robots_train_together_and_another_is_adopted(tiny_store: Path, capsys: 
     assert WorldModel.load(Path("run/robots/dot/model")).fingerprint() == dot.fingerprint()
 
 
-def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path) -> None:
+def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All else stays, though the model's folder has not the store's name; its card says what was trained when."""
     base = ["train", f"data.path={tiny_store}", *tiny.command_line(2)]
     assert cli.main([*base, "model.goal_policy.width=0", "run_dir=run"]) == 0
@@ -52,3 +52,7 @@ def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path) -> None:
     assert after.card["steps"] == before.card["steps"] | {"goal_policy": 2}
     assert "goal_policy" not in after.card["adopted"]
     assert "readouts" in after.card["adopted"]
+    capsys.readouterr()
+    line = [*base, "stages=[goal_policy]", "start_from=run/model", "run_dir=other"]
+    assert cli.main([*line, "trainer.camera=observation.images.none"]) == 1
+    assert "observation.images.none" in capsys.readouterr().err  # the option counts here, too

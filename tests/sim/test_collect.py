@@ -145,7 +145,7 @@ def test_maze_play_visits_every_cell():
 def test_bad_arguments_say_what_is_valid():
     with pytest.raises(ValueError, match="valid tasks are reach"):
         collect("nothing", num_episodes=1, seed=0)
-    with pytest.raises(ValueError, match="valid policies are play, random, expert"):
+    with pytest.raises(ValueError, match="valid policies are play, clumsy, random, expert"):
         collect("reach", num_episodes=1, seed=0, policy="lazy")
     with pytest.raises(ValueError, match="valid cameras are top"):
         collect("reach", num_episodes=1, seed=0, camera="side")

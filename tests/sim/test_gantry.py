@@ -8,6 +8,7 @@ import pytest
 
 from sim import get_task
 from sim.branch import Brancher, branch
+from sim.collect import collect
 from sim.physics import get_state, set_state
 from sim.tasks import gantry
 from sim.tasks.base import Task
@@ -161,11 +162,13 @@ def test_approach_falls_from_far_to_above_to_around_to_holding(name):
     assert min(-np.diff(costs)) > 0.005
 
 
-def played(task: Task) -> tuple[np.ndarray, np.ndarray]:
+def played(task: Task, *, clumsy: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return quantities [50, 40, Q] and actions [50, 40, A] of 40 episodes of play."""
+    policy_of = task.clumsy_policy if clumsy else task.play_policy
+    assert policy_of is not None
     rngs = [np.random.default_rng([0, number]) for number in range(40)]
     states = np.stack([task.reset(task.model, rng) for rng in rngs])
-    policies = [task.play_policy(rng) for rng in rngs]
+    policies = [policy_of(rng) for rng in rngs]
     brancher = Brancher(task, num_threads=1)
     quantities, actions = [], []
     for _ in range(50):
@@ -177,10 +180,11 @@ def played(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(quantities), np.stack(actions)
 
 
+@pytest.mark.parametrize("clumsy", [False, True])
 @pytest.mark.parametrize("name", ARM_TASKS)
-def test_play_grasps_and_lifts(name):
+def test_play_grasps_and_lifts(name, clumsy):
     task = get_task(name)
-    quantities, actions = played(task)
+    quantities, actions = played(task, clumsy=clumsy)
     lifted = np.max([quantities[..., place[2]] for place in task.objects.values()], axis=0) > 0.045
     assert lifted.any(axis=0).mean() > 0.5
     assert 0.15 < lifted.mean() < 0.7
@@ -190,21 +194,30 @@ def test_play_grasps_and_lifts(name):
 
 
 @pytest.mark.parametrize("name", ARM_TASKS)
-def test_play_comes_to_cubes_however_they_are_turned(name):
-    """A model must not learn that a cube is turned as the hand beside it is; that was in 1.5% of such frames."""
+def test_clumsy_play_comes_to_cubes_however_they_are_turned(name):
+    """A model must not learn that a cube is turned as the hand beside it is, as it is in nearly all other play."""
     task = get_task(name)
-    quantities, _ = played(task)
-    hand, cube = quantities[..., gantry.HAND], quantities[..., 5:10]
-    beside = np.linalg.norm(hand[..., :3] - cube[..., :3], axis=-1) < 0.03
-    aligned = np.cos(4.0 * hand[..., 3]) * cube[..., 3] + np.sin(4.0 * hand[..., 3]) * cube[..., 4]
-    on_table = cube[..., 2] < 0.022
-    assert 0.1 < (aligned[beside & on_table] < 0.3).mean() < 0.5
+    shares = []
+    for clumsy in (False, True):
+        quantities, _ = played(task, clumsy=clumsy)
+        hand, cube = quantities[..., gantry.HAND], quantities[..., 5:10]
+        beside = np.linalg.norm(hand[..., :3] - cube[..., :3], axis=-1) < 0.03
+        aligned = np.cos(4.0 * hand[..., 3]) * cube[..., 3] + np.sin(4.0 * hand[..., 3]) * cube[..., 4]
+        on_table = cube[..., 2] < 0.022
+        shares.append((aligned[beside & on_table] < 0.3).mean())
+    assert shares[0] < 0.07
+    assert 0.1 < shares[1] < 0.5
+
+
+def test_only_arms_are_clumsy():
+    with pytest.raises(ValueError, match="'push' has no clumsy policy; pick_place and stack have"):
+        next(collect("push", num_episodes=1, seed=0, policy="clumsy"))
 
 
 def test_play_stacks_now_and_then():
     task = get_task("stack")
     stacked = 0
-    for number in range(36):
+    for number in range(12):
         rng = np.random.default_rng([1, number])
         data = mujoco.MjData(task.model)
         set_state(task.model, data, task.reset(task.model, rng))
@@ -216,4 +229,4 @@ def test_play_stacks_now_and_then():
             on_top = np.abs(quantities[5:8] - quantities[10:13] - np.array([0.0, 0.0, 0.04])).max()
             apart = min(apart, on_top) if quantities[4] > 0.06 else apart
         stacked += apart < 0.02
-    assert stacked >= 4
+    assert stacked >= 2
