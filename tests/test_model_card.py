@@ -269,8 +269,9 @@ def test_a_shared_card_names_stores_without_their_folders() -> None:
 
 def test_figures_of_unusual_settings_do_not_enter_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     usual = ["benchmark", "imagination", "task=reach", f"checkpoint={folder}", "objective=latent"]
-    fewer = ["imagination.num_branch_points=2", "imagination.num_candidates=6"]
+    fewer = ["imagination.num_branch_points=2", "imagination.num_candidates=6", "imagination.context=3"]
     assert cli.main([*usual, "imagination.horizon=3", *fewer]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "its figures are of usual settings, without imagination.horizon=3, imagination.num_candidates=6" in told
+    assert "its figures are of usual settings, without imagination.num_candidates=6, imagination.horizon=3" in told
+    assert "imagination.context" not in told  # which was given as it is anyway
     assert "None yet" in text_of(folder)

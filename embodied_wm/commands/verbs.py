@@ -210,6 +210,7 @@ def _add_to_card(config: Config, run: Run) -> None:
     import yaml
 
     from embodied_wm.checkpoint import CheckpointError
+    from embodied_wm.cli import compose_config, flat_values
     from embodied_wm.evaluation.report import load_report
     from embodied_wm.model_card import add_figures
     from embodied_wm.pretrained import FOLDER
@@ -219,8 +220,10 @@ def _add_to_card(config: Config, run: Run) -> None:
     folder = checkpoint_folder(config)
     if folder.parent == FOLDER:
         return  # a model that ships keeps the figures it came with
-    given = yaml.safe_load((run.folder / OVERRIDES).read_text(encoding="utf-8")) or []
-    unusual = [option for option in given if option.lstrip("+").partition("=")[0] not in USUAL]
+    given = dict(text.split("=", 1) for text in yaml.safe_load((run.folder / OVERRIDES).read_text(encoding="utf-8")))
+    usual = {key: value for key, value in given.items() if key in USUAL}
+    here, there = (flat_values(compose_config(run.name, each)[0]) for each in (given, usual))
+    unusual = [f"{key}={value}" for key, value in here.items() if there.get(key) != value]
     if unusual:
         told = f"its figures are of usual settings, without {', '.join(unusual)}"
         run.console.print(f"note: the model's card was not changed: {told}", markup=False, soft_wrap=True)
