@@ -303,8 +303,11 @@ def instantiate_config(config: Any) -> dict[str, Any]:
         place = re.search(r"full_key: (\S+)", str(error))
         where = f"{place.group(1)}: " if place else ""
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError):
+        if isinstance(cause, ValueError):
             raise UsageError(f"{where}{cause}") from error
+        if isinstance(cause, TypeError):  # such as a word where a number is compared
+            why = f"{where}one of its values is of another kind than its setting wants ({cause})"
+            raise UsageError(f"{why}; --help shows the kinds") from error
         raise RuntimeError(f"{where}{cause or error}") from error
 
 

@@ -240,6 +240,7 @@ def test_a_camera_that_the_model_does_not_see(refused: Refuse, verb: str) -> Non
         ("benchmark planing task=reach", ["no measure 'planing'", "did you mean planning"]),
         ("trian", ["no verb 'trian'", "did you mean train"]),
         ("collect task=reach out=x seed=-1", ["seed=-1: expected 0 or more"]),
+        ("plan checkpoint=x control.budget_ms=fast", ["control: one of its values is of another kind", "--help"]),
     ],
 )
 def test_unknown_names_are_answered_with_the_valid_ones(refused: Refuse, line: str, words: list[str]) -> None:
