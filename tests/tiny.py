@@ -19,6 +19,7 @@ from embodied_wm.tokenizer.bottleneck import BottleneckConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.stages import STAGES
 from embodied_wm.training.train import TrainConfig
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -26,17 +27,6 @@ from embodied_wm.world_model import WorldModel, WorldModelConfig
 SIZE = 16
 ROWS = 12
 CAMERA = "observation.images.top"
-STAGES = (
-    "tokenizer",
-    "latent_actions",
-    "adapter",
-    "predictor",
-    "distillation",
-    "self_forcing",
-    "readouts",
-    "temporal_distance",
-    "goal_policy",
-)
 MODEL = WorldModelConfig(
     tokenizer=FrameTokenizerConfig(image_size=(SIZE, SIZE), channels=(8, 16), bottleneck=BottleneckConfig(width=8)),
     latent_actions=LatentActionConfig(width=16),

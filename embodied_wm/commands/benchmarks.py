@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from embodied_wm.commands.verbs import choose_device
+from embodied_wm.commands.errors import UsageError
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation import pages
@@ -32,6 +32,7 @@ from embodied_wm.evaluation.report import Headline, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed, speed_lines
 from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.latents import LatentEpisodes, felt_by
+from embodied_wm.training.processes import choose_device
 from embodied_wm.world_model import WorldModel
 from planners.control import Control
 from planners.mpc import Decision
@@ -47,6 +48,18 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     return yaml.safe_load((run_dir / "config.yaml").read_text())
 
 
+def device_of(config: Mapping[str, Any]) -> str:
+    """Return the device of a verb's configuration.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
+    try:
+        return str(choose_device(config.get("device", "cpu")))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
     """Return what plans, from a verb's configuration."""
     return PlanningSetup(
@@ -59,7 +72,7 @@ def setup_of(config: Mapping[str, Any]) -> PlanningSetup:
         precision=config.get("precision", "fp32"),
         denoising_steps=config.get("denoising_steps", 1),
         proposals=config["task"].get("proposals", 0),
-        device=choose_device(config.get("device", "cpu")),
+        device=device_of(config),
         control=config.get("control", Control()),
     )
 
@@ -370,6 +383,7 @@ __all__ = [
     "benchmark_latent_actions",
     "benchmark_planning",
     "benchmark_speed",
+    "device_of",
     "imagination_headline",
     "judge_task",
     "latent_action_measures",

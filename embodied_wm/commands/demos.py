@@ -13,7 +13,6 @@ from embodied_wm.commands import benchmarks
 from embodied_wm.commands.collection import collect_store
 from embodied_wm.commands.importing import show_import
 from embodied_wm.commands.run import Run
-from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.lerobot import import_lerobot
 from embodied_wm.data.loader import split_episodes
@@ -25,6 +24,7 @@ from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.report import Headline, Section, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed
 from embodied_wm.progress import track_reports
+from embodied_wm.ranges import check_counts
 from embodied_wm.training.train import train_world_model
 from sim.tasks import get_task
 

@@ -103,7 +103,7 @@ def _check_same_data(store: "EpisodeStore", run: Run, name: str = "data") -> Non
 
 def refine(config: Config, run: Run) -> None:
     """Refine a world model where its planner looks."""
-    from embodied_wm.commands import refinement
+    from embodied_wm.commands import benchmarks, refinement
 
     refinement.refine(
         load_model_for_task(config),
@@ -111,7 +111,7 @@ def refine(config: Config, run: Run) -> None:
         config,
         run.folder,
         run.console,
-        device=choose_device(config["device"]),
+        device=benchmarks.device_of(config),
     )
 
 
@@ -283,9 +283,10 @@ def report(config: Config, console: Console) -> None:
 
 def load_world_model(config: Config) -> "WorldModel":
     """Load the checkpoint of a configuration onto its device."""
+    from embodied_wm.commands.benchmarks import device_of
     from embodied_wm.world_model import WorldModel
 
-    return WorldModel.load(checkpoint_folder(config), device=choose_device(config["device"]))
+    return WorldModel.load(checkpoint_folder(config), device=device_of(config))
 
 
 def load_model_for_task(config: Config) -> "WorldModel":
@@ -337,21 +338,6 @@ def checkpoint_folder(config: Config) -> Path:
             raise UsageError(f"checkpoint={text}: say which, {PREFIX}NAME; there are {', '.join(pretrained_names())}")
         text = f"{PREFIX}{config['task']['name']}"
     return pretrained_folder(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else model_folder(_path(text))
-
-
-def choose_device(name: str) -> str:
-    """Return the device of a name; "auto" takes the GPU where there is one."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device={name}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; try device=cpu")
-    return name
 
 
 def _path(text: str) -> Path:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
+from embodied_wm.ranges import check_counts
 from planners.base import Dynamics, Objective, Plan, Planner
 from sim.branch import Brancher
 from sim.collect import collect

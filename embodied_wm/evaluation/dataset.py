@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.similarity import ssim
 from embodied_wm.evaluation.statistics import by_horizon
 from embodied_wm.progress import Track
+from embodied_wm.ranges import check_counts
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.embodiment import check_compatible
 from embodied_wm.training.frames import felt_rows, past_latents

@@ -20,10 +20,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from embodied_wm.conditioning import ActionKind, check_kind
-from embodied_wm.counts import check_counts
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.predictor import sampler
+from embodied_wm.ranges import check_counts
 from embodied_wm.world_model import WorldModel
 from planners.base import Objective
 from planners.objectives import GoalDistance

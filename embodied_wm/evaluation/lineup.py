@@ -31,6 +31,8 @@ from sim.tasks import get_task
 
 CONTROLLERS = ("model", "oracle", "behaviour_cloning", "inverse_dynamics", "random", "zero")
 NEED_NO_MODEL = ("oracle", "random", "zero")
+ASKING = (Proposing, BestProposal)
+"""Planners that ask for proposals."""
 POLICIES = {"behaviour_cloning": 25, "inverse_dynamics": 8}
 """Baseline to the farthest goal, in frames, that it is trained on."""
 
@@ -80,33 +82,26 @@ class PlanningSetup:
         At most half of a planner's candidates are proposals; one that asks for proposals by itself stays as it is.
         """
         planner = self.planner
-        if not self.proposals or not model.has_goal_policy or asks_for_proposals(planner):
+        if not self.proposals or not model.has_goal_policy or _has(planner, ASKING):
             return planner
         if isinstance(planner, Cautious):
             return replace(planner, planner=_guided(planner.planner, self.proposals))
         return _guided(planner, self.proposals) if isinstance(planner, Searcher) else planner
 
 
-def asks_for_proposals(planner: Any) -> bool:
-    """Tell whether a planner, or one inside it, asks for proposals."""
-    return isinstance(planner, (Proposing, BestProposal)) or (
-        hasattr(planner, "planner") and asks_for_proposals(planner.planner)
-    )
-
-
 def check_oracle(planner: Planner) -> None:
     """Raise ValueError for planners that MuJoCo, as the oracle's dynamics, cannot plan with."""
-    if follows_gradients(planner) or asks_for_proposals(planner):
+    if _has(planner, (Gradient, *ASKING)):
         raise ValueError(
             f"{type(planner).__name__} wants gradients or proposals, which MuJoCo does not have: it cannot plan for "
             "the oracle. Choose another planner=, or leave the oracle out where controllers can be chosen"
         )
 
 
-def follows_gradients(planner: Any) -> bool:
-    """Tell whether a planner, or one inside it, follows gradients through the dynamics."""
+def _has(planner: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a planner, or one inside it, is of some kinds."""
     inside = (getattr(planner, part, None) for part in ("planner", "polish"))
-    return isinstance(planner, Gradient) or any(follows_gradients(each) for each in inside if each is not None)
+    return isinstance(planner, kinds) or any(_has(each, kinds) for each in inside if each is not None)
 
 
 def _guided(planner: Searcher, most: int) -> Proposing:

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from embodied_wm.counts import check_counts
 from embodied_wm.evaluation.growth import measure_growth, measure_memory, with_window
 from embodied_wm.evaluation.statistics import bootstrap_quantile
 from embodied_wm.predictor import sampler
@@ -24,6 +23,7 @@ from embodied_wm.predictor.int8 import set_precision
 from embodied_wm.predictor.memory import recall
 from embodied_wm.predictor.model import LatentPredictor
 from embodied_wm.progress import Track
+from embodied_wm.ranges import check_counts
 from embodied_wm.world_model import WorldModel
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

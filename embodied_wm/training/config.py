@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from embodied_wm.ranges import check_fractions, check_least
 from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.latents import MODES
 from embodied_wm.training.loop import KeepConfig, StageConfig
 from embodied_wm.training.observer import WatchConfig
 from embodied_wm.training.processes import ComputeConfig
-from embodied_wm.training.ranges import check_fractions, check_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,8 @@ def labelled_of_card(card: Mapping[str, Any]) -> set[int] | None:
     count, num_labelled = card.get("episodes"), card.get("labelled_episodes")
     if count is None or num_labelled is None or num_labelled >= count:
         return None
-    return set(
-        labelled_members(count, num_labelled, card["labelled_seed"] if "labelled_seed" in card else card["seed"])
-    )
+    seed = card["labelled_seed"] if "labelled_seed" in card else card["seed"]
+    return set(labelled_members(count, num_labelled, seed))
 
 
 __all__ = ["labelled_members", "labelled_of_card"]

@@ -19,10 +19,10 @@ from torch import nn
 from embodied_wm.checkpoint import write_tensors
 from embodied_wm.data.layout import StoreError
 from embodied_wm.progress import Track
+from embodied_wm.ranges import check_fractions, check_least
 from embodied_wm.training.interrupts import stopping, undivided
 from embodied_wm.training.log import METRICS, MetricsLog
 from embodied_wm.training.processes import Batch, Loss, Metrics, Processes, whole, without_sync
-from embodied_wm.training.ranges import check_fractions, check_least
 from embodied_wm.training.state import StageFiles, StageState, TrainingError
 
 LOG_EVERY = 20

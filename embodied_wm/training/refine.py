@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from embodied_wm.predictor.self_forcing import Rollouts
+from embodied_wm.ranges import check_fractions, check_least
 from embodied_wm.training.forcing import (
     DistillationConfig,
     SelfForcingConfig,
@@ -27,7 +28,6 @@ from embodied_wm.training.labels import labelled_of_card
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler
 from embodied_wm.training.loop import Batch, Loss, Metrics, StageConfig, fit
 from embodied_wm.training.losses import predictor_loss, readout_loss
-from embodied_wm.training.ranges import check_fractions, check_least
 from embodied_wm.world_model import WorldModel
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, shared_names
+from embodied_wm.training.stages import STAGES
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
@@ -110,7 +111,7 @@ def test_other_robots_of_the_same_name_are_new(folder: Path, tmp_path: Path) -> 
         go_on({"dot": store}, before, tmp_path / "a", ("predictor",))
     with pytest.raises(ValueError, match="leave its readouts untrained"):
         go_on({"dot": store}, before, tmp_path / "b", ("adapter", "predictor"))
-    assert go_on({"dot": store}, before, tmp_path / "c", tiny.STAGES).for_robot("dot").embodiment.action_size == 3
+    assert go_on({"dot": store}, before, tmp_path / "c", STAGES).for_robot("dot").embodiment.action_size == 3
 
 
 def test_an_adopted_robot_is_told_its_real_actions_and_shared_weights_stay(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from embodied_wm.training import forcing, refine
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.refine import RefineConfig, refine_model
+from embodied_wm.training.stages import STAGES
 from embodied_wm.training.train import train_world_model
 
 WITHOUT = replace(tiny.training(), distillation=DistillationConfig(), self_forcing=SelfForcingConfig())
@@ -30,7 +31,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_stages_without_steps_leave_no_trace(tmp_path: Path, tiny_store: Path) -> None:
     model = train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, WITHOUT, tmp_path, seed=3)
     assert {"distillation", "self_forcing"}.isdisjoint(model.card["steps"])
-    assert {path.stem for path in (tmp_path / "stages").iterdir()} == set(tiny.STAGES) - {
+    assert {path.stem for path in (tmp_path / "stages").iterdir()} == set(STAGES) - {
         "distillation",
         "self_forcing",
     }

@@ -1,4 +1,6 @@
-"""Ranges of numeric settings, checked where they are made: before anything is read or trained."""
+"""Ranges of numeric settings, checked where they are made: before anything is read, trained or measured."""
+
+from collections.abc import Sequence
 
 
 def check_least(config: object, **least: float) -> None:
@@ -28,4 +30,11 @@ def check_fractions(config: object, **ends: str) -> None:
             raise ValueError(f"{name}={value}: expected a part in {interval}")
 
 
-__all__ = ["check_fractions", "check_least"]
+def check_counts(**counts: int | Sequence[int]) -> None:
+    """Raise ValueError, which shows all of them, if a count, or one of several, is below 1 or a sequence is empty."""
+    if any(not each or min(each) < 1 for each in ([c] if isinstance(c, int) else list(c) for c in counts.values())):
+        shown = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise ValueError(f"{shown}: expected at least 1{' each' if len(counts) > 1 else ''}")
+
+
+__all__ = ["check_counts", "check_fractions", "check_least"]
