@@ -63,8 +63,8 @@ class ImaginedDynamics:
         """Return every latent code, for planners.tree; None where actions are real ones."""
         if self.kind != "latent":
             return None
-        levels = [torch.linspace(-1, 1, count) for count in self.world_model.config.latent_actions.levels]
-        return self.world_model.latent_actions.quantise(torch.cartesian_prod(*levels).to(self.action_low))
+        every = torch.cartesian_prod(*self.world_model.latent_actions.values())
+        return every.reshape(-1, self.action_size).to(self.action_low)  # of one channel it would be flat
 
     def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
         """Imagine all candidates from one shared context."""

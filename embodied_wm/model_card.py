@@ -37,6 +37,8 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     "speed": ("decisions_per_second", "seconds_per_decision"),
 }  # fmt: skip
 """Kind of report to its figures that a card shows; curves over the horizon are shown at their last step."""
+OWN = "success"
+"""What a report of planning holds of the model itself; baselines alone say nothing of it."""
 
 
 def figures_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ def figures_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = []
     for task, measures in report["tasks"].items():
         chosen = {key: _last(measures[key]) for key in SHOWN.get(report["kind"], ()) if key in measures}
-        if chosen:
+        if chosen and (report["kind"] != "planning" or OWN in chosen):
             entries.append(
                 {
                     "kind": report["kind"],
@@ -339,7 +341,8 @@ def _about(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _samples(entry: Mapping[str, Any]) -> int:
-    return min(measure["n"] for measure in entry["measures"].values())
+    """Return the samples of an entry's first figure; decisions, or bits of a code, are counted otherwise."""
+    return next(entry["measures"][key]["n"] for key in SHOWN[entry["kind"]] if key in entry["measures"])
 
 
 def _results(entry: Mapping[str, Any]) -> Iterator[EvalResult]:

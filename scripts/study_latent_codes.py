@@ -146,8 +146,8 @@ def explained(model: WorldModel, store: EpisodeStore, held_out: list[int], *, se
         frames = torch.from_numpy(store.episode(episode).features[model.embodiment.camera])
         latents = model.encode(frames)
         right = codes_of(latents[None])[0]
-        levels = model.config.latent_actions.levels
-        drawn = [torch.randint(n, (len(right),), generator=generator) * 2 / (n - 1) - 1 for n in levels]
+        values = model.latent_actions.values()
+        drawn = [each[torch.randint(len(each), (len(right),), generator=generator)] for each in values]
         shuffled = right[torch.randperm(len(right), generator=generator)]
         still = (latents[1:] - latents[:-1]).square().mean()
         places = torch.randint(len(right), (4,), generator=generator)

@@ -48,7 +48,7 @@ WAYS: dict[str, ActionKind] = {"alone": "real", "video of other tasks": "adapted
 
 def few_episodes(options: argparse.Namespace, fraction: float) -> EpisodeStore:
     """Return a store of a fraction of the target's training episodes, and one more that is held out as always."""
-    place = options.out / f"labelled_{fraction:g}.zarr"
+    place = options.out / f"labelled_{fraction:g}_{options.seed}.zarr"
     if not place.exists():
         train, held_out = split_episodes(EpisodeStore.open(options.target).num_episodes)
         chosen = np.random.default_rng(options.seed).permutation(train)[: max(1, round(fraction * len(train)))]
@@ -62,7 +62,7 @@ def pretrained(options: argparse.Namespace, *, with_target: bool) -> Family:
     model, trainer = settings(options)
     places = [*options.mix, *([options.target] if with_target else [])]
     robots = {Path(each).stem: RobotStore(store=EpisodeStore.open(each), labelled_fraction=0) for each in places}
-    folder = options.out / ("mix_with_target" if with_target else "mix")
+    folder = options.out / f"{'mix_with_target' if with_target else 'mix'}_{options.seed}"
     stages = ("tokenizer", "latent_actions", "predictor")
     return train_together(robots, model, trainer, folder, seed=options.seed, stages=stages, console=CONSOLE)
 
@@ -79,7 +79,7 @@ def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str,
         for name in stages
         if (stage := getattr(trainer, name))
     }
-    folder = options.out / f"{way.replace(' ', '_')}_{fraction:g}"
+    folder = options.out / f"{way.replace(' ', '_')}_{fraction:g}_{options.seed}"
     train_together(
         {TARGET: RobotStore(store=store)},
         model,
@@ -130,7 +130,7 @@ def main() -> None:
     rows = []
     for way in options.ways:
         found = [
-            kept(options.out / f"{way}_{fraction:g}.json", partial(planned, options, fraction, way))
+            kept(options.out / f"{way}_{fraction:g}_{options.seed}.json", partial(planned, options, fraction, way))
             for fraction in options.fractions
         ]
         rows.append([way, *(shown(each) for each in found)])

@@ -53,6 +53,7 @@ class MujocoTaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if observation not in ("pixels", "state"):
             raise ValueError(f"unknown observation {observation!r}; valid are 'pixels' and 'state'")
+        self.metadata = {**self.metadata, "render_fps": self.task.fps}
         self.render_mode = render_mode
         self.image_size = image_size
         self._simulation = self.task.simulation()

@@ -3,6 +3,7 @@
 """Read from a MuJoCo environment, by trying it for a moment, what in it is the robot, what an object, what the goal."""
 
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +28,13 @@ class Point:
 
 
 class Kinematics:
-    """Turns joint positions into the places of points."""
+    """Turns joint positions into the places of points; several threads may ask at once."""
 
     def __init__(self, model: mujoco.MjModel, points: Sequence[Point]) -> None:
         """Keep a copy of the model."""
         self._model = copy.copy(model)
         self._data = mujoco.MjData(self._model)
+        self._one_at_a_time = threading.Lock()
         self.points = tuple(points)
 
     def __call__(self, positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
@@ -42,9 +44,10 @@ class Kinematics:
         return places.reshape(*positions.shape[:-1], -1)
 
     def _places(self, positions: np.ndarray) -> np.ndarray:
-        self._data.qpos[:] = positions
-        mujoco.mj_kinematics(self._model, self._data)
-        return np.concatenate([place(self._data, point) for point in self.points])
+        with self._one_at_a_time:
+            self._data.qpos[:] = positions
+            mujoco.mj_kinematics(self._model, self._data)
+            return np.concatenate([place(self._data, point) for point in self.points])
 
 
 def place(data: mujoco.MjData, point: Point) -> np.ndarray:

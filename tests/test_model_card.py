@@ -15,6 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from embodied_wm import cli, hub, model_card
 from embodied_wm.checkpoint import CheckpointError, read_description
+from embodied_wm.commands import verbs
 from embodied_wm.model_card import MARK, README, add_figures, without_places
 from embodied_wm.world_model import WorldModel
 
@@ -111,6 +112,30 @@ def test_newer_figures_replace_older_ones_unless_they_rest_on_less(folder: Path)
     add_figures(folder, report(0.2, n=5, weights="other"))
     (entry,) = read_description(folder)["card"]["figures"]  # those of other weights are gone
     assert entry["measures"]["success"]["value"] == 0.2
+
+
+def test_samples_are_those_of_the_first_figure(folder: Path) -> None:
+    """Two timed episodes, or the one codebook, must not decide what a hundred pairs are worth."""
+    for number, (kind, first, other) in enumerate(
+        [("planning", "success", "seconds_per_decision"), ("latent_actions", "r2", "code_bits")]
+    ):
+        many, fewer = (
+            report(0) | {"kind": kind, "tasks": {"push": {first: estimate(value, n), other: estimate(9.0, 1)}}}
+            for value, n in ((0.5, 100), (0.7, 20))
+        )
+        assert add_figures(folder, many) == []
+        (refusal,) = add_figures(folder, fewer)
+        assert "they rest on 100 samples, these on 20" in refusal
+        assert len(read_description(folder)["card"]["figures"]) == number + 1
+
+
+def test_baselines_alone_do_not_replace_a_models_own_figures(folder: Path) -> None:
+    add_figures(folder, report(0.5))
+    add_figures(
+        folder, report(0) | {"tasks": {"push": {"success.oracle": estimate(1.0), "success.random": estimate(0)}}}
+    )
+    (entry,) = read_description(folder)["card"]["figures"]
+    assert entry["measures"] == {"success": estimate(0.5)}
 
 
 def test_a_curve_is_shown_at_its_last_step(folder: Path) -> None:
@@ -275,3 +300,10 @@ def test_figures_of_unusual_settings_do_not_enter_the_card(folder: Path, capsys:
     assert "its figures are of usual settings, without imagination.num_candidates=6, imagination.horizon=3" in told
     assert "imagination.context" not in told  # which was given as it is anyway
     assert "None yet" in text_of(folder)
+
+
+def test_another_environments_id_is_no_unusual_setting() -> None:
+    given = {"task": "gym", "id": "FetchPush-v4", "checkpoint": "model"}
+    for name in ("benchmark_imagination", "benchmark_planning", "benchmark_speed"):
+        usual = {key: value for key, value in given.items() if key in verbs.USUAL}
+        assert cli.flat_values(cli.compose_config(name, usual)[0])["task.name"] == "FetchPush-v4"

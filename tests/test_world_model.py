@@ -1,5 +1,8 @@
 """A world model's promises: every kind of action steers it, seeds repeat it, planners use it, bad input is named."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 from embodied_wm.dynamics import ImaginedDynamics
 from embodied_wm.evaluation.speed import imagination_pair
 from embodied_wm.predictor.cache import Context
+from embodied_wm.tokenizer.actions import LatentActionConfig
 from embodied_wm.tokenizer.frames import check_is_tensor
 from embodied_wm.world_model import ActionKind, WorldModel
 from planners.base import Dynamics
@@ -274,6 +278,19 @@ def test_a_gradient_planner_finds_the_actions_that_lead_to_a_goal() -> None:
     found = plan.actions[None]
     assert plan.cost == pytest.approx(float(goal(Same(model).imagine(context, found), found)), rel=1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("levels", [(8,), (4, 6)])
+def test_every_code_is_one_that_the_tokenizer_infers(levels: tuple[int, ...]) -> None:
+    config = replace(tiny.PLAIN, latent_actions=LatentActionConfig(width=16, levels=levels))
+    model = WorldModel(config, tiny.make_model().embodiment)
+    dynamics = ImaginedDynamics(model, kind="latent")
+    codes = dynamics.action_set
+    assert codes is not None
+    assert codes.shape == (math.prod(levels), len(levels))
+    assert len(codes.unique(dim=0)) == len(codes)
+    assert torch.equal(model.latent_actions.quantise(codes), codes)
+    assert ((codes >= dynamics.action_low) & (codes <= dynamics.action_high)).all()
 
 
 def test_planners_plan_in_latent_codes() -> None:

@@ -165,7 +165,7 @@ def benchmark_planning(
         run=run_record(resolved(run_dir), seed, device=setup.device, wall_seconds=time.monotonic() - began, **marks),
         tasks={task.name: measures},
         sections=[
-            *pages.planning_sections(task, runs, measures),
+            *pages.planning_sections(task, runs, measures, replan_every=setup.control.replan_every),
             *pages.decision_sections(decisions, setup.control.budget_ms),
         ],
         headline=planning_headline(measures),

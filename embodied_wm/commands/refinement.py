@@ -179,11 +179,10 @@ class _Loop:
         path = self.run_dir / "episodes.zarr"
         if not number or not path.exists():
             return {"episodes": 0, "branches": 0, "rows": 0}
-        collect = self.config["collect"]
-        each = 1 + collect.num_branch_points * collect.num_branches
-        count = number * collect.num_episodes
-        ends = EpisodeStore.open(path).episode_ends
-        return {"episodes": count, "branches": count * (each - 1), "rows": int(ends[count * each - 1])}
+        count, store = number * self.config["collect"].num_episodes, EpisodeStore.open(path)
+        planned = [i for i in range(store.num_episodes) if store.episode_info(i)["policy"] == "planned"]
+        end = [*planned, store.num_episodes][count]  # each is followed by its branches
+        return {"episodes": count, "branches": end - count, "rows": int(store.episode_ends[end - 1])}
 
     def measure(self, number: int) -> None:
         """Measure a round's model by the benchmarks, each into its folder, where that is not done."""

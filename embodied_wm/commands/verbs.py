@@ -189,6 +189,7 @@ def benchmark_latent_actions(config: Config, run: Run) -> None:
 
 USUAL = (
     "task",
+    "id",  # of task=gym
     "checkpoint",
     "data.path",
     "planner",
@@ -277,7 +278,9 @@ def report(config: Config, console: Console) -> None:
     from embodied_wm.evaluation.report import render_report
 
     sources = [_path(text) for text in (config["source"], *config["others"])]
-    page = write_comparison(sources, _path(config["out"])) if config["others"] else render_report(sources[0])
+    out = None if config["out"] is None else _path(config["out"])
+    compares = bool(config["others"])
+    page = write_comparison(sources, out or Path("compare.html")) if compares else render_report(sources[0], out)
     console.print(f"wrote [cyan]{page}[/]", soft_wrap=True)
 
 

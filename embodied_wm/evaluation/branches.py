@@ -24,6 +24,8 @@ from sim.tasks.base import Task
 
 HELD_OUT_SEED = 900_001
 """Seed of the episodes that branch points are drawn from; training collections must use another."""
+DRAWS_PER_STATE = 20
+"""After so many episodes for each state asked for, an environment is taken to end them too early."""
 SOURCES = ("recorded", "random", "planner")
 
 
@@ -126,6 +128,30 @@ def _recorded_and_random(
     return np.concatenate([np.stack(recorded), random]).astype(np.float32)
 
 
+def _held_out_episodes(
+    task: Task, config: BranchConfig, *, image_size: int, camera: str
+) -> list[dict[str, np.ndarray]]:
+    """Collect an episode for every state; where an environment ends some too early, further ones take their place."""
+    wanted = config.num_branch_points
+    most = wanted if task.environment is None else DRAWS_PER_STATE * wanted
+    kept: list[dict[str, np.ndarray]] = []
+    longest = 0
+    for episode in collect(
+        task.name, num_episodes=most, seed=HELD_OUT_SEED, image_size=image_size, camera=camera, num_workers=1
+    ):
+        rows = len(episode["features"]["action"])
+        longest = max(longest, rows)
+        if config.context + config.horizon <= rows:
+            kept.append(episode["features"])
+        if len(kept) == wanted:
+            return kept
+    few = f" ({len(kept)} of {most} are as long, of {wanted} that are needed)" if task.environment else ""
+    raise ValueError(
+        f"context={config.context} and horizon={config.horizon} do not fit in episodes of {longest} rows{few}; lower "
+        "one of them"
+    )
+
+
 def branch_starts(
     task: Task, config: BranchConfig, *, image_size: tuple[int, int], camera: str, seed: int, stride: int = 1
 ) -> Iterator[BranchStart]:
@@ -143,25 +169,11 @@ def branch_starts(
     Raises:
         ValueError: If the context and the horizon do not fit in an episode.
     """
-    found = collect(
-        task.name,
-        num_episodes=config.num_branch_points,
-        seed=HELD_OUT_SEED,
-        image_size=image_size[0],
-        camera=camera,
-        num_workers=1,
-    )
-    episodes = [episode["features"] for episode in found]
-    num_rows = len(episodes[0]["action"])
-    if config.context + config.horizon > num_rows:
-        raise ValueError(
-            f"context={config.context} and horizon={config.horizon} do not fit in episodes of {num_rows} rows; "
-            "lower one of them"
-        )
+    episodes = _held_out_episodes(task, config, image_size=image_size[0], camera=camera)
     renderer = task.renderer(*image_size, camera)
     for index, episode in enumerate(episodes):
         rng = np.random.default_rng([seed, index])
-        time = int(rng.integers(config.context - 1, num_rows - config.horizon))
+        time = int(rng.integers(config.context - 1, len(episode["action"]) - config.horizon))
         physics = episode["sim.physics"][time]
         goal = task.sample_goal(task.model, physics, rng)
         first = max(0, time - (config.context - 1) * stride)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.evaluation.statistics import bootstrap_mean
-from embodied_wm.stride import chunked, spread, thinned
+from embodied_wm.evaluation.statistics import bootstrap_mean, estimate
+from embodied_wm.stride import chunked, context_frames, spread, thinned
 from embodied_wm.tokenizer.frames import psnr
 from embodied_wm.training.frames import felt_rows
 from embodied_wm.world_model import WorldModel
@@ -73,11 +73,8 @@ def probe_r2(
     draws = rng.integers(len(held_out), size=(1000, len(held_out)))
     stack_r, stack_t = np.stack(residual)[:, moving], np.stack(total)[:, moving]
     resampled = (1 - stack_r[draws].sum(1) / np.maximum(stack_t[draws].sum(1), 1e-9)).mean(1)
-    return {
-        "value": float(r2.mean()),
-        "ci95": [float(edge) for edge in np.quantile(resampled, [0.025, 0.975])],
-        "n": len(held_out),
-    }
+    interval = np.quantile(resampled, [0.025, 0.975]).tolist() if len(held_out) > 1 else None
+    return estimate(float(r2.mean()), interval, len(held_out))
 
 
 def controllability(
@@ -86,16 +83,14 @@ def controllability(
     """Measure one-step imagination given the right code, a random code, and another transition's code."""
     generator = torch.Generator().manual_seed(seed)
     gains, over_shuffled, right_errors, shuffled_errors, still_errors = [], [], [], [], []
-    levels = world_model.latent_actions.config.levels
+    values = world_model.latent_actions.values()
     for episode in episodes:
         frames, latents, codes, _ = _transitions(world_model, store, episode)
         for _ in range(points_each):
             now = int(torch.randint(context - 1, len(latents) - 1, (1,), generator=generator))
             past = spread(latents[now - context + 1 : now + 1], world_model.stride)
             known = world_model.prefill_latents(past, None, kind="latent")
-            random = torch.stack(
-                [torch.randint(n, (1,), generator=generator) * 2 / (n - 1) - 1 for n in levels], dim=-1
-            )
+            random = torch.stack([each[torch.randint(len(each), (1,), generator=generator)] for each in values], -1)
             other = codes[torch.randint(len(codes), (1,), generator=generator)]
             candidates = torch.cat([codes[now][None], random, other])[:, None]
             after = world_model.imagine(known, candidates, kind="latent", generator=generator, shared_noise=True)[:, 0]
@@ -119,13 +114,31 @@ def controllability(
 def measure_latent_actions(
     world_model: WorldModel, store: EpisodeStore, *, train: list[int], held_out: list[int], context: int, seed: int
 ) -> dict[str, Any]:
-    """Measure `r2`, `delta_psnr`, the codes' errors and their capacity on held-out episodes of a store."""
+    """Measure `r2`, `delta_psnr`, the codes' errors and their capacity on held-out episodes of a store.
+
+    Raises:
+        ValueError: If every held-out episode is too short for the context and a step; those that are, are left out.
+    """
+    held_out = _long_enough(world_model, store, held_out, context + 1)
     found = controllability(world_model, store, held_out, context=context, seed=seed)
     found["r2"] = probe_r2(world_model, store, train, held_out, seed=seed)
     bits = float(np.log2(np.prod(world_model.latent_actions.config.levels)))
     found["code_bits"] = {"value": bits, "ci95": None, "n": 1}
     codes = torch.cat([_transitions(world_model, store, episode)[2] for episode in held_out])
     found["code_bits_used"] = {"value": entropy_bits(codes), "ci95": None, "n": len(codes)}
+    return found
+
+
+def _long_enough(world_model: WorldModel, store: EpisodeStore, episodes: list[int], steps: int) -> list[int]:
+    """Return the episodes in which the model looks at so many frames; raise ValueError if there is none."""
+    rows, lengths = context_frames(steps, world_model.stride), store.episode_lengths
+    found = [episode for episode in episodes if lengths[episode] >= rows]
+    if not found:
+        raise ValueError(
+            f"{store.path}: none of the held-out episodes {episodes} has {rows} rows, which the context and what "
+            f"follows take; the longest has {max((int(lengths[e]) for e in episodes), default=0)}. Hold longer "
+            "episodes out."
+        )
     return found
 
 
@@ -170,7 +183,11 @@ def same_codes(
 
     Returns:
         The scenes' last seen frames, uint8 [N, h, w, 3], and what follows, decoded, uint8 [N, M, h, w, 3].
+
+    Raises:
+        ValueError: If every episode is shorter than the context; those that are, are left out.
     """
+    episodes = _long_enough(world_model, store, episodes, max(context, 2))
     generator = torch.Generator().manual_seed(seed)
     parts = [_transitions(world_model, store, episode) for episode in episodes]
     codes = distant_codes(torch.cat([part[2] for part in parts]), num_codes)

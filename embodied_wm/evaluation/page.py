@@ -56,8 +56,8 @@ MEANINGS = {
     "code_bits_used": "entropy of the codes that occur, bits",
     "transfer": "planning success with an adapter fitted to part of the labels; higher is better",
 }
-_RATES = {"success", "cpg", "transfer", "late"}
-"""Parts of the names of figures that are rates, shown in percent."""
+_RATES = {"success", "success_any", "cpg", "transfer", "late_decisions"}
+"""Between the dots of a figure's name: it is a rate, shown in percent."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
 
 
@@ -221,8 +221,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _meaning(name: str) -> str:
-    """Return what a figure is, by the first part of its dotted name."""
-    return MEANINGS.get(name.split(".")[0], "")
+    """Return what a figure is, by the first part of its dotted name that has a meaning: a round's number has none."""
+    return next((MEANINGS[part] for part in name.split(".") if part in MEANINGS), "")
 
 
 def figure_tables(name: str, figures: Mapping[str, Any]) -> str:
@@ -231,7 +231,7 @@ def figure_tables(name: str, figures: Mapping[str, Any]) -> str:
     single = [(k, v, _meaning(k)) for k, v in leaves if not isinstance(v, Mapping) or is_estimate(v)]
     parts = [f"<h3>{escape(name)}</h3>"]
     if single:
-        rates = [bool(_RATES & set(re.split(r"[._]", key))) for key, *_ in single]
+        rates = [bool(_RATES & set(key.split("."))) for key, *_ in single]
         width = 3 if any(meaning for *_, meaning in single) else 2
         parts.append(
             table_html(["figure", "value", "meaning"][:width], [row[:width] for row in single], [""] * width, rates)

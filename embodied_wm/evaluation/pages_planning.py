@@ -38,13 +38,16 @@ _WITH_INTERVAL = ("success", "final_cost_m")
 """Columns with their intervals; the others' stand under "Every figure", or the table would not fit a page."""
 
 
-def planning_sections(task: Task, runs: Mapping[str, Episodes], measures: Mapping[str, Any]) -> list[Section]:
+def planning_sections(
+    task: Task, runs: Mapping[str, Episodes], measures: Mapping[str, Any], *, replan_every: int = 1
+) -> list[Section]:
     """Return what a page shows of closed-loop planning: rates, films of episodes, a table.
 
     Args:
         task: The task.
         runs: Agent to its episodes.
         measures: From `measure_agents`.
+        replan_every: Steps from one plan to the next.
     """
     names = [name for name in AGENTS if name in runs] + [name for name in runs if name not in AGENTS]
     bars = success_bars(
@@ -54,11 +57,13 @@ def planning_sections(task: Task, runs: Mapping[str, Episodes], measures: Mappin
     )
     strips = _strips(task, runs["model"]) if "model" in runs and runs["model"].films.size else []
     count = len(next(iter(runs.values())).success)
-    planning = ""
+    planning, steps = "", f"each of {task.episode_steps} steps"
+    if replan_every > 1:
+        steps = f"one of {replan_every} of the {task.episode_steps} steps"
     if "model" in runs:
-        planning = f"The world model sees frames and a goal image and plans at each of {task.episode_steps} steps. "
+        planning = f"The world model sees frames and a goal image and plans at {steps}. "
     elif "oracle" in runs:
-        planning = f"The oracle sees the physical state and plans with MuJoCo at each of {task.episode_steps} steps. "
+        planning = f"The oracle sees the physical state and plans with MuJoCo at {steps}. "
     text = (
         f"All agents meet the same {count:,} pairs of start and goal; pairs that are solved at the start, or by doing "
         "nothing, "
@@ -198,7 +203,7 @@ def _words(decisions: Sequence[Decision], budget_ms: float | None) -> str:
         text += f" Each may take {budget_ms:g} ms: the search stops before an iteration that would not end in time."
     words = {
         "cut": "were stopped by the budget",
-        "warm_start": "had no time for one iteration and went on with the last plan",
+        "warm_start": "had no time for one iteration and went on with the last plan, if there was one",
         "fallback": "were not executed, since imagined futures disagreed",
         "spent": "came when nothing of the plan was left",
     }

@@ -4,6 +4,8 @@ One closed-loop episode with exploration noise, and beside it *branches*: at som
 the planner compared are carried out from exactly the same physics state. A branch begins with the frames before that
 state, so that it is a whole training window, and tells the model what its candidates would have led to, also those that
 it was too optimistic about and those it never chose.
+
+Where an environment ends its episode, episode and branches end with that state, as those of `sim.collect` do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -169,6 +171,8 @@ class PlannedEpisodes:
             states.append(physics)
             actions.append(action)
             contacts.append(bool(after.contacts[0, 0]))
+            if task.has_ended(physics):
+                break
         frames.append(self.renderer.render_states(physics[None])[0])
         actions.append(np.zeros_like(actions[-1]))
         return _Walk(np.stack(states), np.stack(frames), np.stack(actions), np.array(contacts), plans)
@@ -178,12 +182,13 @@ class PlannedEpisodes:
             before = slice(time - self.past + 1, time + 1)
             replayed = self.brancher(walk.states[time], candidates)
             for index, actions in enumerate(candidates):
-                after = replayed.states[index]
+                steps = _steps_until(self.task.has_ended(replayed.states[index]))
+                after = replayed.states[index, :steps]
                 yield self._episode(
                     np.concatenate([walk.states[before], after]),
                     np.concatenate([walk.frames[before], self.renderer.render_states(after)]),
-                    np.concatenate([walk.actions[before][:-1], actions, np.zeros_like(actions[:1])]),
-                    np.concatenate([walk.contacts[before], replayed.contacts[index]]),
+                    np.concatenate([walk.actions[before][:-1], actions[:steps], np.zeros_like(actions[:1])]),
+                    np.concatenate([walk.contacts[before], replayed.contacts[index, :steps]]),
                     told | {"row": time, "branch": index},
                 )
 
@@ -208,3 +213,8 @@ class PlannedEpisodes:
         touching = self.task.in_contact(simulation.data.model, simulation.data)
         simulation.close()
         return touching
+
+
+def _steps_until(ended: np.ndarray) -> int:
+    """Return the number of steps up to the first after which an episode has ended, of flags [H]; H where it has not."""
+    return int(ended.argmax()) + 1 if ended.any() else len(ended)

@@ -201,7 +201,7 @@ def measure_agents(
     Args:
         runs: Agent name to its episodes; "model" and "oracle" define `cpg`.
         seconds: Agent name to the times of its decisions, from `time_decisions`.
-        planned_steps: Candidates x iterations x horizon of one decision.
+        planned_steps: Candidates x iterations x horizon of one decision; a budget, which cuts searches, leaves it out.
         seed: Seeds the bootstrap.
         budget_ms: What the model's decisions may take; None where there is no limit.
     """
@@ -220,8 +220,9 @@ def measure_agents(
         found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(times, 0.95, seed=seed)
     if "model" in seconds:
         found["decisions_per_second"] = estimate(1 / float(np.median(seconds["model"])), None, len(seconds["model"]))
-        found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
-        if budget_ms is not None:
+        if budget_ms is None:
+            found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
+        else:
             found |= measure_budget(seconds["model"], budget_ms, seed=seed)
     if {"model", "oracle"} <= runs.keys():
         model, oracle = runs["model"].success, runs["oracle"].success

@@ -241,8 +241,8 @@ def load_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def render_report(path: Path) -> Path:
-    """Write report.html beside a report.json from it and its pictures, and return the page's path."""
+def render_report(path: Path, page: Path | None = None) -> Path:
+    """Write the page of a report.json from it and its pictures, and return its path; report.html beside it if None."""
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     report = load_report(path)
@@ -258,6 +258,7 @@ def render_report(path: Path) -> Path:
             words = {key: value for key, value in entry.items() if key != "file"}
             drawn.append(Picture(**words, data=file.read_bytes()))
         pictures.append(drawn)
-    page = path.with_suffix(".html")
+    page = page or path.with_suffix(".html")
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render_page(report, pictures))
     return page

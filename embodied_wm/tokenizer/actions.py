@@ -90,10 +90,10 @@ class LatentActionConfig:
                 f"width={self.width}, history={self.history}: expected at least 1 each; history counts the frame that "
                 "a transition begins with"
             )
-        if not self.levels or any(type(level) is not int or level < 2 for level in self.levels):
+        if not self.levels or any(type(level) is not int or level < 3 for level in self.levels):
             raise ValueError(
                 f"levels={list(self.levels)}: expected the levels of each code channel, at least one channel and whole "
-                "numbers of at least 2, such as [9,9,9]"
+                "numbers of at least 3, such as [9,9,9]"
             )
 
     @property
@@ -123,10 +123,15 @@ class LatentActionTokenizer(nn.Module):
             shifted.append(torch.cat([shifted[-1][:, :1], shifted[-1][:, :-1]], dim=1))
         return torch.cat(shifted, dim=-1)
 
+    def values(self) -> list[Float[Tensor, " levels"]]:
+        """Return what each channel of a code can be; FSQ's even numbers of levels reach -1, but not 1."""
+        return [(torch.arange(level) - level // 2) / (level // 2) for level in self.config.levels]
+
     def quantise(self, codes: Float[Tensor, "*batch code"]) -> Float[Tensor, "*batch code"]:
         """Round codes in [-1, 1] to the nearest FSQ levels; gradients pass as if they were not rounded."""
-        half = torch.tensor([(level - 1) / 2 for level in self.config.levels], device=codes.device)
-        rounded = (codes.detach().clamp(-1, 1) * half).round() / half
+        half = torch.tensor([float(level // 2) for level in self.config.levels], device=codes.device)
+        most = torch.tensor([float((level - 1) // 2) for level in self.config.levels], device=codes.device)
+        rounded = (codes.detach().clamp(-1, 1) * half).round().minimum(most) / half
         return codes + (rounded - codes).detach() if codes.requires_grad else rounded
 
     def encode(self, latents: Float[Tensor, "batch time tokens width"]) -> Float[Tensor, "batch steps code"]:

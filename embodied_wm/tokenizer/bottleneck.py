@@ -150,6 +150,8 @@ class Quantised(nn.Module):
                 f"levels={config.levels}. Set width={len(config.levels) * count} or give {config.width // count} "
                 "levels."
             )
+        if config.kind == "fsq" and min(config.levels) < 3:
+            raise ValueError(f"levels={config.levels}: FSQ rounds to at least 3 levels in every channel")
         num_codes = prod(config.levels) if config.kind == "fsq" else 2 ** (config.width // count)
         if num_codes > MAX_CODES:
             raise ValueError(

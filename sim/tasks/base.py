@@ -290,6 +290,14 @@ class Task:
         """Read the proprioception [..., P] of physics states [..., nstate]."""
         return self.proprioception_of(*_split(self.model, states))
 
+    def has_ended(self, states: np.ndarray) -> np.ndarray:
+        """Tell in which physics states [..., nstate] an environment has ended its episode, [...]; a task of ours never.
+
+        What is done there moves nothing.
+        """
+        last = np.asarray(states)[..., -1]
+        return last < 0 if self.environment is not None else np.zeros(last.shape, dtype=bool)
+
     def cost(self, quantities: np.ndarray, goal_quantities: np.ndarray) -> np.ndarray:
         """Return the distance to the goal in metres, [...], of quantities [..., Q]; goal [Q] or broadcastable."""
         index = list(self.goal_indices)

@@ -8,7 +8,7 @@ from pages import Page, write_run
 
 from embodied_wm import cli
 from embodied_wm.evaluation.compare import run_names, write_comparison
-from embodied_wm.evaluation.report import ReportError, run_record, write_report
+from embodied_wm.evaluation.report import ReportError, render_report, run_record, write_report
 from embodied_wm.evaluation.statistics import estimate
 
 
@@ -51,6 +51,12 @@ def test_the_command_line_compares_bare_arguments(runs: list[Path], tmp_path: Pa
     out = tmp_path / "page.html"
     assert cli.main(["report", *map(str, runs), f"out={out}"]) == 0
     assert out.read_text() == write_comparison(runs, tmp_path / "again.html").read_text()
+
+
+def test_the_command_line_writes_the_page_of_one_run_where_it_is_asked_to(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    assert cli.main(["report", str(runs[0]), f"out={out}"]) == 0
+    assert out.read_text() == render_report(runs[0]).read_text()
 
 
 def test_trainings_are_compared_though_their_psnr_has_no_horizon(runs: list[Path], tmp_path: Path) -> None:

@@ -198,6 +198,17 @@ def test_models_of_another_robot_or_camera_are_refused(task: Task) -> None:
         next(branch_starts(task, BranchConfig(num_branch_points=1, horizon=48, context=3), **SEEN, seed=0))
 
 
+def test_states_come_from_episodes_that_an_environment_does_not_end_too_early() -> None:
+    task = get_task("InvertedPendulum-v5")
+    seen: dict[str, Any] = {"image_size": (16, 16), "camera": task.cameras[0], "seed": 0}
+    config = BranchConfig(num_branch_points=3, num_candidates=6, horizon=6, context=3)
+    starts = list(branch_starts(task, config, **seen))
+    assert [start.actions.shape for start in starts] == [(4, 6, 1)] * 3
+    assert all(start.physics[-1] >= 0 for start in starts)  # in none of them the episode has ended
+    with pytest.raises(ValueError, match=r"context=3 and horizon=80 do not fit .* rows \(0 of 20 are as long, of 1"):
+        next(branch_starts(task, BranchConfig(num_branch_points=1, horizon=80), **seen))
+
+
 def test_ties_get_no_favour() -> None:
     physical = np.array([0.0, 1.0, 2.0, 4.0])
     assert agreement(np.full(4, 0.3), physical) == 0.0

@@ -7,7 +7,13 @@ import tiny
 import torch
 
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.evaluation.latent_actions import distant_codes, entropy_bits, measure_latent_actions, same_codes
+from embodied_wm.evaluation.latent_actions import (
+    distant_codes,
+    entropy_bits,
+    measure_latent_actions,
+    probe_r2,
+    same_codes,
+)
 from embodied_wm.evaluation.pages import same_codes_picture
 
 
@@ -46,3 +52,24 @@ def test_a_code_that_is_always_the_same_carries_nothing(tiny_store: Path) -> Non
     assert found["delta_psnr_shuffled"]["value"] == 0
     assert found["code_bits"]["value"] > 5
     assert found["code_bits_used"]["n"] == 2 * (tiny.ROWS - 1)
+
+
+def test_episodes_too_short_are_left_out_or_refused(tmp_path: Path) -> None:
+    """Data sets hold recordings that were broken off: a demo must not end there after its training."""
+    lengths = (tiny.ROWS, tiny.ROWS, tiny.ROWS, 3, 1)
+    episodes = [tiny.episode(seed, rows=rows) for seed, rows in enumerate(lengths)]
+    model, store = tiny.make_model(), EpisodeStore.open(tiny.write_store(tmp_path / "short.zarr", episodes))
+    found = measure_latent_actions(model, store, train=[0, 1], held_out=[2, 3, 4], context=3, seed=0)
+    alone = measure_latent_actions(model, store, train=[0, 1], held_out=[2], context=3, seed=0)
+    assert found == alone
+    scenes, _ = same_codes(model, store, [2, 3, 4], context=3, seed=0)
+    assert len(scenes) == 2  # three rows are a context, though nothing follows
+    with pytest.raises(ValueError, match=r"none of the held-out episodes \[3, 4\] has 4 rows.*longest has 3"):
+        measure_latent_actions(model, store, train=[0, 1], held_out=[3, 4], context=3, seed=0)
+
+
+def test_one_episode_says_nothing_about_the_spread(tiny_store: Path) -> None:
+    model, store = tiny.make_model(), EpisodeStore.open(tiny_store)
+    one, two = (probe_r2(model, store, [0, 1], held_out, seed=0) for held_out in ([4], [4, 5]))
+    assert (one["ci95"], one["n"]) == (None, 1)
+    assert two["ci95"][0] < two["value"] < two["ci95"][1]

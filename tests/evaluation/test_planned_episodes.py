@@ -106,6 +106,25 @@ def test_an_episode_depends_on_the_seed_and_its_number(task: Task, group: list[E
     assert not np.array_equal(other[0].features["sim.physics"][0], group[0].features["sim.physics"][0])
 
 
+def test_what_an_environment_ends_ends_there() -> None:
+    """Frames that stand still whatever is done would teach that actions do nothing."""
+    task = get_task("InvertedPendulum-v5")
+    with maker(task, min_rows=5) as making:
+        making.config = PlannedConfig(num_episodes=4, noise=0.4, num_branch_points=90, num_branches=4)
+        groups = [making.episode(number) for number in (1, 3)]
+    wholes, branches = [group[0] for group in groups], [episode for group in groups for episode in group[1:]]
+    assert all(2 < whole.num_rows < task.episode_steps + 1 for whole in wholes)
+    assert branches
+    assert len({episode.num_rows for episode in branches}) > 1
+    brancher = Brancher(task, num_threads=1)
+    for episode in [*wholes, *branches]:
+        states, actions = episode.features["sim.physics"], episode.features["action"]
+        assert not task.has_ended(states[:-1]).any()
+        np.testing.assert_array_equal(brancher(states[0], actions[None, :-1]).states[0], states[1:])
+    assert all(task.has_ended(whole.features["sim.physics"][-1]) for whole in wholes)
+    brancher.close()
+
+
 def test_branches_that_do_not_fit_are_refused(task: Task) -> None:
     with pytest.raises(ValueError, match=r"3 branch points with 296 frames before each do not fit into episodes of"):
         maker(task, min_rows=300)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from embodied_wm.evaluation import figures
 from embodied_wm.evaluation.film import difference
-from embodied_wm.evaluation.page import format_duration, format_number
+from embodied_wm.evaluation.page import MEANINGS, format_duration, format_number
 from embodied_wm.evaluation.report import (
     RUN_KEYS,
     Headline,
@@ -27,7 +27,7 @@ from embodied_wm.evaluation.report import (
     run_record,
     write_report,
 )
-from embodied_wm.evaluation.statistics import wilson
+from embodied_wm.evaluation.statistics import estimate, wilson
 
 
 def minimal(folder: Path, **changes: Any) -> Path:
@@ -96,6 +96,21 @@ def test_a_page_says_in_which_precision_was_imagined(tmp_path: Path) -> None:
     for config, is_said in (({}, False), ({"precision": "fp32"}, False), ({"precision": "int8"}, True)):
         page = minimal(tmp_path, run=run_record(config, 0)).with_suffix(".html")
         assert ("imagined in int8" in page.read_text()) == is_said
+
+
+def test_rates_are_in_percent_and_counts_of_steps_are_not(tmp_path: Path) -> None:
+    names = ("success.oracle", "round_1.success_any", "cpg", "late_decisions", "steps_to_success", "final_cost_m")
+    page = minimal(tmp_path, tasks={"reach": dict.fromkeys(names, estimate(0.5, None, 4))}).with_suffix(".html")
+    shown = dict(
+        re.findall(r'<th scope="row">([^<]+)</th><td[^>]*><span[^>]*><data[^>]*>([^<]+)</data>', page.read_text())
+    )
+    assert {name for name in names if shown[name] == "50%"} == set(names[:4])
+    assert [shown[name] for name in names[4:]] == ["0.500", "0.500"]
+
+
+def test_figures_of_a_round_have_their_meaning(tmp_path: Path) -> None:
+    page = minimal(tmp_path, tasks={"reach": {"round_1": {"success": wilson(1, 4)}}}).with_suffix(".html")
+    assert MEANINGS["success"] in page.read_text()
 
 
 def test_ids_are_unique_and_every_internal_reference_resolves(example: Path) -> None:

@@ -54,6 +54,14 @@ def test_check_env_is_clean(name):
     environment.close()
 
 
+def test_films_and_recordings_have_the_tasks_rate():
+    """What records rollouts or films of an environment takes its rate from there."""
+    for name in ("reach", "Reacher-v5"):
+        environment = MujocoTaskEnv(name, observation="state")
+        assert environment.metadata["render_fps"] == environment.task.fps
+        environment.close()
+
+
 @pytest.mark.parametrize("name", ["push", "rope"])
 def test_state_observations_need_no_picture(name, monkeypatch):
     monkeypatch.setattr(MujocoTaskEnv, "_get_renderer", lambda self: pytest.fail("rendered"))

@@ -3,6 +3,8 @@
 """Other people's environments: the same physics as theirs, exact restoring, goals, cameras, and clear refusals."""
 
 import importlib.util
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium
@@ -266,3 +268,19 @@ def test_states_and_actions_that_do_not_fit_are_refused(pusher):
     with pytest.raises(ValueError, match="another task"):
         brancher(state, np.zeros((1, 2, 7)))
     brancher.close()
+
+
+def test_quantities_are_the_same_whichever_threads_ask_at_once() -> None:
+    """The judge reads goals in one thread while another one reads what candidates led to."""
+    task = get_task("Reacher-v5")
+    states = np.repeat(task.reset(task.model, np.random.default_rng(0))[None], 500, axis=0)
+    states[:, 1 : 1 + task.model.nq] += np.random.default_rng(1).uniform(-1.0, 1.0, (500, task.model.nq))
+    alone = task.state_quantities(states)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(task.state_quantities, [np.roll(states, shift, axis=0) for shift in range(8)]))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(np.array_equal(each, np.roll(alone, shift, axis=0)) for shift, each in enumerate(found))

@@ -55,6 +55,22 @@ def test_codes_are_on_the_grid_and_quantise_is_idempotent() -> None:
     assert torch.allclose(steps, steps.round(), atol=1e-5)
 
 
+@pytest.mark.parametrize("levels", [(8,), (4, 6), (5, 8, 3)])
+def test_even_numbers_of_levels_are_on_the_same_grid(levels: tuple[int, ...]) -> None:
+    """What is planned with, or adapted, must be a code that is inferred from video, too."""
+    torch.manual_seed(0)
+    module = LatentActionTokenizer(LatentActionConfig(levels=levels), num_tokens=1, token_width=4)
+    codes = module.encode(100 * torch.randn(16, 64, 1, 4)).flatten(0, 1)
+    values = module.values()
+    assert [len(each) for each in values] == list(levels)
+    assert torch.allclose(module.quantise(codes), codes, atol=1e-6)
+    for channel, each in enumerate(values):
+        assert set(codes[:, channel].tolist()) <= set(each.tolist())
+        assert torch.equal(module.quantise(each[:, None].expand(-1, len(levels)))[:, channel], each)
+    farthest = module.quantise(torch.ones(1, len(levels)))[0]
+    assert torch.equal(farthest, torch.stack([each[-1] for each in values]))
+
+
 def test_codes_see_only_their_own_transition_and_its_past() -> None:
     module = LatentActionTokenizer(LatentActionConfig(history=2), num_tokens=1, token_width=6)
     latents = moving_latents(2, 6, 0)[0]
@@ -69,7 +85,7 @@ def test_codes_see_only_their_own_transition_and_its_past() -> None:
         ({"history": 0}, "history=0: expected at least 1 each"),
         ({"width": 0}, "width=0, history=2: expected at least 1 each"),
         ({"levels": ()}, r"levels=\[\]: expected .* at least one channel"),
-        ({"levels": (9, 1)}, r"levels=\[9, 1\]: .* at least 2"),
+        ({"levels": (9, 2)}, r"levels=\[9, 2\]: .* at least 3"),
     ],
 )
 def test_sizes_that_are_none(change: dict[str, Any], words: str) -> None:

@@ -108,6 +108,8 @@ def test_what_cannot_be_quantised_is_refused_with_what_can() -> None:
         make_bottleneck(BottleneckConfig(kind="vq"))
     with pytest.raises(ValueError, match="levels"):
         make_bottleneck(BottleneckConfig(kind="fsq", width=3, levels=(5, 5)))
+    with pytest.raises(ValueError, match="at least 3 levels"):
+        make_bottleneck(BottleneckConfig(kind="fsq", width=2, levels=(2, 5)))
     with pytest.raises(ValueError, match="codebooks=3 must divide"):
         make_bottleneck(BottleneckConfig(kind="lfq", width=8, codebooks=3))
     with pytest.raises(ValueError, match="Raise codebooks=1"):
