@@ -93,6 +93,16 @@ class TakesActions:
                 "model with temporal_stride=1"
             )
 
+    def check_history(self, kind: ActionKind) -> None:
+        """Raise ValueError for no kind, and where codes are inferred from more frames than a context remembers."""
+        check_kind(kind)
+        history = self.config.latent_actions.history
+        if kind == "latent" and history > 2:
+            raise ValueError(
+                f"codes of this model look at {history} frames before each transition (latent_actions.history), of "
+                "which a context remembers 2; prefill it anew with all frames (rolling=false)"
+            )
+
     def _check_actions(self, actions: Tensor) -> None:
         if actions.shape[-1] != self.embodiment.action_size:
             raise ValueError(

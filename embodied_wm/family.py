@@ -3,8 +3,8 @@
 Each robot has a whole `WorldModel` of its own, so whatever takes one (planners, benchmarks, cards, the Hub) takes any
 member as it is. What the members share are the weights themselves, the same tensors in memory: the networks of the
 frame tokenizer, the latent actions, and the predictor. A robot's own are its action adapter, its action statistics and
-bounds, the predictor's embedding of its real actions, its readouts, the tokenizer's background image, and the
-statistics of its latents: its camera sees another scene, and actions of another size.
+bounds, the predictor's embedding of its real actions, its readouts, what guesses its proprioception, the tokenizer's
+background images, and the statistics of its latents: its cameras see another scene, and actions of another size.
 
 Why not one network with a robot's name as input: a model trained on one store would change, every verb would have to
 be told a name, and a batch would need padding to the largest action. Here a model of one robot is the family of one.
@@ -20,13 +20,25 @@ from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.pretrained import PREFIX, pretrained_folder
 from embodied_wm.world_model import WorldModel
 
-OWN = ("tokenizer.background", "adapter.", "predictor.real_in.", "readouts.", "temporal_distance.", "goal_policy.")
-"""What the names of a robot's own parameters begin with; all buffers are its own, too."""
+OWN = ("adapter.", "predictor.real_in.", "readouts.", "proprioception.", "temporal_distance.", "goal_policy.")
+"""What the names of a robot's own parameters begin with; background images and all buffers are its own, too."""
+BACKGROUND = "background"
+"""Last part of the name of a background image; a tokenizer of several cameras has one of each."""
+
+
+def is_own(name: str) -> bool:
+    """Tell by its name whether a model's parameter is the robot's own."""
+    return name.startswith(OWN) or (name.startswith("tokenizer.") and name.endswith(f".{BACKGROUND}"))
 
 
 def shared_names(model: WorldModel) -> list[str]:
     """Return the names of the parameters that a model shares with its family."""
-    return [name for name, _ in model.named_parameters() if not name.startswith(OWN)]
+    return [name for name, _ in model.named_parameters() if not is_own(name)]
+
+
+def own_backgrounds(model: WorldModel) -> list[torch.nn.Parameter]:
+    """Return the background images of a model's cameras."""
+    return [each for name, each in model.tokenizer.named_parameters() if name.rpartition(".")[2] == BACKGROUND]
 
 
 class Family:
@@ -47,7 +59,7 @@ class Family:
         self.models = dict(models)
         leader, *others = self.models.values()
         for name, parameter in leader.named_parameters():
-            if not name.startswith(OWN):
+            if not is_own(name):
                 for robot, other in zip(list(self.models)[1:], others, strict=True):
                     _replace(other, name, parameter, robot)
 
@@ -160,4 +172,4 @@ def copy_shared(source: WorldModel, targets: Iterable[WorldModel]) -> None:
             own[name].data.copy_(given[name].data)
 
 
-__all__ = ["OWN", "Family", "copy_shared", "shared_names"]
+__all__ = ["OWN", "Family", "copy_shared", "is_own", "own_backgrounds", "shared_names"]

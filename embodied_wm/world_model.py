@@ -264,7 +264,7 @@ class WorldModel(nn.Module, TakesActions, HubModel):
         """Do what `extend` does, from latents."""
         self.check_stride("extend", "rolling=false")
         self._check_latents(latents[None])
-        check_kind(kind)
+        self.check_history(kind)
         if kind == "latent":
             past = torch.stack([context.before_last, context.last_latents, latents])
             inputs = self.action_inputs(None, codes=self.latent_actions.encode(past[None])[:, -1:])

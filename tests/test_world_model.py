@@ -352,6 +352,15 @@ def test_a_context_extended_frame_by_frame_equals_a_prefill_of_all(model: WorldM
     assert torch.allclose(context.before_last, whole.before_last)
 
 
+def test_codes_that_look_further_back_than_a_context_do_not_extend_it(model: WorldModel) -> None:
+    codes = replace(tiny.MODEL.latent_actions, history=3)
+    longer = WorldModel(replace(tiny.MODEL, latent_actions=codes), model.embodiment).eval()
+    context = longer.prefill(frames(4), None, kind="latent")
+    with pytest.raises(ValueError, match="look at 3 frames before each transition"):
+        longer.extend(context, frames(1)[0], None, kind="latent")
+    assert longer.extend(context, frames(1)[0], torch.zeros(2), kind="adapted").num_frames == 5
+
+
 def test_unknown_actions_extend_a_context_too_and_its_length_is_bounded(model: WorldModel) -> None:
     context = model.prefill(frames(2), None)
     for frame in frames(5):

@@ -29,6 +29,10 @@ REAL_ACTIONS = "real_actions"
 """Name of the stage that trains the embedding of real actions alone."""
 OWN_STAGES = ("adapter", "readouts")
 """Stages of parts that every robot with labels needs for itself."""
+TOLD_ACTIONS = ("adapter", "predictor", "goal_policy")
+"""Stages of parts that know actions in units of their spread."""
+TOLD_WHAT_IS_FELT = ("latent_actions", "adapter", "predictor", "readouts", "temporal_distance", "goal_policy")
+"""Stages of parts that know what is felt in units of its spread, as it is a token of their latents."""
 
 
 def take_over(
@@ -133,11 +137,21 @@ def check_new_robots(
 
 def untrained_options(model: WorldModel, stages: Sequence[str]) -> list[str]:
     """Return the optional parts that a new robot's model has and that are not trained."""
-    has = {
+    return [part for part in OPTIONAL if _has(model, part) and part not in stages]
+
+
+def learns_anew(model: WorldModel, parts: Sequence[str], stages: Sequence[str]) -> bool:
+    """Tell whether all of some parts that a model has are trained; if not, their units must stay what they were."""
+    return all(part in stages for part in parts if _has(model, part))
+
+
+def _has(model: WorldModel, part: str) -> bool:
+    sizes = {
+        "readouts": len(model.embodiment.readouts),
         "temporal_distance": model.config.temporal_distance.components,
         "goal_policy": model.config.goal_policy.width,
     }
-    return [part for part in OPTIONAL if has[part] and part not in stages]
+    return bool(sizes.get(part, 1))
 
 
 def train_real_actions(trainer: "Trainer") -> None:
@@ -191,4 +205,13 @@ def _known_weights(source: WorldModel, model: WorldModel, stages: Sequence[str])
     return {key: own[key] if key.partition(".")[0] in new else given[key] for key in own}
 
 
-__all__ = ["REAL_ACTIONS", "check_new_robots", "take_over", "train_real_actions", "untrained_options"]
+__all__ = [
+    "REAL_ACTIONS",
+    "TOLD_ACTIONS",
+    "TOLD_WHAT_IS_FELT",
+    "check_new_robots",
+    "learns_anew",
+    "take_over",
+    "train_real_actions",
+    "untrained_options",
+]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from embodied_wm.data.cameras import camera_names, frame_shape
 from embodied_wm.data.layout import StoreError
-from embodied_wm.data.normalize import compute_statistics
+from embodied_wm.data.normalize import Normalizer, compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.embodiment import OUTCOMES, Embodiment
@@ -191,15 +191,19 @@ def _check_windows(store: EpisodeStore, which: str, episodes: Sequence[int], len
         ) from error
 
 
-def fit_scales(trainer: "Trainer") -> None:
-    """Set the scales of actions, from the labelled episodes, and of what is felt, from all that are trained on."""
+def fit_felt_scale(trainer: "Trainer") -> None:
+    """Set the scale of what is felt, if anything is, from all episodes that are trained on; it is no label."""
     store, model = trainer.store, trainer.model
-    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
     if model.proprioception is not None:
         felt = compute_statistics(store, model.config.proprioception, trainer.train_episodes)
         model.proprioception.fit_statistics(felt)
+
+
+def fit_action_scale(trainer: "Trainer") -> None:
+    """Set the scale and the bounds of actions, from the labelled episodes."""
+    store, model = trainer.store, trainer.model
+    labelled = [trainer.train_episodes[index] for index in trainer.labelled]
     statistics = compute_statistics(store, "action", labelled)
-    model.actions.mean.copy_(torch.from_numpy(statistics.mean))
-    model.actions.std.copy_(torch.from_numpy(statistics.std).clamp_min(1e-4))
+    model.actions.load_state_dict(Normalizer.from_statistics(statistics).state_dict())
     model.action_low.copy_(torch.from_numpy(statistics.minimum))
     model.action_high.copy_(torch.from_numpy(statistics.maximum))

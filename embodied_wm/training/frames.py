@@ -13,6 +13,7 @@ from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
 from embodied_wm.data.normalize import Normalizer, compute_statistics
 from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import OUTCOMES
 from embodied_wm.training.loop import Batch, Processes
 from embodied_wm.world_model import WorldModel
 
@@ -43,12 +44,15 @@ class ReadAhead:
 class WindowLabels:
     """Hold the actions, and the states if wanted, of labelled episodes alone; those of others are not even read."""
 
-    def __init__(self, store: EpisodeStore, labelled: Sequence[int], *, state: str = "") -> None:
+    def __init__(
+        self, store: EpisodeStore, labelled: Sequence[int], *, measured: Sequence[int] = (), state: str = ""
+    ) -> None:
         """Read the labels of some episodes.
 
         Args:
             store: Has the episodes.
-            labelled: Which ones, numbered as in the store.
+            labelled: Those that are trained on, numbered as in the store.
+            measured: Further ones, that are held out: they have labels, too, but no part in the state's scale.
             state: Feature that is the state, which is normalised; empty for none.
         """
         ends, lengths = store.episode_ends, store.episode_lengths
@@ -58,10 +62,12 @@ class WindowLabels:
             for name, feature in features.items()
         }
         self._is_labelled = torch.zeros(store.num_episodes, dtype=torch.bool)
-        for episode in labelled:
+        for episode in (*labelled, *measured):
             start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
             for name, feature in features.items():
                 rows = store.read(feature, start, stop).astype(np.float32)
+                if feature in OUTCOMES:  # of a row's action, seen in the frame after it; nothing led to the first
+                    rows = np.concatenate([rows[:1], rows[:-1]])
                 self._rows[name][start:stop] = torch.from_numpy(rows.reshape(stop - start, -1))
             self._is_labelled[episode] = True
         if state:

@@ -7,7 +7,7 @@ that resumes at step n does what an uninterrupted one would have done, bit for b
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -85,7 +85,8 @@ class KeepConfig:
         keep_every: Steps between states that are kept beside the last one; 0 keeps none.
         evaluate_every: Steps between measurements of the held-out loss, whose best weights are kept; 0 measures none.
         num_held_out: Batches of each measurement.
-        final: Weights that a stage ends with: "last" (averaged where there is an average) or "best".
+        final: Weights that a stage ends with: "last" (averaged where there is an average) or "best", which is the last
+            where a stage has fewer steps than `evaluate_every`.
         spike_factor: A loss this many times its running mean leaves the weights as they are; 0 lets all through.
         max_spikes: Spikes in one stage after which training stops.
     """
@@ -218,21 +219,22 @@ def fit(
             while state.step < config.num_steps:
                 is_agreed = False
                 is_late = processes.is_main and time.monotonic() - last_save > keep.save_every_s
-                metrics, (asked_to_stop, asked_to_save) = job.step(bool(stop.number), is_late)
-                is_agreed = True
-                speed = job.frames_per_step * (state.step - first) / (time.monotonic() - began)
-                if keep.evaluate_every and held_out_of and state.step % keep.evaluate_every == 0:
-                    metrics["held_out_loss"] = job.evaluate()
-                if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
-                    log.append({"stage": name, "step": state.step, **metrics})
-                    if observer:
-                        observer.log(name, state.step, metrics | job.progress() | {"frames_per_s": speed})
+                with ExitStack() as updated:
+                    metrics, (asked_to_stop, asked_to_save) = job.step(bool(stop.number), is_late, updated)
+                    is_agreed = True
+                    speed = job.frames_per_step * (state.step - first) / (time.monotonic() - began)
+                    if keep.evaluate_every and held_out_of and state.step % keep.evaluate_every == 0:
+                        metrics["held_out_loss"] = job.evaluate()
+                    if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
+                        log.append({"stage": name, "step": state.step, **metrics})
+                        if observer:
+                            observer.log(name, state.step, metrics | job.progress() | {"frames_per_s": speed})
+                    if keep.keep_every and state.step % keep.keep_every == 0:
+                        job.files.keep(state)
                 if observer and observer.is_due(state.step, config.num_steps):
                     job.draw(observer)
                 shown = " ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:3])
                 track.advance(1, f"{speed:,.0f} frames/s {shown}")
-                if keep.keep_every and state.step % keep.keep_every == 0:
-                    job.files.keep(state)
                 if asked_to_save:
                     job.files.save_last(state)
                     last_save = time.monotonic()
@@ -246,9 +248,7 @@ def fit(
                 with undivided():
                     job.files.save_last(state)
     modules.eval()
-    if keep.final == "best":
-        job.files.load_best(state)
-    else:
+    if keep.final != "best" or not job.files.load_best(state):  # a short stage may end before it is measured
         state.use_ema()
     return metrics or log.last
 
@@ -282,8 +282,12 @@ class _Job:
         self.state = StageState(modules, optimiser, config.ema_decay > 0)
         self.files = StageFiles(stages, name, self.processes)
 
-    def step(self, wants_stop: bool, wants_save: bool) -> tuple[Metrics, tuple[bool, bool]]:
-        """Do one optimiser step; also return whether any process wants to stop, and to save."""
+    def step(self, wants_stop: bool, wants_save: bool, updated: ExitStack) -> tuple[Metrics, tuple[bool, bool]]:
+        """Do one optimiser step; also return whether any process wants to stop, and to save.
+
+        From the update on signals wait until `updated` is left: what is measured and kept of a step belongs to it, for
+        a run that is resumed does the step no more.
+        """
         config, state = self.config, self.state
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(config, state.step)
@@ -298,16 +302,16 @@ class _Job:
                 f"{self._keep_batch()} and the weights of the step before beside it. Lower learning_rate (now "
                 f"{config.learning_rate}) or look for bad values in the batch."
             )
-        with undivided():
-            state.is_whole = False
-            if self._is_spike(loss):
-                state.num_skipped += 1
-            else:
-                state.optimiser.step()
-                state.update_ema(config.ema_decay)
-                state.update_mean(loss)
-            state.step += 1
-            state.is_whole = True
+        updated.enter_context(undivided())
+        state.is_whole = False
+        if self._is_spike(loss):
+            state.num_skipped += 1
+        else:
+            state.optimiser.step()
+            state.update_ema(config.ema_decay)
+            state.update_mean(loss)
+        state.step += 1
+        state.is_whole = True
         if state.num_skipped:
             metrics["skipped"] = float(state.num_skipped)
         if state.num_skipped > self.keep.max_spikes:
@@ -366,6 +370,7 @@ class _Job:
         assert self.held_out_of is not None
         processes, count = self.processes, self.keep.num_held_out
         self.state.modules.eval()
+        self.state.is_whole = False  # as no one would measure it again, were its data missing now and its state saved
         total = 0.0
         with self.state.averaged(), processes.autocast():
             for index in range(count):
@@ -377,6 +382,7 @@ class _Job:
         if loss < self.state.best:
             self.state.best = loss
             self.files.keep_best(self.state)
+        self.state.is_whole = True
         return loss
 
     def draw(self, observer: Observer) -> None:

@@ -57,7 +57,8 @@ def conditioning(
     with torch.no_grad():
         codes = model.latent_actions.encode(batch["latents"])
     codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-    real = torch.where((kind == REAL)[:, None, None], model.normalized(batch["action"]), 0.0)
+    is_told = (kind == REAL)[:, None, None]  # others may be NaN, or out of all bounds, and are not looked at
+    real = torch.where(is_told, model.normalized(torch.where(is_told, batch["action"], 0.0)), 0.0)
     return ActionInputs(kind[:, None].expand(-1, time_steps), real=real, codes=codes)
 
 

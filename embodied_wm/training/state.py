@@ -40,7 +40,7 @@ class StageState:
         loss_mean: Running mean of the loss, by which spikes are told; 0 before the first step.
         num_skipped: Updates that were left out because of a spike.
         best: Lowest held-out loss so far; the largest float before the first.
-        is_whole: False while an update is half done, which an error can leave it.
+        is_whole: False while an update, or its measurement, is half done, which an error can leave it.
     """
 
     def __init__(self, modules: nn.ModuleDict, optimiser: torch.optim.Optimizer, use_ema: bool) -> None:
@@ -263,12 +263,14 @@ class StageFiles:
             if self.processes.is_main:
                 write_tensors(self.best, weights)
 
-    def load_best(self, state: StageState) -> None:
-        """Put the weights with the lowest held-out loss in place, where they were kept."""
-        if self.best.is_file():
-            own = state.modules.state_dict()
-            tensors = read_tensors(self.best)
-            state.modules.load_state_dict({name: as_part(tensors[name], own[name]) for name in own})
+    def load_best(self, state: StageState) -> bool:
+        """Put the weights with the lowest held-out loss in place; tell whether any were kept."""
+        if not self.best.is_file():
+            return False
+        own = state.modules.state_dict()
+        tensors = read_tensors(self.best)
+        state.modules.load_state_dict({name: as_part(tensors[name], own[name]) for name in own})
+        return True
 
 
 def _cause(error: BaseException) -> str:

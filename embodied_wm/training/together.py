@@ -2,8 +2,10 @@
 
 Each batch of the shared stages comes from one robot's store, by weight (`data.loader.MixtureSchedule`), and goes
 through that robot's model: its background image and statistics of latents, its embedding of real actions, the weights
-all share. Adapter and readouts are fitted robot by robot, on its labelled episodes. A robot without labels takes part
-with its video alone; it gets no adapter and no readouts until it is trained again with some.
+all share. So it is in distillation and self-forcing too, by the robots with labels: one robot after the other, the
+predictor would forget the first for the last. Adapter and readouts are fitted robot by robot, on its labelled episodes.
+A robot without labels takes part with its video alone; it gets no adapter and no readouts until it is trained again
+with some.
 
 `start_from` takes over what a family has learnt: the shared weights, and for robots that it knows all the rest
 (`embodied_wm.training.adoption`). So a new robot is adopted by training with `start_from` on its own store, with all
@@ -25,11 +27,25 @@ from torch import Tensor, nn
 
 from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.family import Family
-from embodied_wm.training.adoption import check_new_robots, take_over, train_real_actions, untrained_options
+from embodied_wm.family import Family, own_backgrounds
+from embodied_wm.training.adoption import (
+    TOLD_ACTIONS,
+    TOLD_WHAT_IS_FELT,
+    check_new_robots,
+    learns_anew,
+    take_over,
+    train_real_actions,
+    untrained_options,
+)
 from embodied_wm.training.card import training_card
 from embodied_wm.training.config import TrainConfig
-from embodied_wm.training.embodiment import check_camera, check_episodes, describe_embodiment, fit_scales
+from embodied_wm.training.embodiment import (
+    check_camera,
+    check_episodes,
+    describe_embodiment,
+    fit_action_scale,
+    fit_felt_scale,
+)
 from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
 from embodied_wm.training.labels import labelled_members
@@ -40,7 +56,8 @@ from embodied_wm.training.stages import STAGES, WITH_LABELS, check_names, check_
 from embodied_wm.training.train import STATISTICS_FRAMES, Trainer
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
-SHARED_STAGES = ("tokenizer", "latent_actions", "predictor")
+OF_THE_PREDICTOR = ("predictor", "distillation", "self_forcing")
+SHARED_STAGES = ("tokenizer", "latent_actions", *OF_THE_PREDICTOR)
 ROBOT = "robot"
 """Key of a batch that holds the place of its robot."""
 
@@ -157,7 +174,7 @@ class _JointTrainer:
     ) -> None:
         self.members, self.config, self.run_dir, self.seed = dict(members), config, run_dir, seed
         self.processes, self.console = processes, console if processes.is_main else Console(quiet=True)
-        self.schedule = MixtureSchedule({name: robot.weight for name, robot in robots.items()}, seed=seed)
+        self.weights = {name: robot.weight for name, robot in robots.items()}
         self.names = list(members)
         self.leader = next(iter(members.values()))
         self.observer = RunObserver(config.watch, run_dir, console=console) if processes.is_main else None
@@ -182,7 +199,7 @@ class _JointTrainer:
                 fit_statistics()
         elif is_trained or (stage == "predictor" and set(known) != set(self.names)):
             for name, member in self.members.items():
-                if is_trained or name not in known:
+                if (is_trained or name not in known) and (member.labelled or stage not in WITH_LABELS):
                     getattr(member, f"train_{stage}")()
             if is_trained:
                 self._fit(stage)
@@ -192,14 +209,18 @@ class _JointTrainer:
                 self.members[name].model.eval()
 
     def _fit(self, stage: str) -> None:
-        parts = {name: member.handed_over[stage] for name, member in self.members.items()}
+        """Train a stage on the batches of all who handed over a part of it; nobody does where it has no steps."""
+        parts = {name: each.handed_over[stage] for name, each in self.members.items() if stage in each.handed_over}
+        if not parts:
+            return
+        schedule = MixtureSchedule({name: self.weights[name] for name in parts}, seed=self.seed)
         if self.observer:
             self._let_draw(stage)
         began = time.monotonic()
         config: StageConfig = getattr(self.config, stage)
 
         def batch_from(pick: Callable[[_Part], Callable[[int], Batch] | None], number: int) -> Batch:
-            name, own = self.schedule.source(number)
+            name, own = schedule.source(number)
             read = pick(parts[name])
             assert read is not None
             return read(own) | {ROBOT: torch.tensor(self.names.index(name))}
@@ -222,18 +243,19 @@ class _JointTrainer:
             held_out_of=lambda number: batch_from(lambda part: part.held_out_of, number),
             conduct=Conduct(processes=self.processes, keep=self.config.keep, observer=self.observer),
         )
-        for member in self.members.values():
+        for member in (self.members[name] for name in parts):
             member.metrics[stage] = metrics
             member.seconds[stage] = round(time.monotonic() - began, 2)
             member.model.eval()
 
     def _modules(self, stage: str) -> dict[str, nn.Module]:
         """Return the leader's module, which holds the shared weights, and what the others have of their own in it."""
-        modules: dict[str, nn.Module] = {stage: getattr(self.leader.model, stage)}
+        part = "predictor" if stage in OF_THE_PREDICTOR else stage
+        modules: dict[str, nn.Module] = {part: getattr(self.leader.model, part)}
         for place, member in enumerate(list(self.members.values())[1:], start=1):
             if stage == "tokenizer":
-                modules[f"own_{place}"] = nn.ParameterList([member.model.tokenizer.background])
-            elif stage == "predictor":
+                modules[f"own_{place}"] = nn.ParameterList(own_backgrounds(member.model))
+            elif part == "predictor":
                 modules[f"own_{place}"] = member.model.predictor.real_in
         return modules
 
@@ -319,8 +341,12 @@ def train_together(
         }
         for name, member in members.items():
             check_episodes(member, [*stages, "predictor"] if name in new else stages)  # or its real actions alone
-            if member.labelled and (name not in sources or "adapter" in stages):
-                fit_scales(member)
+            if name not in sources or learns_anew(models[name], TOLD_WHAT_IS_FELT, stages):
+                fit_felt_scale(member)
+            if member.labelled and (
+                name not in sources or name in new or learns_anew(models[name], TOLD_ACTIONS, stages)
+            ):
+                fit_action_scale(member)
         for model in models.values():
             prepare(model, processes)
         joint = _JointTrainer(members, robots, config, run_dir, seed=seed, processes=processes, console=console)

@@ -24,7 +24,13 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.heads import LINE_ROWS
 from embodied_wm.training.card import training_card
 from embodied_wm.training.config import TrainConfig
-from embodied_wm.training.embodiment import check_camera, check_episodes, describe_embodiment, fit_scales
+from embodied_wm.training.embodiment import (
+    check_camera,
+    check_episodes,
+    describe_embodiment,
+    fit_action_scale,
+    fit_felt_scale,
+)
 from embodied_wm.training.folder import owned
 from embodied_wm.training.forcing import check_stages, distilling_loss, self_forcing_loss
 from embodied_wm.training.frames import (
@@ -198,8 +204,8 @@ class Trainer:
         if not plannable.is_on:
             return None
         measured = self.held_out if self.config.keep.evaluate_every else []
-        labelled = [*(self.train_episodes[member] for member in self.labelled), *measured]
-        return WindowLabels(self.store, labelled, state=plannable.state if plannable.state_weight else "")
+        labelled, state = [self.train_episodes[member] for member in self.labelled], plannable.state
+        return WindowLabels(self.store, labelled, measured=measured, state=state if plannable.state_weight else "")
 
     def train_latent_actions(self) -> None:
         """Train codes on latents alone."""
@@ -367,7 +373,8 @@ def train_world_model(
             if start_from is not None and name not in stages:
                 model.take_over(name, start_from)
         check_episodes(trainer, stages)
-        fit_scales(trainer)
+        fit_felt_scale(trainer)
+        fit_action_scale(trainer)
         prepare(model, processes)
         for name in sorted(set(stages), key=STAGES.index):
             with resumable(f"the data of {name} could not be read or kept"):

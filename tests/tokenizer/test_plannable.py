@@ -8,6 +8,8 @@ import pytest
 import tiny
 import torch
 
+from embodied_wm.data.loader import WindowLoader
+from embodied_wm.data.normalize import compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.tokenizer.plannable import Labels, PlannableConfig, PlannableTerms
 from embodied_wm.training.frames import FrameBatches, WindowLabels
@@ -159,3 +161,19 @@ def test_a_state_of_one_number_is_a_column(tmp_path: Path) -> None:
     assert batch["state"].shape == (3, 3, 1)
     assert batch["state"].dtype == torch.float32
     assert batch["action"].shape == (3, 3, 2)
+
+
+def test_a_state_that_is_an_outcome_is_told_of_the_frame_that_shows_it(tmp_path: Path) -> None:
+    """As the readouts of rewards are trained: row t holds what the action after frame t led to."""
+    rewards = {"next.reward": FeatureSpec(dtype="float64", shape=())}
+    with EpisodeStore.create(tmp_path / "a.zarr", features=tiny.features() | rewards, fps=10.0) as store:
+        rows = tiny.episode(0)
+        store.append([replace(rows, features={**rows.features, "next.reward": np.arange(rows.num_rows) * 1.0})])
+    store = EpisodeStore.open(tmp_path / "a.zarr")
+    labels = WindowLabels(store, [0], state="next.reward")
+    loader = WindowLoader(store, episodes=[0], length=3, batch_size=8, features=["next.reward"], seed=0)
+    told, held = labels.of_windows(loader, 0)["state"][..., 0], loader.batch(0)["next.reward"]
+    statistics = compute_statistics(store, "next.reward", [0])
+    seen = torch.from_numpy((held - 1 - statistics.mean) / statistics.std).float()
+    is_first = torch.from_numpy(held == 0)
+    assert torch.allclose(told[~is_first], seen[~is_first], atol=1e-5)

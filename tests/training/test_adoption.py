@@ -14,7 +14,7 @@ from rich.console import Console
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, shared_names
 from embodied_wm.training.stages import STAGES
-from embodied_wm.training.together import RobotStore, train_together
+from embodied_wm.training.together import SHARED_STAGES, RobotStore, train_together
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
 
@@ -97,6 +97,21 @@ def test_a_model_is_known_by_its_episodes_and_by_its_robot(folder: Path, tmp_pat
     assert changed(model, after) == {"predictor"}
 
 
+def test_units_stay_what_parts_that_are_not_trained_learnt_them_as(folder: Path, tmp_path: Path) -> None:
+    """An adapter that is fitted to other episodes of a known robot changes nothing of what its predictor is told."""
+    before = Family.load(folder / "2026-01-01")
+    model = before.for_robot("dot")
+    episodes = [tiny.episode(seed) for seed in range(30, 34)]
+    slow = [replace(each, features={**each.features, "action": each.features["action"] / 5}) for each in episodes]
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "slow.zarr", slow))
+    after = go_on({"slow": store}, before, tmp_path / "a", ("adapter", "readouts")).for_robot("slow")
+    assert changed(model, after) == {"adapter", "readouts"}
+    assert torch.equal(after.actions.std, model.actions.std)
+    anew = go_on({"slow": store}, before, tmp_path / "b", STAGES).for_robot("slow")
+    assert (anew.actions.std < model.actions.std / 2).all()
+    assert (anew.action_high < model.action_high).all()
+
+
 def test_a_model_that_ships_is_known_by_its_robot() -> None:
     family = Family.load("pretrained:push")
     assert [model.embodiment.robot for model in family.models.values()] == ["push"]
@@ -127,7 +142,7 @@ def test_an_adopted_robot_is_told_its_real_actions_and_shared_weights_stay(folde
     trains = {name for name, each in own.items() if each.requires_grad}
     assert trains == {name for name, each in fresh.items() if each.requires_grad}
     assert after.card["steps"]["real_actions"] == 3
-    assert after.card["adopted"] == ["tokenizer", "latent_actions", "predictor"]
+    assert after.card["adopted"] == list(SHARED_STAGES)
     again = go_on(stores, before, tmp_path / "run", ("adapter", "readouts")).for_robot("other")  # resumed
     assert again.fingerprint() == after.fingerprint()
 

@@ -15,6 +15,7 @@ from embodied_wm.goal_policy import GoalPolicyConfig
 from embodied_wm.temporal_distance import TemporalDistanceConfig
 from embodied_wm.training.config import TrainConfig
 from embodied_wm.training.forcing import DistillationConfig, SelfForcingConfig
+from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.loop import KeepConfig, StageConfig
 from embodied_wm.training.observer import WatchConfig
 from embodied_wm.training.refine import RefineConfig
@@ -177,3 +178,13 @@ def test_stages_want_windows_of_their_own_alone(tmp_path: Path) -> None:
         train_world_model(short, tiny.MODEL, tiny.training(), tmp_path / "c", start_from=base, **rest)
     with pytest.raises(ValueError, match=says):
         train_together(robots, tiny.MODEL, tiny.training(), tmp_path / "d", start_from=known, **rest)
+
+
+def test_actions_that_may_not_be_read_need_not_be_numbers(tmp_path: Path) -> None:
+    labelled = labelled_members(5, 2, 0)
+    episodes = [tiny.episode(seed) for seed in range(6)]
+    for place in set(range(5)) - set(labelled):
+        episodes[place].features["action"][:] = np.nan
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "some.zarr", episodes))
+    model = train_world_model(store, tiny.MODEL, tiny.training(2, labelled_fraction=0.4), tmp_path / "run", seed=0)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.tokenizer.frames import FrameTokenizer
+from embodied_wm.tokenizer.plannable import PlannableConfig
 from embodied_wm.training import loop
 from embodied_wm.training.folder import owned
 from embodied_wm.training.interrupts import Terminated
@@ -121,6 +123,13 @@ def test_the_best_weights_are_those_with_the_lowest_held_out_loss(tmp_path: Path
     assert same(load_file(tmp_path / "best/stages/stage.best.safetensors"), dict(best.state_dict()))
 
 
+def test_a_stage_too_short_to_be_measured_ends_with_its_averaged_weights(tmp_path: Path) -> None:
+    config = StageConfig(num_steps=24, learning_rate=0.05, warmup_steps=3, ema_decay=0.9)
+    averaged = run(tmp_path / "last", config=config)
+    keep = KeepConfig(evaluate_every=50, final="best")
+    assert same(run(tmp_path / "best", config=config, keep=keep, held_out=held_out).state_dict(), averaged.state_dict())
+
+
 def interrupt() -> Batch:
     raise KeyboardInterrupt
 
@@ -129,6 +138,16 @@ def test_measuring_the_held_out_loss_changes_nothing(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain")
     watched = run(tmp_path / "watched", keep=KeepConfig(evaluate_every=5, num_held_out=2), held_out=held_out)
     assert same(plain.state_dict(), watched.state_dict())
+
+
+def test_measuring_teaches_the_tokenizer_nothing_of_the_held_out_states(tmp_path: Path, tiny_store: Path) -> None:
+    plannable = PlannableConfig(state_weight=1.0, state="observation.state")
+    config = replace(tiny.training(3), plannable=plannable)
+    found: list[str] = []
+    for name, keep in (("plain", KeepConfig()), ("watched", KeepConfig(evaluate_every=2, num_held_out=1))):
+        given = (EpisodeStore.open(tiny_store), tiny.MODEL, replace(config, keep=keep), tmp_path / name)
+        found.append(train_world_model(*given, seed=0, stages=["tokenizer"]).fingerprint())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("max_spikes", [2, 1])

@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, shared_names
+from embodied_wm.predictor.inputs import ActionInputs
+from embodied_wm.training import forcing
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import train_world_model
+from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
 
 
@@ -53,6 +58,36 @@ def test_shared_weights_are_the_same_tensors_and_own_ones_are_not(trained: tuple
     assert three["predictor.real_in.0.weight"].shape[1] == 3
 
 
+def test_robots_of_two_cameras_that_feel_have_backgrounds_and_guesses_of_their_own(tmp_path: Path) -> None:
+    """A guess that both trained would be the last one's, and robots that feel more or less could not share at all."""
+    cameras, stores = ("observation.images.top", "observation.images.wrist"), {}
+    for name, size in (("two", 2), ("three", 3)):
+        state = FeatureSpec(dtype="float32", shape=(size,))
+        features = tiny.features() | {cameras[1]: tiny.features()[cameras[0]], "observation.state": state}
+        with EpisodeStore.create(tmp_path / f"{name}.zarr", features=features, fps=10.0) as store:
+            for seed in range(3):
+                rows = dict(tiny.episode(seed).features)
+                felt = np.resize(rows["observation.state"].T, (size, tiny.ROWS)).T
+                seen = rows[cameras[0]] // size
+                store.append(
+                    [Episode(features={**rows, cameras[0]: seen, cameras[1]: seen, "observation.state": felt})]
+                )
+        stores[name] = RobotStore(store=EpisodeStore.open(tmp_path / f"{name}.zarr"), camera="+".join(cameras))
+    tokenizer = replace(tiny.MODEL.tokenizer, cameras=2)
+    config = replace(tiny.MODEL, tokenizer=tokenizer, proprioception="observation.state")
+    family = train_together(stores, config, tiny.training(2), tmp_path / "run", seed=0)
+    two, three = (dict(family.for_robot(name).named_parameters()) for name in stores)
+    own = {f"tokenizer.parts.{place}.background" for place in range(2)} | {"proprioception.guess.line.weight"}
+    assert all(two[name] is not three[name] for name in own)
+    assert not own & set(shared_names(family.for_robot("two")))
+    assert all(two[name] is three[name] for name in shared_names(family.for_robot("two")))
+    assert [two["proprioception.guess.line.weight"].shape[0], three["proprioception.guess.line.weight"].shape[0]] == [
+        2,
+        3,
+    ]
+    assert Family.load(tmp_path / "run").for_robot("three").fingerprint() == family.for_robot("three").fingerprint()
+
+
 def test_what_is_no_change_is_the_same_for_all_who_share_the_predictor(
     stores: dict[str, EpisodeStore], tmp_path: Path
 ) -> None:
@@ -79,6 +114,28 @@ def test_every_robot_moves_its_own_parts_and_both_move_the_shared_ones(
         assert not torch.equal(before["tokenizer.latent_std"], after["tokenizer.latent_std"])
     fps = [model.actions.std for model in trained[0].models.values()]
     assert [len(std) for std in fps] == [2, 3]
+
+
+def test_self_forcing_and_distillation_take_turns_as_the_predictor_does(
+    stores: dict[str, EpisodeStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One robot after the other, the weights that both share would be those of the last."""
+    told: list[str] = []
+    before = forcing.conditioning
+
+    def noted(model: WorldModel, *arguments: Any, **others: Any) -> ActionInputs:
+        told.append(model.embodiment.camera)
+        return before(model, *arguments, **others)
+
+    monkeypatch.setattr(forcing, "conditioning", noted)
+    config = tiny.training(2)
+    forced = replace(config.self_forcing, num_steps=30, share=1.0)
+    config = replace(config, self_forcing=forced, distillation=replace(config.distillation, num_steps=0))
+    train_together(robots(stores), tiny.MODEL, config, tmp_path / "run", seed=0)
+    assert len(told) == 30
+    assert len(set(told[:15])) == len(set(told[15:])) == 2
+    assert (tmp_path / "run/stages/self_forcing.safetensors").is_file()
+    assert not list((tmp_path / "run/stages").glob("distillation*"))
 
 
 def test_members_load_alone_and_as_a_family(trained: tuple[Family, Path]) -> None:
@@ -133,6 +190,21 @@ def test_video_alone_teaches_the_shared_parts_and_never_reads_its_labels(
     for name in families[0]:
         assert families[0].for_robot(name).fingerprint() == families[1].for_robot(name).fingerprint()
     assert families[0].for_robot("three").card["labelled_episodes"] == 0
+
+
+def test_what_is_felt_has_a_scale_without_labels_too(tmp_path: Path) -> None:
+    stores: dict[str, EpisodeStore] = {}
+    for name, offset in (("two", 0.0), ("video", 500.0)):
+        episodes = [tiny.episode(seed) for seed in range(3)]
+        for each in episodes:
+            each.features["observation.state"][:] += offset
+        stores[name] = EpisodeStore.open(tiny.write_store(tmp_path / f"{name}.zarr", episodes))
+    config = replace(tiny.MODEL, proprioception="observation.state")
+    family = train_together(robots(stores, video=0.0), config, tiny.training(2), tmp_path / "run", seed=0)
+    felt = family.for_robot("video").proprioception
+    assert felt is not None
+    tokens = felt.encode(torch.from_numpy(stores["video"].read("observation.state", 0, 24)))
+    assert tokens.abs().max() < 5
 
 
 def test_a_new_robot_is_adopted_and_what_is_not_trained_stays(

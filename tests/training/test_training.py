@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from embodied_wm.checkpoint import CheckpointError
+from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.training import loop
 from embodied_wm.training.loop import Batch, Conduct, KeepConfig, Metrics, StageConfig, TrainingError, fit
@@ -134,6 +135,46 @@ def test_ctrl_c_amid_an_update_waits_for_its_end(tmp_path: Path, monkeypatch: py
         signal.signal(signal.SIGINT, before)
     assert int(load_file(tmp_path / "parts/stages/stage.safetensors")["step"]) == 9
     assert same(run(tmp_path / "parts").state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("amid", ["update", "measurement", "vanished data"])
+def test_a_step_that_is_done_is_measured_and_logged_whatever_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amid: str
+) -> None:
+    """The best weights, and what is in the log, are those of a run that nobody stopped."""
+    keep, measured = KeepConfig(evaluate_every=4, num_held_out=2, final="best", save_every_s=0.0), 0
+
+    def held_out(step: int) -> Batch:
+        return batch_of(1000 + step)
+
+    def stopped(step: int) -> Batch:
+        nonlocal measured
+        measured += 1
+        if measured == 10 and amid == "vanished data":
+            raise StoreError("gone")
+        if measured == 10 and amid == "measurement":
+            signal.raise_signal(signal.SIGINT)
+        return held_out(step)
+
+    def pressed(self: torch.optim.AdamW) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == 20 and amid == "update":
+            signal.raise_signal(signal.SIGINT)
+        original(self)
+
+    original, updates = torch.optim.AdamW.step, 0
+    whole = run(tmp_path / "whole", keep=keep, held_out=held_out)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", pressed)
+            with pytest.raises(TrainingError if amid == "vanished data" else KeyboardInterrupt):
+                run(tmp_path / "parts", keep=keep, held_out=stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert same(run(tmp_path / "parts", keep=keep, held_out=held_out).state_dict(), whole.state_dict())
+    assert (tmp_path / "parts/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
 
 
 def test_an_update_that_an_error_left_half_done_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +327,18 @@ def test_left_out_stages_keep_the_weights_they_start_from(tmp_path: Path, tiny_s
     for part in ("tokenizer", "latent_actions"):
         assert same(getattr(model, part).state_dict(), getattr(first, part).state_dict())
     assert not same(model.predictor.state_dict(), first.predictor.state_dict())
+
+
+def test_an_action_that_rests_where_labels_are_is_not_blown_up_elsewhere(tmp_path: Path) -> None:
+    """A gripper that the labelled episodes never close closes in one that is held out, and by its own size."""
+    episodes = [tiny.episode(seed) for seed in range(4)]
+    for place, each in enumerate(episodes):
+        each.features["action"][:, 1] = 0.5 if place == 3 else 0.3
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "rests.zarr", episodes))
+    model = train_world_model(store, tiny.MODEL, tiny.training(2), tmp_path / "run", seed=0)
+    told = model.normalized(torch.tensor([0.0, 0.5]))
+    assert told[1] == pytest.approx(0.2)
+    assert model.action_low[1] == model.action_high[1] == pytest.approx(0.3)
 
 
 def test_one_batch_overfits_the_predictor(tmp_path: Path) -> None:
