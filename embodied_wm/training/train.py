@@ -276,7 +276,8 @@ class Trainer:
         """Fit the readouts on latents of real frames of the labelled episodes."""
         model, data, config = self.model, self.latents(), self.config.readouts
         _, read, held_out_of = self.samplers(1, config, labelled_only=True)
-        rows = torch.cat([torch.arange(data.ends[-1])[data.rows_of(member)] for member in self.labelled])
+        every = torch.arange(data.ends[-1])
+        rows = torch.cat([every[data.rows_of(member)] for member in self.labelled])
         parts: dict[str, nn.Module] = {"readouts": model.readouts}
         if model.proprioception is not None:
             parts["proprioception"] = model.proprioception
