@@ -26,6 +26,8 @@ CONTROL_SUBSTEPS = 8
 HALF_CUBE_M = 0.02
 FIELD_M = np.array([0.13, 0.10])
 HAND_HEIGHT_M = (0.07, 0.15)
+TURN_RAD = 0.6
+"""Largest yaw of a hand at the start, and of one that has carried a cube somewhere."""
 FINGER_OPEN_M, FINGER_HOLDING_M, FINGER_TIGHT_M = 0.038, 0.0195, 0.014  # tight: where the servo wants to be, pressing
 GAP_OPEN_M, GAP_HOLDING_M = 2.0 * FINGER_OPEN_M, 2.0 * FINGER_HOLDING_M
 # Heights on the way: the hand's over a cube that it is to take, and over everything; a cube's over its goal, and over
@@ -109,7 +111,7 @@ def scene_state(model: mujoco.MjModel, hand: np.ndarray, finger: float, cubes: l
 def random_hand(rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Draw a hand above the table, x, y, z, yaw, and how far its fingers are open."""
     place = rng.uniform(-FIELD_M, FIELD_M)
-    pose = np.array([*place, rng.uniform(*HAND_HEIGHT_M), rng.uniform(-0.6, 0.6)])
+    pose = np.array([*place, rng.uniform(*HAND_HEIGHT_M), rng.uniform(-TURN_RAD, TURN_RAD)])
     return pose, rng.uniform(0.025, FINGER_OPEN_M)
 
 
@@ -151,8 +153,8 @@ def _fetch(hand: np.ndarray, cube: np.ndarray, yaw: float) -> np.ndarray:
     return steer(hand, np.array([*(cube[:2] if high else hand[:2]), cube[2] + HOVER_M, yaw]), 1.0)
 
 
-def _bring(hand: np.ndarray, cube: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the action of a hand [5] that holds a cube [5] and brings it to `target` [3] from above."""
+def _bring(hand: np.ndarray, cube: np.ndarray, target: np.ndarray, yaw: float | None) -> np.ndarray:
+    """Return the action of a hand [5] that holds a cube [5] and brings it to `target` [3] from above, turned to yaw."""
     error = target - cube[:3]
     offset = np.linalg.norm(error[:2])
     travel = max(target[2] + TRAVEL_M, CARRY_M)
@@ -162,16 +164,18 @@ def _bring(hand: np.ndarray, cube: np.ndarray, target: np.ndarray) -> np.ndarray
         move = np.array([0.0, 0.0, travel - cube[2]])
     else:
         move = np.array([*error[:2], travel - cube[2]])
-    return np.append(np.clip(move / STEP[:3], -1.0, 1.0), [0.0, -1.0])
+    turn = 0.0 if yaw is None or cube[2] < HALF_CUBE_M + 0.01 else yaw - hand[3]
+    return np.append(np.clip(np.append(move, turn) / STEP[:4], -1.0, 1.0), -1.0)
 
 
-def carry(index: int, target: np.ndarray, *, release: bool) -> Policy:
+def carry(index: int, target: np.ndarray, *, release: bool, yaw: float | None = None) -> Policy:
     """Return a policy that takes a cube, brings it to `target` [3] and, if wanted, lets it go and goes up.
 
     Args:
         index: Number of the cube.
         target: Where the cube's middle is to be.
         release: Whether to let go there.
+        yaw: How the hand is to be turned at the end; None is as it took the cube.
     """
     released = False
 
@@ -186,7 +190,7 @@ def carry(index: int, target: np.ndarray, *, release: bool) -> Policy:
             rise = 1.0 if hand[4] > GAP_OPEN_M - 0.012 else 0.0
             return np.array([0.0, 0.0, rise * (hand[2] < cube[2] + HOVER_M), 0.0, 1.0])
         if holding:
-            return _bring(hand, cube, target)
+            return _bring(hand, cube, target, yaw)
         turn = (np.arctan2(cube[4], cube[3]) - 4.0 * hand[3] + np.pi) % (2.0 * np.pi) - np.pi
         return _fetch(hand, cube, hand[3] + turn / 4.0)
 

@@ -76,12 +76,13 @@ def sample_goal(model: mujoco.MjModel, start: np.ndarray, rng: np.random.Generat
 
 
 def play_policy(rng: np.random.Generator, *, clumsy: bool = False) -> Policy:
-    """Mix carrying the cube to random places, letting it go or not, with meddling, noise and steady moves."""
+    """Mix carrying the cube to random places and turns, letting it go or not, with meddling, noise and steady moves."""
     return gantry.play(partial(_carry_somewhere, rng), 1, rng, clumsy=clumsy)
 
 
 def _carry_somewhere(rng: np.random.Generator) -> Policy:
-    return gantry.carry(0, draw_place(rng), release=bool(rng.random() < 0.5))
+    place, release = draw_place(rng), bool(rng.random() < 0.5)
+    return gantry.carry(0, place, release=release, yaw=rng.uniform(-gantry.TURN_RAD, gantry.TURN_RAD))
 
 
 def expert(goal: np.ndarray, rng: np.random.Generator) -> Policy:

@@ -58,7 +58,8 @@ def _carry_somewhere(rng: np.random.Generator) -> Policy:
         return stack_on_blue(rng.uniform(-0.006, 0.006, size=2))
     height = ON_TABLE_M if rng.random() < 0.6 else rng.uniform(0.05, 0.12)
     place = np.append(rng.uniform(-gantry.FIELD_M, gantry.FIELD_M), height)
-    return gantry.carry(int(rng.integers(2)), place, release=bool(rng.random() < 0.6))
+    index, release = int(rng.integers(2)), bool(rng.random() < 0.6)
+    return gantry.carry(index, place, release=release, yaw=rng.uniform(-gantry.TURN_RAD, gantry.TURN_RAD))
 
 
 def stack_on_blue(offset: np.ndarray) -> Policy:

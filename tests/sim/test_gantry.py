@@ -209,6 +209,16 @@ def test_clumsy_play_comes_to_cubes_however_they_are_turned(name):
     assert 0.1 < shares[1] < 0.5
 
 
+@pytest.mark.parametrize("clumsy", [False, True])
+def test_play_turns_what_it_carries(clumsy):
+    """Or the goal image of a cube would tell how it was grasped, and goals that want it turned would be unknown."""
+    quantities, _ = played(get_task("pick_place"), clumsy=clumsy)
+    hand, cube = quantities[:-1, :, gantry.HAND], quantities[:-1, :, 5:10]
+    is_carried = (np.linalg.norm(hand[..., :3] - cube[..., :3], axis=-1) < 0.018) & (cube[..., 2] > 0.045)
+    turned = np.abs(np.diff(quantities[..., 3], axis=0))
+    assert (turned[is_carried] > 0.05).mean() > 0.25
+
+
 def test_only_arms_are_clumsy():
     with pytest.raises(ValueError, match="'push' has no clumsy policy; pick_place and stack have"):
         next(collect("push", num_episodes=1, seed=0, policy="clumsy"))
