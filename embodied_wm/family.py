@@ -28,7 +28,11 @@ BACKGROUND = "background"
 
 def is_own(name: str) -> bool:
     """Tell by its name whether a model's parameter is the robot's own."""
-    return name.startswith(OWN) or (name.startswith("tokenizer.") and name.endswith(f".{BACKGROUND}"))
+    return name.startswith(OWN) or (name.startswith("tokenizer.") and _is_background(name))
+
+
+def _is_background(name: str) -> bool:
+    return name.rpartition(".")[2] == BACKGROUND
 
 
 def shared_names(model: WorldModel) -> list[str]:
@@ -38,7 +42,7 @@ def shared_names(model: WorldModel) -> list[str]:
 
 def own_backgrounds(model: WorldModel) -> list[torch.nn.Parameter]:
     """Return the background images of a model's cameras."""
-    return [each for name, each in model.tokenizer.named_parameters() if name.rpartition(".")[2] == BACKGROUND]
+    return [each for name, each in model.tokenizer.named_parameters() if _is_background(name)]
 
 
 class Family:

@@ -37,7 +37,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     "speed": ("decisions_per_second", "seconds_per_decision"),
 }  # fmt: skip
 """Kind of report to its figures that a card shows; curves over the horizon are shown at their last step."""
-OWN = "success"
+HEADLINE = "success"
 """What a report of planning holds of the model itself; baselines alone say nothing of it."""
 
 
@@ -56,7 +56,7 @@ def figures_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = []
     for task, measures in report["tasks"].items():
         chosen = {key: _last(measures[key]) for key in SHOWN.get(report["kind"], ()) if key in measures}
-        if chosen and (report["kind"] != "planning" or OWN in chosen):
+        if chosen and (report["kind"] != "planning" or HEADLINE in chosen):
             entries.append(
                 {
                     "kind": report["kind"],

@@ -1,6 +1,6 @@
 """Make the models that ship with the package: collect, train, halve the weights, judge, and write the model card.
 
-    python scripts/make_pretrained.py reach --runs runs/pretrained         half an hour; others over one, pick_place two
+    python scripts/make_pretrained.py reach --runs runs/pretrained       half an hour; others over one, pick_place three
     python scripts/make_pretrained.py push --runs runs/pretrained --pairs 100 --install
 
 Each step is the verb a person would call, and is printed; what is finished is not done again (so a recipe that has
@@ -9,7 +9,7 @@ changed since wants another `--runs`). `--install` copies the result into embodi
 (means, scales, norms) stay in 32 bits. The models that ship were trained with one thread (OMP_NUM_THREADS=1) by the
 verb and the options below, and judged by this script with `--controllers model oracle behaviour_cloning
 inverse_dynamics random` (the middle two act on latents alone, and were not judged again where those stayed). Where a
-recipe has `refine`, the training anew kept the tokenizer of the training on play; this script trains it anew on
+recipe has `refine`, a training anew kept the tokenizer of the training on play; this script trains it anew on
 everything, so figures will differ a little (the branches of `push_t` are, besides, of the planner of its model before).
 Readouts were fitted last: those of `push` on play and random commands alone. `--seed` changes what a recipe does not
 fix.
@@ -19,8 +19,9 @@ branches and 300 episodes of random commands too, by 0.52, and has 26.9 instead 
 answers an action").
 
 `pick_place`: RESULTS.md, "Models that ship", says what was tried. Its goal policy learns from well-aimed play alone:
-random commands and candidates of a planner lead nowhere. The one that ships had, besides, 9,600 branches of the model
-before, its clumsy play carried cubes without turning them, and its well-aimed play was also trained on.
+random commands and candidates of a planner lead nowhere. The one that ships was also trained on that, its clumsy play
+carried cubes without turning them, it had two rounds of 200 episodes instead of one of 400, and no random commands
+(they stood last in the merged store, of which the last tenth is held out).
 """
 
 import argparse
@@ -78,11 +79,11 @@ class Recipe:
     Attributes:
         collect: Options of `embodied-wm collect`.
         train: Options of `embodied-wm train`.
-        refine: Options of `embodied-wm refine`; without any there is one training, on play. With some, the model is
-            trained anew on play, random commands and what refinement collected.
+        refine: Options of `embodied-wm refine`; without any there is one training, on play. With some, a model is
+            trained anew on play, random commands and what refinement collected, or that of play is trained further.
         first: What the training on play, from which refinement starts, is given beyond `train`.
-        further: What is given beyond `train` where that model is trained further instead, on its own latents.
-        policy: What a last stage, the goal policy's, is given beyond `train`; it is trained on play alone, before
+        further: What is given beyond `train` where the model of play is trained further, on the latents that it has.
+        policy: What a last stage, the goal policy's, is given beyond `train`; it is trained on what is `shown`, before
             refinement too.
         shown: Options of another `collect`, whose play the goal policy learns from, and what is compared with planning;
             without any it is the same play.

@@ -24,7 +24,6 @@ import torch
 from study_latent_actions import kept, print_table, read_actions, remembered, shown
 from torch import Tensor, nn
 
-from embodied_wm.checkpoint import model_folder
 from embodied_wm.data.loader import split_episodes
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.latent_actions import entropy_bits
@@ -95,7 +94,8 @@ RECIPES = {
     "noised latents": Recipe(loss=noised),
     "two steps": Recipe(loss=two_steps, more_frames=1),
 }
-LEVELS = ((3,), (9,), (9, 9), (9, 9, 9), (9,) * 4, (9,) * 6, (9,) * 10, (9,) * 20)
+LEVELS = ((3,), (9,), (9, 9), (9, 9, 9), (9,) * 4, (9,) * 5)
+"""Of codes of 1.6 to 15.8 bits; 18 bits are the most that a codebook can number."""
 
 
 def train_codes(
@@ -185,7 +185,7 @@ def measured(
 
 def opened(options: argparse.Namespace) -> tuple[WorldModel, EpisodeStore, LatentEpisodes]:
     """Return the model, its store, and the latents of the store's training episodes."""
-    model, store = WorldModel.load(model_folder(options.model)), EpisodeStore.open(options.store)
+    model, store = WorldModel.from_pretrained(options.model), EpisodeStore.open(options.store)
     model.encode = remembered(model.encode)  # pyright: ignore[reportAttributeAccessIssue]
     train = split_episodes(store.num_episodes)[0].tolist()[: options.episodes]
     camera = model.embodiment.camera

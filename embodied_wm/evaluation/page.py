@@ -57,7 +57,7 @@ MEANINGS = {
     "transfer": "planning success with an adapter fitted to part of the labels; higher is better",
 }
 _RATES = {"success", "success_any", "cpg", "transfer", "late_decisions"}
-"""Between the dots of a figure's name: it is a rate, shown in percent."""
+"""A figure is a rate, and shown in percent, if one of these is among the dotted parts of its name."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
 
 

@@ -57,13 +57,13 @@ def planning_sections(
     )
     strips = _strips(task, runs["model"]) if "model" in runs and runs["model"].films.size else []
     count = len(next(iter(runs.values())).success)
-    planning, steps = "", f"each of {task.episode_steps} steps"
+    planning, steps = "", f"at each of {task.episode_steps} steps"
     if replan_every > 1:
-        steps = f"one of {replan_every} of the {task.episode_steps} steps"
+        steps = f"once every {replan_every} of {task.episode_steps} steps"
     if "model" in runs:
-        planning = f"The world model sees frames and a goal image and plans at {steps}. "
+        planning = f"The world model sees frames and a goal image and plans {steps}. "
     elif "oracle" in runs:
-        planning = f"The oracle sees the physical state and plans with MuJoCo at {steps}. "
+        planning = f"The oracle sees the physical state and plans with MuJoCo {steps}. "
     text = (
         f"All agents meet the same {count:,} pairs of start and goal; pairs that are solved at the start, or by doing "
         "nothing, "

@@ -5,7 +5,8 @@ the planner compared are carried out from exactly the same physics state. A bran
 state, so that it is a whole training window, and tells the model what its candidates would have led to, also those that
 it was too optimistic about and those it never chose.
 
-Where an environment ends its episode, episode and branches end with that state, as those of `sim.collect` do.
+Where an environment ends its episode, episode and branches end with that state, as those of `sim.collect` do, and may
+be shorter than a window.
 """
 
 from collections.abc import Iterator, Mapping
@@ -110,7 +111,7 @@ class PlannedEpisodes:
             planner: The planner.
             config: How much.
             context: Frames that the model sees before it imagines.
-            min_rows: Fewest rows of a branch: a training window.
+            min_rows: Fewest rows of a branch that no environment ends sooner: a training window.
             seed: Of starts, goals and noise; episode i depends on (seed, i) and the model alone.
 
         Raises:

@@ -293,7 +293,7 @@ class Task:
     def has_ended(self, states: np.ndarray) -> np.ndarray:
         """Tell in which physics states [..., nstate] an environment has ended its episode, [...]; a task of ours never.
 
-        What is done there moves nothing.
+        What is done there moves nothing. The last number of such a state says so (`sim.external`).
         """
         last = np.asarray(states)[..., -1]
         return last < 0 if self.environment is not None else np.zeros(last.shape, dtype=bool)

@@ -164,7 +164,7 @@ def _bring(hand: np.ndarray, cube: np.ndarray, target: np.ndarray, yaw: float | 
         move = np.array([0.0, 0.0, travel - cube[2]])
     else:
         move = np.array([*error[:2], travel - cube[2]])
-    turn = 0.0 if yaw is None or cube[2] < HALF_CUBE_M + 0.01 else yaw - hand[3]
+    turn = 0.0 if yaw is None or cube[2] < HALF_CUBE_M + 0.01 else yaw - hand[3]  # on the table it would scrape
     return np.append(np.clip(np.append(move, turn) / STEP[:4], -1.0, 1.0), -1.0)
 
 
@@ -175,7 +175,7 @@ def carry(index: int, target: np.ndarray, *, release: bool, yaw: float | None = 
         index: Number of the cube.
         target: Where the cube's middle is to be.
         release: Whether to let go there.
-        yaw: How the hand is to be turned at the end; None is as it took the cube.
+        yaw: How the hand is to be turned on the way, as far as there is time; None is as it took the cube.
     """
     released = False
 

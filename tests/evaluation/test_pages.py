@@ -171,7 +171,7 @@ def test_planning_sections_name_agents_and_films() -> None:
     assert "100% of the episodes, in imagination in 75%" in rates.text
     assert "plans at each of 30 steps" in rates.text
     chunks, _ = pages.planning_sections(REACH, runs, measures, replan_every=3)
-    assert "plans at one of 3 of the 30 steps" in chunks.text
+    assert "plans once every 3 of 30 steps" in chunks.text
     assert measures["candidate_steps_per_decision"]["value"] == 64
     assert "candidate_steps_per_decision" not in measure_agents(runs, seconds, planned_steps=64, seed=0, budget_ms=9)
     titles = [picture.title for picture in films.pictures]
