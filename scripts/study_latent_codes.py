@@ -319,7 +319,7 @@ def main() -> None:
         part = parts.add_parser(name, help=run.__doc__)
         part.set_defaults(run=run)
         part.add_argument("--out", type=Path, required=True, help="folder of what this part makes")
-        part.add_argument("--model", type=Path, required=True, help="run or model folder")
+        part.add_argument("--model", required=True, help="folder of a run or model, pretrained:TASK, or OWNER/NAME")
         part.add_argument("--store", required=True, help="the store it was trained on")
         part.add_argument("--steps", type=int, default=1500, help="steps of the codes")
         part.add_argument("--episodes", type=int, default=None, help="most training episodes; all by default")
