@@ -13,7 +13,7 @@ from embodied_wm.data.cameras import camera_names, side_by_side
 from embodied_wm.data.loader import WindowLoader, read_ahead
 from embodied_wm.data.normalize import Normalizer, compute_statistics
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.embodiment import OUTCOMES
+from embodied_wm.training.labels import read_labels
 from embodied_wm.training.loop import Batch, Processes
 from embodied_wm.world_model import WorldModel
 
@@ -65,9 +65,7 @@ class WindowLabels:
         for episode in (*labelled, *measured):
             start, stop = int(ends[episode] - lengths[episode]), int(ends[episode])
             for name, feature in features.items():
-                rows = store.read(feature, start, stop).astype(np.float32)
-                if feature in OUTCOMES:  # of a row's action, seen in the frame after it; nothing led to the first
-                    rows = np.concatenate([rows[:1], rows[:-1]])
+                rows = read_labels(store, feature, start, stop).astype(np.float32)
                 self._rows[name][start:stop] = torch.from_numpy(rows.reshape(stop - start, -1))
             self._is_labelled[episode] = True
         if state:

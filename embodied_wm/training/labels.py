@@ -1,9 +1,12 @@
-"""Which training episodes have labels that may be used; a model's card holds enough to tell it again later."""
+"""Which training episodes have labels that may be used, as a model's card can tell again, and how labels are read."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from embodied_wm.data.store import EpisodeStore
+from embodied_wm.embodiment import OUTCOMES
 
 
 def labelled_members(num_episodes: int, num_labelled: int, seed: int) -> list[int]:
@@ -25,4 +28,13 @@ def labelled_of_card(card: Mapping[str, Any]) -> set[int] | None:
     return set(labelled_members(count, num_labelled, seed))
 
 
-__all__ = ["labelled_members", "labelled_of_card"]
+def read_labels(store: EpisodeStore, name: str, start: int, stop: int) -> np.ndarray:
+    """Return a feature's rows of one episode, each beside the frame that shows it.
+
+    An outcome is of a row's action, and seen in the frame after it; nothing led to the first, which keeps its own.
+    """
+    rows = store.read(name, start, stop)
+    return np.concatenate([rows[:1], rows[:-1]]) if name in OUTCOMES else rows
+
+
+__all__ = ["labelled_members", "labelled_of_card", "read_labels"]

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from embodied_wm.data.cameras import side_by_side
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
-from embodied_wm.embodiment import OUTCOMES
 from embodied_wm.progress import Track
 from embodied_wm.stride import chunked
 from embodied_wm.tokenizer.cameras import CameraTokenizer
 from embodied_wm.tokenizer.frames import FrameTokenizer
 from embodied_wm.tokenizer.proprioception import ProprioceptionTokens
+from embodied_wm.training.labels import read_labels
 from embodied_wm.training.loop import Batch, Processes, step_generator
 from embodied_wm.types import Episode, FeatureSpec
 from embodied_wm.world_model import WorldModel
@@ -154,9 +154,7 @@ class LatentEpisodes:
         )
 
     def _load(self, name: str) -> Tensor:
-        rows = [self._store.read(name, *self._store_rows(place)) for place in range(self.num_episodes)]
-        if name in OUTCOMES:  # of a row's action, seen in the frame after it; nothing led to the first
-            rows = [np.concatenate([each[:1], each[:-1]]) for each in rows]
+        rows = [read_labels(self._store, name, *self._store_rows(place)) for place in range(self.num_episodes)]
         values = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
         return values.reshape(len(values), -1)
 
