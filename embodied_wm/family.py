@@ -3,7 +3,7 @@
 Each robot has a whole `WorldModel` of its own, so whatever takes one (planners, benchmarks, cards, the Hub) takes any
 member as it is. What the members share are the weights themselves, the same tensors in memory: the networks of the
 frame tokenizer, the latent actions, and the predictor. A robot's own are its action adapter, its action statistics and
-bounds, the predictor's embedding of its real actions, its readouts, what guesses its proprioception, the tokenizer's
+bounds, what the predictor knows of its real actions, its readouts, what guesses its proprioception, the tokenizer's
 background images, and the statistics of its latents: its cameras see another scene, and actions of another size.
 
 Why not one network with a robot's name as input: a model trained on one store would change, every verb would have to
@@ -20,7 +20,15 @@ from embodied_wm.checkpoint import CheckpointError
 from embodied_wm.pretrained import PREFIX, pretrained_folder
 from embodied_wm.world_model import WorldModel
 
-OWN = ("adapter.", "predictor.real_in.", "readouts.", "proprioception.", "temporal_distance.", "goal_policy.")
+OWN = (
+    "adapter.",
+    "predictor.real_in.",
+    "predictor.joint.",
+    "readouts.",
+    "proprioception.",
+    "temporal_distance.",
+    "goal_policy.",
+)
 """What the names of a robot's own parameters begin with; background images and all buffers are its own, too."""
 BACKGROUND = "background"
 """Last part of the name of a background image; a tokenizer of several cameras has one of each."""

@@ -122,6 +122,11 @@ class JointActions(nn.Module):
         return ACTION_WEIGHT * (error * weight).mean(), metrics
 
 
+def told_actions(model: "LatentPredictor") -> nn.ModuleList:
+    """Return the parts of a predictor that know one robot's real actions."""
+    return nn.ModuleList([model.real_in, *([model.joint] if model.joint is not None else [])])
+
+
 @torch.no_grad()
 def infer_actions(
     model: "LatentPredictor",
@@ -219,4 +224,4 @@ def _joint(model: "LatentPredictor") -> JointActions:
     return model.joint
 
 
-__all__ = ["JointActions", "NoisedActions", "act_and_imagine", "infer_actions"]
+__all__ = ["JointActions", "NoisedActions", "act_and_imagine", "infer_actions", "told_actions"]

@@ -5,8 +5,8 @@ as a run's or a shipped model's store may be called anything: by the fingerprint
 of the robot where camera, actions and readouts are the same.
 
 A robot is new where it is not known, or where only its video was. Its adapter, its readouts and the predictor's
-embedding of its real actions are initial weights then. The first two have stages of their own; the embedding is trained
-by the predictor's stage, or, where that is left out so that shared weights stay as they are, alone
+parts that know its real actions are initial weights then. The first two have stages of their own; those parts are
+trained by the predictor's stage, or, where that is left out so that shared weights stay as they are, alone
 (`train_real_actions`).
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, copy_shared
+from embodied_wm.predictor.joint import told_actions
 from embodied_wm.training.card import OPTIONAL
 from embodied_wm.training.losses import predictor_loss
 from embodied_wm.world_model import WorldModel
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from embodied_wm.training.train import Trainer
 
 REAL_ACTIONS = "real_actions"
-"""Name of the stage that trains the embedding of real actions alone."""
+"""Name of the stage that trains what knows real actions alone."""
 OWN_STAGES = ("adapter", "readouts")
 """Stages of parts that every robot with labels needs for itself."""
 TOLD_ACTIONS = ("adapter", "predictor", "goal_policy")
@@ -161,7 +162,7 @@ def train_real_actions(trainer: "Trainer") -> None:
     """
     model, config = trainer.model, trainer.config.predictor
     _, read, held_out_of = trainer.samplers(trainer.config.sequence_length, config, labelled_only=True)
-    with _frozen_but(model.predictor, model.predictor.real_in):
+    with _frozen_but(model.predictor, told_actions(model.predictor)):
         trainer.fit(
             REAL_ACTIONS,
             {"predictor": model.predictor},

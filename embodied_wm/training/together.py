@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from embodied_wm.data.loader import MixtureSchedule
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, own_backgrounds
+from embodied_wm.predictor.joint import told_actions
 from embodied_wm.training.adoption import (
     TOLD_ACTIONS,
     TOLD_WHAT_IS_FELT,
@@ -256,7 +257,7 @@ class _JointTrainer:
             if stage == "tokenizer":
                 modules[f"own_{place}"] = nn.ParameterList(own_backgrounds(member.model))
             elif part == "predictor":
-                modules[f"own_{place}"] = member.model.predictor.real_in
+                modules[f"own_{place}"] = told_actions(member.model.predictor)
         return modules
 
     def _let_draw(self, stage: str) -> None:

@@ -116,6 +116,25 @@ def test_every_robot_moves_its_own_parts_and_both_move_the_shared_ones(
     assert [len(std) for std in fps] == [2, 3]
 
 
+def test_robots_that_share_a_predictor_infer_actions_each_of_its_own(
+    stores: dict[str, EpisodeStore], tmp_path: Path
+) -> None:
+    joint = replace(tiny.MODEL.predictor, joint_actions=True, action_token=True, clean_pass=True)
+    config = replace(tiny.MODEL, predictor=joint)
+    family = train_together(robots(stores), config, tiny.training(6), tmp_path / "run", seed=0)
+    for name, size in {"two": 2, "three": 3}.items():
+        model = family.for_robot(name)
+        frames = torch.from_numpy(stores[name].read(model.embodiment.camera, 0, 4))
+        assert model.infer_actions(frames).shape == (3, size)
+        assert model.state_dict()["predictor.joint.out.weight"].any(), name  # zeros before it learns
+    start = Family({"two": family.for_robot("two")})
+    new = {"three": robots(stores)["three"]}
+    adopted = train_together(
+        new, config, tiny.training(6), tmp_path / "new", seed=0, start_from=start, stages=("adapter", "readouts")
+    ).for_robot("three")
+    assert adopted.state_dict()["predictor.joint.out.weight"].any()
+
+
 def test_self_forcing_and_distillation_take_turns_as_the_predictor_does(
     stores: dict[str, EpisodeStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
