@@ -48,6 +48,7 @@ class Mixture:
     Attributes:
         state: Weight of the task's cost, in metres, of what is read from imagined latents.
         latent: Weight of the Euclidean distance of latents to the goal's.
+        temporal_distance: Weight of the steps that the model's readout says it takes to the goal.
         reward: Weight of the reward that is read from imagined latents, whatever the goal image.
         effort: Weight of the mean squared action.
         change: Weight of the mean squared difference of neighbouring actions.
@@ -55,14 +56,18 @@ class Mixture:
 
     state: float = 1.0
     latent: float = 0.0
+    temporal_distance: float = 0.0
     reward: float = 0.0
     effort: float = 0.0
     change: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for weights that leave nothing to want."""
-        if min(astuple(self)) < 0 or self.state + self.latent + self.reward == 0:
-            raise ValueError(f"got {self}; expected weights of 0 or more, and one of state, latent and reward above 0")
+        if min(astuple(self)) < 0 or self.state + self.latent + self.temporal_distance + self.reward == 0:
+            raise ValueError(
+                f"got {self}; expected weights of 0 or more, and one of state, latent, temporal_distance and reward "
+                "above 0"
+            )
 
 
 Distance = Literal["latent", "state", "temporal_distance"]
@@ -174,7 +179,7 @@ class JudgedWorldModel(JudgedModel):
             task: Says which quantities the goal is about.
             objective: "latent" is the Euclidean distance of latents; "state" reads the task's quantities from imagined
                 latents and from the goal's latents, and takes their distance in metres; "temporal_distance" is how many
-                steps the model's readout says it takes to the goal; a `Mixture` weighs state, latent and reward.
+                steps the model's readout says it takes to the goal; a `Mixture` weighs all of these, and reward.
             weights: How much each imagined step counts.
             kind: How actions condition the model.
             num_steps: Denoising steps per imagined frame.
@@ -190,21 +195,22 @@ class JudgedWorldModel(JudgedModel):
                 f"the model reads {', '.join(read)}; {task.name} has {', '.join(task.quantity_names)}. "
                 f"{_other_model(task)}"
             )
-        if objective == "state" or (isinstance(objective, Mixture) and objective.state):
+        wanted = objective if isinstance(objective, Mixture) else Mixture(**{"state": 0.0, objective: 1.0})
+        if wanted.state:
             world_model.readout(QUANTITIES)  # says what to do where there is none
-        if isinstance(objective, Mixture) and objective.reward:
+        if wanted.reward:
             world_model.readout(world_model.embodiment.reward_feature)  # the same
         if world_model.config.proprioception not in ("", PROPRIOCEPTION):
             raise ValueError(
                 f"the model feels {world_model.config.proprioception!r}; tasks tell {PROPRIOCEPTION!r} alone. Train a "
                 f"model with model.proprioception={PROPRIOCEPTION}, or without."
             )
-        if objective == "temporal_distance":
+        if wanted.temporal_distance:
             nowhere = world_model.action_low.new_zeros(world_model.num_tokens, world_model.token_width)
             world_model.steps_between(nowhere, nowhere)  # the same
         self.world_model, self.task, self.weights = world_model, task, weights
         self.kind: ActionKind = kind
-        self.objective_kind: ObjectiveKind = objective
+        self.wanted = wanted
         self.dynamics = ImaginedDynamics(world_model, kind=kind, num_steps=num_steps)
         self.device = next(world_model.parameters()).device
         names = camera_names(world_model.embodiment.camera)
@@ -250,25 +256,30 @@ class JudgedWorldModel(JudgedModel):
     @torch.no_grad()
     def objective(self, goal_frame: Tensor) -> Objective:
         """Return the distance to the goal, in latents or in what is read from them, or both."""
-        goal, kind = self.world_model.encode_picture(goal_frame.to(self.device)), self.objective_kind
-        found = self._mixture(kind, goal) if isinstance(kind, Mixture) else self._distance(kind, goal)
+        goal = self.world_model.encode_picture(goal_frame.to(self.device))
+        found = self._cost(goal)
         if not self.has_goal_policy:
             return found
         return Guided(objective=found, propose=partial(self.dynamics.propose_towards, goal))
 
-    def _mixture(self, kind: Mixture, goal: Tensor) -> Objective:
-        terms = [(kind.state, self._distance("state", goal))] if kind.state else []
-        terms += [(kind.latent, self._distance("latent", goal))] if kind.latent else []
-        terms += [(kind.reward, self._reward())] if kind.reward else []
-        return WeightedSum([*terms, (1.0, ActionPenalty(effort=kind.effort, change=kind.change))])
-
-    def _distance(self, kind: Distance, goal: Tensor) -> Objective:
-        if kind == "latent":
-            return GoalDistance(goal=goal, weights=self.weights, metric="euclidean")
-        if kind == "temporal_distance":
-            return TemporalDistance(distance=self.world_model.steps_between, goal=goal, weights=self.weights)
-        readout = self.world_model.readout(QUANTITIES)
-        return StateCost(readout=readout, cost=task_cost(self.task, readout(goal).cpu()), weights=self.weights)
+    def _cost(self, goal: Tensor) -> Objective:
+        """Return the weighted sum of what is wanted."""
+        wanted, weights = self.wanted, self.weights
+        terms: list[tuple[float, Objective]] = []
+        if wanted.state:
+            readout = self.world_model.readout(QUANTITIES)
+            cost = task_cost(self.task, readout(goal).cpu())
+            terms.append((wanted.state, StateCost(readout=readout, cost=cost, weights=weights)))
+        if wanted.latent:
+            terms.append((wanted.latent, GoalDistance(goal=goal, weights=weights, metric="euclidean")))
+        if wanted.temporal_distance:
+            distance = self.world_model.steps_between
+            terms.append((wanted.temporal_distance, TemporalDistance(distance=distance, goal=goal, weights=weights)))
+        if wanted.reward:
+            terms.append((wanted.reward, self._reward()))
+        if wanted.effort or wanted.change:
+            terms.append((1.0, ActionPenalty(effort=wanted.effort, change=wanted.change)))
+        return WeightedSum(terms)
 
     def _reward(self) -> Objective:
         readout = self.world_model.readout(self.world_model.embodiment.reward_feature)

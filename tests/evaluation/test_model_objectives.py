@@ -71,15 +71,18 @@ def test_reward_is_read_after_each_action_and_needs_no_goal(world_model: WorldMo
 def test_a_mixture_weighs_what_it_is_made_of(world_model: WorldModel) -> None:
     states, actions = imagined(world_model)
     goal = picture(1)
-    state, latent = (judged(world_model, kind).objective(goal)(states, actions) for kind in ("state", "latent"))
-    mixture = Mixture(state=2.0, latent=0.5, effort=0.1, change=0.3)
+    state, latent, steps = (
+        judged(world_model, kind).objective(goal)(states, actions) for kind in ("state", "latent", "temporal_distance")
+    )
+    mixture = Mixture(state=2.0, latent=0.5, temporal_distance=0.2, effort=0.1, change=0.3)
     penalty = 0.1 * actions.square().mean((1, 2)) + 0.3 * actions.diff(dim=1).square().mean((1, 2))
     torch.testing.assert_close(
-        judged(world_model, mixture).objective(goal)(states, actions), 2 * state + 0.5 * latent + penalty.double()
+        judged(world_model, mixture).objective(goal)(states, actions),
+        2 * state + 0.5 * latent + 0.2 * steps + penalty.double(),
     )
     only = judged(world_model, Mixture(state=0.0, latent=1.0)).objective(goal)(states, actions)
     torch.testing.assert_close(only, latent)
-    with pytest.raises(ValueError, match="one of state, latent and reward above 0"):
+    with pytest.raises(ValueError, match="one of state, latent, temporal_distance and reward above 0"):
         Mixture(state=0.0, effort=1.0)
     with pytest.raises(ValueError, match="weights of 0 or more"):
         Mixture(change=-1.0)
