@@ -30,6 +30,8 @@ from embodied_wm.tokenizer.actions import mlp
 
 NOISE = 0.05
 """Standard deviation of the noise on latents, which have one of 1."""
+MIN_STD = 1e-6
+"""Spread, in a quantity's own unit, below which it is constant."""
 LINE_ROWS = 20_000
 """Most rows from which the line is found."""
 
@@ -61,9 +63,14 @@ class Readout(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, targets: Float[Tensor, "rows quantity"]) -> None:
-        """Set the mean and std that outputs are scaled by."""
+        """Set the mean and std that outputs are scaled by; what never changes in these rows is only shifted.
+
+        It may change in others, held out or collected later, and in units of next to nothing it would be all that
+        counts.
+        """
+        std = targets.std(0, correction=int(len(targets) > 1))
         self.mean.copy_(targets.mean(0))
-        self.std.copy_(targets.std(0).clamp_min(1e-6))
+        self.std.copy_(torch.where(std < MIN_STD, 1.0, std))
 
     @torch.no_grad()
     def fit_line(self, latents: Float[Tensor, "rows tokens width"], targets: Float[Tensor, "rows quantity"]) -> None:

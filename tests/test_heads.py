@@ -44,6 +44,21 @@ def test_a_readout_that_was_not_fitted_says_the_mean() -> None:
     assert torch.allclose(readout(latents), targets.mean(0).expand(50, 2))
 
 
+def test_what_never_changed_may_change_later() -> None:
+    """A contact that no labelled row has, as sparse rewards and successes are, must not outweigh all else."""
+    torch.manual_seed(0)
+    latents, targets = torch.randn(50, 2, 3), torch.randn(50, 2)
+    targets[:, 1] = 0.0
+    readout = _readout(latents, targets)
+    later = targets.clone()
+    later[::5, 1] = 1.0
+    loss, _ = readout.loss(latents, later, torch.Generator().manual_seed(0))
+    assert loss < 2.0
+    assert torch.allclose(readout(latents), targets.mean(0).expand(50, 2))
+    readout.fit_statistics(targets[:1])
+    assert readout.std.tolist() == [1.0, 1.0]
+
+
 def test_the_line_is_that_of_noised_latents() -> None:
     torch.manual_seed(0)
     latents = torch.randn(400, 2, 3)
