@@ -54,6 +54,17 @@ def test_tables_without_frame_index_and_a_verdict_among_the_tasks(tmp_path):
     assert_frames(store.episode(1), 1, range(9))
 
 
+def test_texts_with_ends_of_lines_that_json_does_not_escape(tmp_path):
+    """LeRobot's own writer leaves what is not ASCII as it is; str.splitlines ends lines at U+2028 and U+0085, too."""
+    source = Folder(task_column="task").write(tmp_path / "source")
+    text = "lege\u2028die Tasse\x85ab"
+    tasks = [{"task_index": index, "task": text} for index in (0, 1)]
+    lines = "\r\n".join(json.dumps(task, ensure_ascii=False) for task in tasks)
+    (source / "meta/tasks.jsonl").write_text(lines, encoding="utf-8", newline="")
+    import_lerobot(source, tmp_path / "s.zarr")
+    assert EpisodeStore.open(tmp_path / "s.zarr").episode_info(0)["task"] == text
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 2), None])
 def test_vectors_of_every_kind(tmp_path, kind):
     rows = np.stack([np.arange(19), 0.5 * np.arange(19)], axis=1)
