@@ -52,14 +52,20 @@ class Conditions:
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        """Refuse values of another kind; episodes are checked against the store.
+        """Take ranges, arrays and NumPy's numbers, and refuse values of another kind.
+
+        That episodes are there is checked against the store.
 
         Raises:
             StoreError: A value is of another kind.
         """
+        for name in ("episodes", "delete_episodes"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, asked_numbers(getattr(self, name), name, StoreError))
         for name, rows in (("min_rows", self.min_rows), ("max_rows", self.max_rows)):
             if rows is not None and whole_number(rows) is None:
                 raise StoreError(f"{name}={rows}: expected a whole number of rows, such as 10.")
+            object.__setattr__(self, name, whole_number(rows))
         if self.success is not None and not isinstance(self.success, bool):
             raise StoreError(f"success={self.success}: expected true or false.")
         if not isinstance(self.info, Mapping):

@@ -129,7 +129,10 @@ def test_splits_that_cannot_be(tmp_path, splits, message):
         (Conditions(), list(range(10))),
         (Conditions(episodes=[7, 2, 2]), [2, 7]),
         (Conditions(episodes=7), [7]),
+        (Conditions(episodes=range(3)), [0, 1, 2]),
+        (Conditions(episodes=np.array([7, 2])), [2, 7]),  # type: ignore[arg-type]
         (Conditions(delete_episodes=[0, 9]), list(range(1, 9))),
+        (Conditions(delete_episodes=np.arange(9), min_rows=np.int64(6)), [9]),  # type: ignore[arg-type]
         (Conditions(min_rows=6), [3, 4, 8, 9]),
         (Conditions(max_rows=4, min_rows=4), [1, 6]),
         (Conditions(success=True), [0, 2, 4, 6, 8]),
