@@ -36,7 +36,8 @@ def check_episode(episode: Episode, features: Mapping[str, FeatureSpec], positio
 
 def digest_episode(episode: Episode) -> int:
     """Return 64 bits that name an episode's content."""
-    digest = hashlib.blake2b(json.dumps(dict(episode.info), sort_keys=True).encode(), digest_size=8)
+    info = json.loads(json.dumps(dict(episode.info)))  # as it is read back: keys that are numbers become texts
+    digest = hashlib.blake2b(json.dumps(info, sort_keys=True).encode(), digest_size=8)
     for name in sorted(episode.features):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(episode.features[name]).data)

@@ -121,6 +121,16 @@ def test_fingerprint_names_the_content_not_its_grouping(tmp_path):
     assert one.fingerprint() != other.fingerprint()
 
 
+def test_infos_with_numbers_for_keys_have_the_fingerprint_of_what_is_read_back(tmp_path):
+    one, two = create(tmp_path / "1.zarr"), create(tmp_path / "2.zarr")
+    steps = {number: number**2 for number in range(8, 12)}  # as texts, "10" comes before "8"
+    infos = [{"steps": steps}, {"steps": steps | {"all": 4}}]
+    one.append([Episode(features=numbered_episode(0).features, info=info) for info in infos])
+    two.append([one.episode(0), one.episode(1)])
+    assert one.episode(0).info == {"steps": {str(key): value for key, value in steps.items()}}
+    assert one.fingerprint() == two.fingerprint()
+
+
 def test_metadata_is_updated_in_place(tmp_path):
     store = create(tmp_path / "s.zarr", 1)
     store.update_metadata({"complete": True})
