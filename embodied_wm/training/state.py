@@ -163,6 +163,7 @@ class StageFiles:
         self.last = folder / f"{name}.safetensors"
         self.best = folder / f"{name}.best.safetensors"
         self.sharded = folder / f"{name}.sharded"
+        self.before = folder / f"{name}.before"  # what `sharded` was, where a kill came while it was replaced
 
     def load_last(self, state: StageState) -> None:
         """Load the last state, if there is one.
@@ -171,8 +172,7 @@ class StageFiles:
             CheckpointError: If it is damaged.
             TrainingError: If it is of another model.
         """
-        before = self.sharded.with_suffix(".before")
-        folder = self.sharded if self.sharded.is_dir() else before
+        folder = self.sharded if self.sharded.is_dir() else self.before
         if folder.is_dir():
             self._load_sharded(state, folder)
         elif self.last.is_file():
@@ -215,14 +215,15 @@ class StageFiles:
                 self._save_sharded(state.tensors())
         elif self.processes.is_main:
             write_tensors(self.last, state.tensors())
-            shutil.rmtree(self.sharded, ignore_errors=True)  # of an earlier part of the run, on more processes
+            for folder in (self.before, self.sharded):  # of an earlier part of the run, on more processes
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _save_sharded(self, tensors: Mapping[str, Tensor]) -> None:
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        part, before = self.sharded.with_suffix(".part"), self.sharded.with_suffix(".before")
+        part = self.sharded.with_suffix(".part")
         if self.processes.is_main:
             shutil.rmtree(part, ignore_errors=True)
         self.processes.wait()
@@ -234,11 +235,11 @@ class StageFiles:
                 "Free space, or choose another disk."
             ) from error
         if self.processes.is_main:
-            shutil.rmtree(before, ignore_errors=True)
             if self.sharded.is_dir():
-                self.sharded.rename(before)
+                shutil.rmtree(self.before, ignore_errors=True)
+                self.sharded.rename(self.before)
             part.rename(self.sharded)
-            shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(self.before, ignore_errors=True)
             self.last.unlink(missing_ok=True)
         self.processes.wait()
 

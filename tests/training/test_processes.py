@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -152,9 +153,20 @@ def test_shards_of_two_processes_load_in_one(two: Path, tmp_path: Path) -> None:
     assert torch.equal(again.parameters[0], state.parameters[0])
 
 
-def test_damaged_shards_are_refused(two: Path, tmp_path: Path) -> None:
-    import shutil
+def test_shards_that_a_kill_left_beside_are_older_than_what_one_process_saved_since(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two / "model/stages", tmp_path / "stages")
+    (tmp_path / "stages/predictor.sharded").rename(tmp_path / "stages/predictor.before")  # killed while replacing them
+    files, state = StageFiles(tmp_path / "stages", "predictor", Processes()), predictor_state()
+    files.load_last(state)
+    assert state.step == NUM_STEPS
+    state.step += 1
+    files.save_last(state)
+    again = predictor_state()
+    files.load_last(again)
+    assert again.step == NUM_STEPS + 1
 
+
+def test_damaged_shards_are_refused(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two / "model/stages", tmp_path / "stages")
     shard = next((tmp_path / "stages/predictor.sharded").iterdir())
     shard.write_bytes(shard.read_bytes()[:100])
