@@ -252,7 +252,12 @@ class StageFiles:
         target = self.folder / f"{self.name}.step{state.step:07d}{source.suffix}"
         part = target.with_name(target.name + ".part")
         try:
-            shutil.copytree(source, part, dirs_exist_ok=True) if source.is_dir() else shutil.copyfile(source, part)
+            if source.is_dir():
+                shutil.rmtree(part, ignore_errors=True)  # of a copy that was cut short
+                shutil.copytree(source, part)
+                shutil.rmtree(target, ignore_errors=True)  # of a run that was taken back since
+            else:
+                shutil.copyfile(source, part)
             part.rename(target)
         except OSError as error:
             raise CheckpointError(f"{target} could not be written: {error}. Free space and resume the run.") from error

@@ -206,6 +206,21 @@ def test_a_sharded_run_goes_on_with_three_processes_and_then_with_one(tiny_store
 
 
 @pytest.mark.slow
+def test_a_sharded_run_that_is_taken_back_keeps_its_steps_again(tiny_store: Path) -> None:
+    command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", "run_dir=run", *tiny.command_line(20)]
+    command += ["trainer.compute.sharding=fsdp2", "trainer.keep.keep_every=10"]
+    assert launch(2, *command).returncode == 0
+    before, stages = load_file("run/model/model.safetensors"), Path("run/stages")
+    shutil.rmtree(stages / "predictor.sharded")
+    shutil.copytree(stages / "predictor.step0000010.sharded", stages / "predictor.sharded")
+    again = launch(2, *command, "resume=true")
+    assert again.returncode == 0, again.stderr[-3000:]
+    after = load_file("run/model/model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("predictor"))
+    assert not list(stages.glob("*.part"))
+
+
+@pytest.mark.slow
 def test_sigterm_stops_every_process_at_the_same_step_and_the_run_goes_on(tiny_store: Path) -> None:
     steps = [*tiny.command_line(20), "trainer.predictor.num_steps=100", "trainer.compute.sharding=fsdp2"]
     command = ["-m", "embodied_wm.cli", "train", f"data.path={tiny_store}", *steps]
