@@ -202,6 +202,26 @@ def test_an_interrupted_export_leaves_nothing(store: EpisodeStore, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_lerobot_would_take_for_a_colour_image_by_its_name(tmp_path: Path) -> None:
+    features = {
+        "observation.images.depth": FeatureSpec(dtype="uint8", shape=(4, 5, 1)),
+        "observation.image_embedding": FeatureSpec(dtype="float32", shape=(3,)),
+        "action": FeatureSpec(dtype="float32", shape=(1,)),
+    }
+    rng = np.random.default_rng(0)
+    rows = {name: rng.integers(0, 9, (4, *spec.shape)).astype(spec.dtype) for name, spec in features.items()}
+    with EpisodeStore.create(tmp_path / "a.zarr", features=features, fps=10.0) as made:
+        made.append([Episode(features=rows, info={"task": "push"})] * 2)
+    report = export_lerobot(EpisodeStore.open(tmp_path / "a.zarr"), tmp_path / "a")
+    assert "'observation.images.depth' is no colour image" in report.notes[0]
+    assert "it is in 'observation.picture_embedding'" in report.notes[1]
+    assert official(tmp_path / "a").num_episodes == 2
+    import_lerobot(tmp_path / "a", tmp_path / "b.zarr", strict=True)
+    back = EpisodeStore.open(tmp_path / "b.zarr").episode(1)
+    for name in features:
+        np.testing.assert_array_equal(back.features[name.replace("image", "picture")], rows[name])
+
+
 def assert_round_trip(store: EpisodeStore, camera: str, tmp_path: Path) -> None:
     """Check that a store that was exported to out/ comes back."""
     import_lerobot(tmp_path / "out", tmp_path / "back.zarr", strict=True)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # lerobot makes these itself; a store's own feature of such a name is exported under RECORDED + name.
 RESERVED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task")
 RECORDED = "recorded_"
+# lerobot's statistics take whatever has this in its name for a colour image, and refuse anything else, such as a depth
+# image or an embedding; so that is exported under a name with the other word.
+IMAGE, OTHER_WORD = "image", "picture"
 # lerobot knows no place for what a store says about itself and each episode; other readers pass over this file.
 SIDECAR = "meta/embodied_wm.json"
 MAX_AXES = 5
@@ -120,6 +123,8 @@ def export_lerobot(
             video.chmod((folder / SIDECAR).stat().st_mode)
     notes += [
         f"{name!r} is written by lerobot itself: the store's is in {column.name!r}"
+        if name in RESERVED
+        else f"{name!r} is no colour image, for which lerobot would take it: it is in {column.name!r}"
         for name, column in columns.items()
         if name != column.name
     ]
@@ -171,6 +176,8 @@ def _columns(store: EpisodeStore, frames: str, chosen: Sequence[int]) -> dict[st
         if name == "timestamp" and _is_regular(store, spec, chosen):
             continue
         written = RECORDED + name if name in RESERVED else name
+        if not _is_colour(spec):
+            written = written.replace(IMAGE, OTHER_WORD)
         if written != name and written in store.features:
             raise StoreError(
                 f"{store.path} has {name!r}, which LeRobot keeps for itself, and {written!r}, its other name."
@@ -193,9 +200,13 @@ def _is_regular(store: EpisodeStore, spec: FeatureSpec, chosen: Sequence[int]) -
     )
 
 
+def _is_colour(spec: FeatureSpec) -> bool:
+    return spec.is_image and spec.shape[2] == 3
+
+
 def _entry(name: str, spec: FeatureSpec, frames: str) -> dict[str, Any]:
     """Return a feature's entry in info.json."""
-    if spec.is_image and spec.shape[2] == 3:
+    if _is_colour(spec):
         dtype = "video" if frames == "video" else "image"
         return {"dtype": dtype, "shape": spec.shape, "names": ["height", "width", "channels"]}
     if len(spec.shape) > MAX_AXES:
