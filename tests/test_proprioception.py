@@ -191,6 +191,26 @@ def test_a_store_without_what_the_model_feels_is_refused(
         train_world_model(EpisodeStore.open(tmp_path / "blind.zarr"), CONFIG, tiny.training(), tmp_path / "run", seed=0)
 
 
+def test_what_is_felt_may_be_one_number_a_row(tmp_path: Path) -> None:
+    """As a gripper's opening of a LeRobot dataset, or the state of an environment with discrete observations."""
+    spec = {**tiny.features(), "gripper": FeatureSpec(dtype="int64", shape=())}
+    rows = {**tiny.episode(0).features, "gripper": np.arange(tiny.ROWS)}
+    with EpisodeStore.create(tmp_path / "s.zarr", features=spec, fps=10.0) as store:
+        store.append([Episode(features=rows)] * 4)
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    model = train_world_model(
+        store, replace(tiny.MODEL, proprioception="gripper"), tiny.training(), tmp_path / "run", seed=0
+    )
+    assert model.proprioception is not None
+    assert model.proprioception.scale.mean.item() == pytest.approx((tiny.ROWS - 1) / 2)
+    check_compatible(store, model)
+    assert {"psnr"} <= set(
+        judge_dataset(model, store, [3], context=3, horizon=4, starts_per_episode=1, seed=0).measures
+    )
+    starts = StoreStarts(store, camera=tiny.CAMERA, proprioception="gripper")
+    ImaginedVectorEnv(model, starts, 2, ImaginedEnvConfig(horizon=3)).reset(seed=0)
+
+
 def test_what_the_picture_hides_is_imagined_from_what_is_felt(tmp_path: Path) -> None:
     """The dot jumps by a hidden gain that only proprioception tells: with its token, imagination knows where to."""
     spec = {**tiny.features(), FEATURE: FeatureSpec(dtype="float32", shape=(1,), names=("gain",), units=("1",))}

@@ -104,7 +104,9 @@ class StoreStarts:
             frames=side_by_side(partial(self.store.read, start=begin, stop=now + 1), self.camera),
             actions=np.asarray(self.store.read("action", begin, now), np.float32),
             goal=side_by_side(partial(self.store.read, start=goal, stop=goal + 1), self.camera)[0],
-            proprioception=np.asarray(self.store.read(self.proprioception, begin, now + 1), np.float32)
+            proprioception=np.asarray(self.store.read(self.proprioception, begin, now + 1), np.float32).reshape(
+                self.context, -1
+            )
             if self.proprioception
             else None,
         )

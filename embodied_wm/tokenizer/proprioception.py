@@ -41,8 +41,9 @@ class ProprioceptionTokens(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, statistics: FeatureStatistics) -> None:
-        """Set the mean and std that tokens are normalised by."""
-        self.scale.load_state_dict(Normalizer.from_statistics(statistics).state_dict())
+        """Set the mean and std that tokens are normalised by; a feature that is one number may have the shape ()."""
+        scale = Normalizer(statistics.mean.reshape(-1), statistics.std.reshape(-1))
+        self.scale.load_state_dict(scale.state_dict())
         self.guess.mean.copy_(self.scale.mean)
         self.guess.std.copy_(self.scale.std)
 

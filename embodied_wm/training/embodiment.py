@@ -99,7 +99,7 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
             "Import or collect with these cameras and this image_size."
         )
     felt = store.features.get(model.config.proprioception)
-    if model.proprioception is not None and (felt is None or felt.shape != (model.proprioception.size,)):
+    if model.proprioception is not None and (felt is None or (felt.shape or (1,)) != (model.proprioception.size,)):
         raise ValueError(
             f"{store.path}: the model wants {model.config.proprioception!r} of {model.proprioception.size} numbers "
             f"with each frame; the store has {felt.shape if felt else 'none'}. Use a store of the same robot "

@@ -167,7 +167,7 @@ def felt_rows(store: EpisodeStore, model: WorldModel, start: int, stop: int) -> 
     """Return the proprioception [stop - start, P] of a store's rows that a model wants with its frames, if any."""
     if model.proprioception is None:
         return None
-    rows = store.read(model.config.proprioception, start, stop)
+    rows = store.read(model.config.proprioception, start, stop).reshape(stop - start, model.proprioception.size)
     return torch.from_numpy(rows.astype(np.float32)).to(model.action_low.device)
 
 

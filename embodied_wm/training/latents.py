@@ -170,7 +170,7 @@ class LatentEpisodes:
         latents = self._tokenizer.encode(torch.from_numpy(side_by_side(read, self._camera)).to(device))
         if self._felt:
             values = torch.from_numpy(read(self._felt.feature).astype(np.float32, copy=False)).to(device)
-            latents = self._felt.tokens.join(latents, values)
+            latents = self._felt.tokens.join(latents, values.reshape(*latents.shape[:-2], -1))
         return latents.cpu()
 
     def _encoded(self, first: int, console: Console | None) -> Iterator[tuple[int, Tensor]]:
