@@ -3,6 +3,7 @@ import json
 import shutil
 import threading
 
+import av
 import folders
 import numpy as np
 import pyarrow as pa
@@ -212,6 +213,26 @@ def test_a_video_reader_seeks_and_repeats(tmp_path):
         np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), [levels[number] for number in numbers], atol=1.9)
     with pytest.raises(LeRobotError, match="has 120 frames, frame 120 was wanted"):
         reader.read(np.array([120]))
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"x264-params": "open-gop=1:keyint=24:bframes=3:b-adapt=0:scenecut=0"}), ("mpeg4", {"g": "30"})],
+)
+def test_frames_before_a_key_frame_that_refer_to_it_are_found(tmp_path, codec, options):
+    levels = [20 + 12 * (frame % 18) for frame in range(120)]
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options | {"bf": "3", "crf": "5"})
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 32, 48, "yuv420p", 10**7
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), level, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    reader = VideoReader(tmp_path / "v.mp4", Resizer((4, 4), "stretch"))
+    for number in (119, *range(118, -1, -1)):  # each is sought, as every one lies before the last
+        seen = reader.read(np.array([number, min(number + 1, 119)])).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(seen, [levels[number], levels[min(number + 1, 119)]], atol=5)
     reader.close()
 
 

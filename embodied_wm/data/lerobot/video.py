@@ -1,7 +1,9 @@
 """Frames of a video by their number, decoded in order and resized while they are converted to RGB."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -36,7 +38,7 @@ class VideoReader:
         # One thread each: several videos, or parts of one, are decoded side by side instead.
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
-        self._frames = self._container.decode(self._stream)
+        self._frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Return frames by their number, which must not decrease: [len(numbers), height, width, 3] uint8.
@@ -81,8 +83,15 @@ class VideoReader:
     def _approach(self, number: int) -> None:
         if self._next is not None and self._next <= number <= self._next + MAX_FRAMES_TO_PASS:
             return
-        self._container.seek(int(self._pts[number]), stream=self._stream, backward=True)
-        self._frames = self._container.decode(self._stream)
+        # Some files lead to a key frame that is shown only after the wanted one, as where frames before it refer to it
+        # (open GOP): then further back.
+        first, back = number + 1, 0
+        while first > number and back <= 2 * number:
+            self._container.seek(int(self._pts[max(0, number - back)]), stream=self._stream, backward=True)
+            frames = self._container.decode(self._stream)
+            frame = next(frames)
+            first, back = self._number(frame), max(1, 2 * back)
+            self._frames = chain([frame], frames)
 
     def _number(self, frame: av.VideoFrame) -> int:
         """Return the number of a decoded frame, which must be whole."""
