@@ -6,6 +6,7 @@ metadata that anybody could have written are in test_lerobot_fuzz.py.
 
 import json
 
+import av
 import folders
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from embodied_wm.data.store import EpisodeStore, StoreError
 V2_DATA, V2_VIDEO = "data/chunk-000/episode_{:06d}.parquet", f"videos/chunk-000/{CAMERA}/episode_{{:06d}}.mp4"
 V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 V3_VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
+V3_TIMES = ("from_timestamp", "to_timestamp")
 
 
 def change_info(source, **changes):
@@ -30,6 +32,12 @@ def change_info(source, **changes):
 
 def rewrite(path, change):
     pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_columns(table, columns):
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 def reasons(findings):
@@ -172,6 +180,33 @@ def test_a_video_that_is_corrupt_half_way_costs_its_episodes_only(tmp_path):
     store = EpisodeStore.open(tmp_path / "s.zarr")
     for number in range(store.num_episodes):
         assert_frames(store.episode(number), store.episode_info(number)["source_episode"], range(40))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_video_that_was_cut_without_encoding_it_anew(tmp_path, version):
+    """As by ffmpeg -ss with -c copy: the frames before the cut are in the file, and its edit list hides them."""
+    source = Folder(version=version, lengths=(6, 9), num_frames={0: 9}).write(tmp_path / "source")
+    path = source / (V2_VIDEO.format(0) if version == "v2.1" else V3_VIDEO)
+    whole = path.rename(tmp_path / "whole.mp4")
+    with (
+        av.open(str(whole)) as uncut,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as cut,
+    ):
+        stream, there = uncut.streams.video[0], cut.add_stream_from_template(uncut.streams.video[0])
+        assert stream.time_base is not None
+        frame = round(0.1 / stream.time_base)
+        for packet in uncut.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.stream, packet.pts, packet.dts = there, packet.pts - 3 * frame, packet.dts - 3 * frame
+                cut.mux(packet)
+    if version == "v3.0":
+        ends = {f"videos/{CAMERA}/{key}": pa.array([0.0, 0.6, 1.5][at : at + 2]) for at, key in enumerate(V3_TIMES)}
+        rewrite(source / V3_EPISODES, lambda table: with_columns(table.slice(0, 2), ends))
+    report = import_lerobot(source, tmp_path / "s.zarr")
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    assert (report.repaired, report.skipped) == ((), ())
+    assert_frames(store.episode(0), 0, range(3, 9))
+    assert_frames(store.episode(1), 1, range(9))
 
 
 def test_a_table_that_is_damaged_costs_its_episode_only(tmp_path):

@@ -115,7 +115,9 @@ def _frame_times(path: Path, _stamp: tuple[int, int]) -> tuple[np.ndarray, Fract
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            times = [packet.pts for packet in container.demux(stream) if packet.size]
+            packets = (packet for packet in container.demux(stream) if packet.size)
+            # Where a file was cut without encoding it anew, its edit list has players drop what lies before the cut.
+            times = [packet.pts for packet in packets if not packet.is_discard]
             base = stream.time_base
     except (FFmpegError, IndexError, OSError) as error:
         raise LeRobotError(f"video {path.name} cannot be opened ({short(error)})") from error
