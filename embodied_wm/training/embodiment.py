@@ -13,6 +13,7 @@ from embodied_wm.data.normalize import Normalizer, compute_statistics
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.data.windows import index_windows
 from embodied_wm.embodiment import OUTCOMES, Embodiment
+from embodied_wm.training.adoption import REAL_ACTIONS
 from embodied_wm.training.frames import TOKENIZER_WINDOW
 from embodied_wm.types import FeatureSpec
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -144,7 +145,7 @@ def check_episodes(trainer: "Trainer", stages: Sequence[str]) -> None:
     stride, history = model.stride, model.config.latent_actions.history
     labelled = [trainer.train_episodes[index] for index in trainer.labelled]
     steps = [1]
-    if {"predictor", "distillation"} & set(stages):
+    if {"predictor", "distillation", REAL_ACTIONS} & set(stages):
         steps.append(config.sequence_length)
     if "self_forcing" in stages and config.self_forcing.num_steps and labelled:
         steps.append(config.self_forcing.length)
@@ -154,6 +155,8 @@ def check_episodes(trainer: "Trainer", stages: Sequence[str]) -> None:
     skipped = _check_windows(store, "training", trainer.train_episodes, longest)
     if labelled and "adapter" in stages:
         _check_windows(store, "labelled", labelled, history * stride + 1)
+    if labelled and REAL_ACTIONS in stages:
+        _check_windows(store, "labelled", labelled, (config.sequence_length - 1) * stride + 1)
     if skipped and trainer.processes.is_main:
         console = trainer.console or Console(stderr=True)
         console.print(

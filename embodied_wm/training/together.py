@@ -30,6 +30,7 @@ from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, own_backgrounds
 from embodied_wm.predictor.joint import told_actions
 from embodied_wm.training.adoption import (
+    REAL_ACTIONS,
     TOLD_ACTIONS,
     TOLD_WHAT_IS_FELT,
     check_new_robots,
@@ -341,7 +342,7 @@ def train_together(
             for name, robot in robots.items()
         }
         for name, member in members.items():
-            check_episodes(member, [*stages, "predictor"] if name in new else stages)  # or its real actions alone
+            check_episodes(member, [*stages, REAL_ACTIONS] if name in new and "predictor" not in stages else stages)
             if name not in sources or learns_anew(models[name], TOLD_WHAT_IS_FELT, stages):
                 fit_felt_scale(member)
             if member.labelled and (

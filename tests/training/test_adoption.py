@@ -13,6 +13,7 @@ from rich.console import Console
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.family import Family, shared_names
+from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.stages import STAGES
 from embodied_wm.training.together import SHARED_STAGES, RobotStore, train_together
 from embodied_wm.training.train import train_world_model
@@ -145,6 +146,17 @@ def test_an_adopted_robot_is_told_its_real_actions_and_shared_weights_stay(folde
     assert after.card["adopted"] == list(SHARED_STAGES)
     again = go_on(stores, before, tmp_path / "run", ("adapter", "readouts")).for_robot("other")  # resumed
     assert again.fingerprint() == after.fingerprint()
+
+
+def test_labelled_episodes_too_short_for_real_actions_are_told_before_training(folder: Path, tmp_path: Path) -> None:
+    labelled = labelled_members(4, 1, seed=1)[0]
+    episodes = [tiny.episode(seed, rows=4 if seed == labelled else 12, action_size=3) for seed in range(5)]
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "short.zarr", episodes, action_size=3))
+    before = Family.load(folder / "2026-01-01")
+    with pytest.raises(ValueError, match=rf"labelled episodes: .*window of 6 rows: episodes {labelled} \(4 rows\)"):
+        go_on({"short": store}, before, tmp_path / "run", ("adapter", "readouts"), short=0.25)
+    assert not list((tmp_path / "run").glob("**/*.safetensors"))
+    go_on({"short": store}, before, tmp_path / "all", ("adapter", "predictor", "readouts"), short=0.25)
 
 
 def test_the_embedding_of_real_actions_is_learnt_by_the_predictors_own_loss(folder: Path, tmp_path: Path) -> None:
