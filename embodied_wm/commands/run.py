@@ -40,6 +40,7 @@ FREE = (
     "trainer.compute.",
     "trainer.watch.",
     "trainer.keep.save_every_s",
+    "trainer.keep.max_spikes",
 )
 """Beginnings of options in which a resumed run may differ; that data and source are the same, fingerprints tell."""
 

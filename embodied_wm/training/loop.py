@@ -318,7 +318,8 @@ class _Job:
             raise TrainingError(
                 f"the loss of {self.name} jumped above {self.keep.spike_factor:g} times its mean {state.num_skipped} "
                 f"times (last to {loss:.3g}, mean {state.loss_mean:.3g}), up to step {state.step}; those updates were "
-                f"left out. Lower learning_rate (now {config.learning_rate}), or raise keep.max_spikes."
+                f"left out. Lower learning_rate (now {config.learning_rate}) in a new run, or go on with resume=true "
+                "and a larger trainer.keep.max_spikes."
             )
         return {"loss": loss, **metrics}, (stops > 0, saves > 0)
 

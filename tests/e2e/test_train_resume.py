@@ -121,6 +121,16 @@ def test_a_run_is_resumed_with_its_own_options_only(
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_a_run_that_stopped_for_its_spikes_goes_on_where_more_are_allowed(
+    tiny_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["stages=[tokenizer]", "trainer.keep.spike_factor=0.01", "trainer.keep.max_spikes=2"]
+    assert cli.main(command(tiny_store, "run", *options, num_steps=60)) == 1
+    assert "with resume=true and a larger trainer.keep.max_spikes" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert cli.main(["train", "run_dir=run", "resume=true", "trainer.keep.max_spikes=20"]) == 0
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["skipped"] == 10
+
+
 def test_a_run_that_is_going_on_is_left_as_it_is(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command(tiny_store, "run", num_steps=2)) == 0
     files = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
