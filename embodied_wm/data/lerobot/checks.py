@@ -41,9 +41,7 @@ def read_json_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         LeRobotError: It cannot be read, or a line is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # texts may hold U+2028 and other ends of lines as they are
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold U+2028 and the like as they are
     except (OSError, ValueError) as error:
         raise LeRobotError(f"{path} is damaged ({short(error)}). Download it again.") from error
     found = []
