@@ -89,6 +89,7 @@ def with_tokens(predictor: LatentPredictor, num_tokens: int) -> LatentPredictor:
             token_width=predictor.token_width,
             action_size=predictor.real_in[0].in_features,  # pyright: ignore[reportArgumentType]
             code_size=predictor.code_in[0].in_features,  # pyright: ignore[reportArgumentType]
+            levels=() if predictor.masked is None else predictor.masked.codes.levels.tolist(),
         ).eval()
 
 
@@ -106,7 +107,7 @@ def measure_growth(world_model: WorldModel, pair: Pair, timed: Timed) -> dict[st
     Returns:
         "growth": for each of DOUBLED {"seconds": {size: estimate}, "slope"}. "decide": {context: {"prefilled",
         "rolled"}} seconds of a decision, and "prefilled_growth" and "rolled_growth" from the first context to the last;
-        a model with a memory does not roll.
+        a model with a memory, or with matrices, does not roll.
     """
     growth = {}
     for name, sizes in DOUBLED.items():
@@ -144,8 +145,9 @@ def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[]
     longer = with_context(world_model, num_frames + BASE["horizon"] + 1)
     model = longer.predictor
     device, generator = world_model.action_low.device, torch.Generator().manual_seed(0)
-    height, width = world_model.config.tokenizer.image_size
-    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).to(device)
+    shape = (*world_model.config.tokenizer.frame_size, 3)
+    frame = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    felt = None if longer.proprioception is None else torch.zeros(longer.proprioception.size, device=device)
     latents = torch.randn(num_frames, model.num_tokens, model.token_width, generator=generator).to(device)
     size = world_model.embodiment.action_size
     past = torch.rand(num_frames, size, generator=generator).to(device)
@@ -156,7 +158,7 @@ def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[]
 
     def decide(context_of: Callable[[Tensor], Any]) -> None:
         with torch.no_grad():
-            context = context_of(longer.encode(frame))
+            context = context_of(longer.encode(frame, felt))
         for _ in range(ITERATIONS):
             longer.imagine(context, actions, generator=generator, shared_noise=True)
 
@@ -166,7 +168,8 @@ def _decision(world_model: WorldModel, num_frames: int) -> dict[str, Callable[[]
     def rolled() -> None:
         decide(lambda code: roll(model, old, code, led_by, max_frames=num_frames))
 
-    return {"prefilled": prefilled} if model.config.memory else {"prefilled": prefilled, "rolled": rolled}
+    has_fixed_past = model.config.memory or old.states
+    return {"prefilled": prefilled} if has_fixed_past else {"prefilled": prefilled, "rolled": rolled}
 
 
 def measure_memory(
@@ -175,7 +178,7 @@ def measure_memory(
     """Measure what candidates cost in memory beside the context that they share.
 
     Returns:
-        Bytes of "context" (keys and values), of all candidates' "own" keys and values, "ratio": both over `own`, and
+        Bytes of "context" (keys and values, or matrices), of all candidates' "own", "ratio": both over `own`, and
         where Linux tells it, of a model on the CPU, "peak": by how much the process grew at most while it imagined, and
         "peak_ratio" over `own`. Candidates are imagined in parts, so not all of `own` need be there at once.
     """
@@ -185,6 +188,7 @@ def measure_memory(
     actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size, device=device)
     tokens = (horizon + 1) * model.block
     own = CandidateCache(prefilled, num_candidates=num_candidates, max_tokens=tokens).num_bytes
+    own = num_candidates * prefilled.num_bytes if prefilled.states else own  # matrices are shared until one is written
     found: dict[str, Any] = {
         "num_candidates": num_candidates,
         "context_frames": context,

@@ -138,8 +138,8 @@ def _decisions(decide: Mapping[str, Any]) -> Section:
 def _memory(memory: Mapping[str, Any]) -> Section:
     rows = [["context, shared by all", memory["context"] / 1e6], ["candidates' own", memory["own"] / 1e6]]
     text = (
-        f"Keys and values of {memory['num_candidates']} candidates behind {memory['context_frames']} context frames "
-        f"take {memory['ratio']:.3f} times what the candidates' own take."
+        f"Keys and values, or matrices, of {memory['num_candidates']} candidates behind {memory['context_frames']} "
+        f"context frames take {memory['ratio']:.3f} times what the candidates' own take."
     )
     if "peak" in memory:
         rows.append(["growth of the process at its peak", memory["peak"] / 1e6])

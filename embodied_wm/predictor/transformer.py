@@ -124,7 +124,9 @@ class Layer(nn.Module):
         """Put the layer's always visible keys and values before others, [..., h, N, d]; the same where it has none."""
         if self.sinks is None:
             return k, v
-        keys, values = self.k_norm(self.sinks[0]), self.sinks[1]
+        # Items of a parameter want a gradient even where none is recorded, on which torch's FlopCounterMode fails.
+        sinks = self.sinks if torch.is_grad_enabled() else self.sinks.detach()
+        keys, values = self.k_norm(sinks[0]), sinks[1]
         shape = (*k.shape[:-2], *keys.shape[-2:])
         return torch.cat([keys.expand(shape), k], dim=-2), torch.cat([values.expand(shape), v], dim=-2)
 

@@ -15,7 +15,8 @@ from embodied_wm.embodiment import Embodiment
 from embodied_wm.evaluation import growth, pages
 from embodied_wm.evaluation.speed import SpeedConfig, imagination_pair, measure_speed, product_flops, speed_lines
 from embodied_wm.predictor.int8 import int8_weight
-from embodied_wm.world_model import WorldModel
+from embodied_wm.tokenizer.bottleneck import BottleneckConfig
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 
 def test_slope_is_the_exponent() -> None:
@@ -61,6 +62,42 @@ def test_growth_decisions_and_memory_are_measured_and_shown(tiny_checkpoint: Pat
     titles = ["Speed of imagination", "How imagination grows", "A decision by context", "Memory"]
     assert [section.title for section in sections] == titles
     assert len(speed_lines(speed)) == 5
+
+
+def _predictor(**settings: Any) -> WorldModelConfig:
+    return replace(tiny.PLAIN, predictor=replace(tiny.PLAIN.predictor, **settings))
+
+
+_TRANSFORMER = tiny.PLAIN.predictor.transformer
+_BOTTLENECK = BottleneckConfig(kind="fsq", levels=(5, 5, 5), width=3)
+_CODES = replace(tiny.PLAIN.tokenizer, token_grid=(2, 2), cells_per_token=(1, 1), bottleneck=_BOTTLENECK)
+
+
+@pytest.mark.parametrize(
+    ("config", "rolls"),
+    [
+        (replace(tiny.PLAIN, tokenizer=replace(tiny.PLAIN.tokenizer, cameras=2)), True),
+        (replace(tiny.PLAIN, proprioception="observation.state"), True),
+        (replace(_predictor(kind="masked", clean_pass=True), tokenizer=_CODES), True),
+        (_predictor(transformer=replace(_TRANSFORMER, mixer="gated_delta"), clean_pass=True), False),
+        (_predictor(transformer=replace(_TRANSFORMER, sinks=1)), True),
+        (_predictor(memory=2), False),
+    ],
+    ids=["cameras", "proprioception", "codes", "matrices", "sinks", "memory"],
+)
+def test_every_kind_of_model_is_timed(config: WorldModelConfig, rolls: bool, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "DOUBLED", {name: (1, 2) for name in growth.DOUBLED})
+    monkeypatch.setattr(growth, "BASE", {"candidates": 4, "horizon": 2, "tokens": 1, "context": 2})
+    monkeypatch.setattr(growth, "CONTEXTS", (2, 12))
+    felt = {"observation.state": (("x", "y"), ("px", "px"))}
+    camera = tiny.CAMERA if config.tokenizer.cameras == 1 else f"{tiny.CAMERA}+front"
+    model = WorldModel(config, Embodiment(camera=camera, action_size=2, readouts=felt)).eval()
+    timed = SpeedConfig(num_candidates=[4], context_frames=[2], denoising_steps=[1], horizon=2, repeats=1, grows=True)
+    speed = measure_speed(model, timed)
+    ways = {"prefilled", "rolled"} if rolls else {"prefilled"}
+    assert [set(each) for each in speed["decide"]["seconds"].values()] == [ways] * 2
+    assert 1 < speed["memory"]["ratio"] < 1.2
+    assert len(pages.growth_sections(speed)) == 3
 
 
 class _Yes(TorchDispatchMode):
