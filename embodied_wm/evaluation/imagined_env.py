@@ -215,7 +215,7 @@ class Imagination:
         self.objectives = [] if self.config.reward else [self.make_objective(goal) for goal in goals]
         self.goals = self.show(self.model.encode_picture(goals), goals)
         self.latents, self.steps = codes[:, -1], 0
-        return self.observe(self.seen)
+        return self.observe(self.seen.clone())  # whoever has an observation may change it
 
     def _check(self, start: Start) -> None:
         size, num_frames, action_size = (*self.model.config.tokenizer.frame_size, 3), len(start.frames), len(self.low)

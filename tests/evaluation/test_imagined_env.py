@@ -117,6 +117,18 @@ def test_frames_begin_with_the_real_one(model: WorldModel, starts: StoreStarts) 
     assert np.array_equal(seen["observation"], decoded.numpy())
 
 
+def test_an_observation_that_is_changed_changes_nothing(model: WorldModel, starts: StoreStarts) -> None:
+    env = ImaginedEnv(model, starts, ImaginedEnvConfig(observation="frame"))
+
+    def second_frame(spoilt: bool) -> np.ndarray:
+        seen, _ = env.reset(seed=0)
+        if spoilt:
+            seen["observation"][:], seen["goal"][:] = 0, 0
+        return env.step(np.zeros(2, np.float32))[0]["observation"]
+
+    assert np.array_equal(second_frame(spoilt=True), second_frame(spoilt=False))
+
+
 def test_rewards_can_be_read_or_be_any_objective(model: WorldModel, starts: StoreStarts) -> None:
     rewarded = WorldModel(
         model.config, replace(model.embodiment, readouts={"next.reward": (("reward",), ("",))})
