@@ -65,7 +65,7 @@ def refinement_sections(rounds: Sequence[Mapping[str, Any]], collected: Sequence
             f"round\N{NO-BREAK SPACE}{number}",
             store["episodes"],
             store["branches"],
-            *(_at_end(measures[key]) for key in columns),
+            *(_at_end(measures[key]) if key in measures else None for key in columns),
         ]
         for number, (measures, store) in enumerate(zip(rounds, collected, strict=True))
     ]

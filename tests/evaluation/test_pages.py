@@ -23,10 +23,11 @@ from embodied_wm.evaluation.imagine import imagine_episode
 from embodied_wm.evaluation.judged import JudgedWorldModel, ObjectiveKind
 from embodied_wm.evaluation.lineup import PlanningSetup
 from embodied_wm.evaluation.pages_imagination import step_labels
+from embodied_wm.evaluation.pages_refinement import refinement_sections
 from embodied_wm.evaluation.plan_once import plan_once
 from embodied_wm.evaluation.planning import Episodes, measure_agents
 from embodied_wm.evaluation.report import Section, run_record, write_report
-from embodied_wm.evaluation.statistics import estimate
+from embodied_wm.evaluation.statistics import bootstrap_mean, by_horizon, estimate
 from embodied_wm.predictor.config import PredictorConfig
 from embodied_wm.predictor.transformer import TransformerConfig
 from embodied_wm.tokenizer.frames import FrameTokenizerConfig
@@ -205,6 +206,17 @@ def test_latent_action_and_speed_sections() -> None:
     assert first[2:] == ["4.0 ×", 12800, "0.50", "1.0e-07"]  # noqa: RUF001
     assert len(section.pictures) == 1
     assert not pages.speed_section({**speed, "imagine": speed["imagine"][:1]}).pictures
+
+
+def test_what_one_round_could_not_measure_stays_empty() -> None:
+    """Where every candidate moves the object there is no ghost motion, and a refinement must not end there."""
+    shared = {key: bootstrap_mean([0.1, 0.2], seed=0) for key in ("success", "cpg", "spearman", "elite_regret")}
+    ghost = {"ghost_motion": by_horizon(np.ones((2, 3)), seed=0)}
+    collected = {"episodes": 0, "branches": 0, "rows": 0}
+    table = refinement_sections([shared | ghost, shared, shared | ghost], [collected] * 3)[1].table
+    assert table is not None
+    place = list(table.columns).index("ghost_motion")
+    assert [row[place] is None for row in table.rows] == [False, True, False]
 
 
 def test_training_section_draws_stages_in_order(tmp_path: Path) -> None:
