@@ -350,7 +350,7 @@ def _answer(name: str, iteration: int, dynamics: Dynamics, problems: Sequence[_P
     asks = [problem.ask for problem in problems if problem.ask is not None]
     if not asks:
         return
-    wants = asks[0].wants_gradient
+    wants = any(ask.wants_gradient for ask in asks)  # one search may have ended its first part sooner than another
     actions = [ask.actions.detach().requires_grad_(wants) for ask in asks]
     with torch.set_grad_enabled(wants):
         costs: list[Tensor] = []

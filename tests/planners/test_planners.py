@@ -321,6 +321,24 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         plan_batch(SMALL, DoubleIntegrator(), [START, START], [to_origin, broken], generators=generators)
 
 
+class TwoActions(DoubleIntegrator):
+    """Allow two actions only."""
+
+    action_set = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize("starts", [[START, -START], [-START, START]])
+def test_trees_of_a_batch_end_one_after_the_other(starts: list[Tensor]) -> None:
+    """What polishes the plan of one wants gradients while the other's tree still grows."""
+    tree = TreeSearch(horizon=2, num_candidates=2, num_iterations=20)
+    polished = Polished(planner=tree, polish=Gradient(horizon=2, num_candidates=4, num_iterations=2), num_polished=2)
+    generators = [torch.Generator(), torch.Generator()]
+    together = plan_batch(polished, TwoActions(), starts, [to_origin, to_origin], generators=generators)
+    for start, plan in zip(starts, together, strict=True):
+        alone = polished.plan(TwoActions(), start, to_origin, generator=torch.Generator())
+        assert torch.equal(plan.actions, alone.actions)
+
+
 def test_gradients_that_are_none_or_not_finite_are_refused() -> None:
     """Dynamics outside of torch have no gradient, a root has none at zero."""
 
