@@ -91,8 +91,8 @@ def controllability(
             past = spread(latents[now - context + 1 : now + 1], world_model.stride)
             known = world_model.prefill_latents(past, None, kind="latent")
             random = torch.stack([each[torch.randint(len(each), (1,), generator=generator)] for each in values], -1)
-            other = codes[torch.randint(len(codes), (1,), generator=generator)]
-            candidates = torch.cat([codes[now][None], random, other])[:, None]
+            other = codes[another(len(codes), now, generator)]
+            candidates = torch.stack([codes[now], random[0], other])[:, None]
             after = world_model.imagine(known, candidates, kind="latent", generator=generator, shared_noise=True)[:, 0]
             quality = psnr(world_model.decode(after, seen=frames[now]), frames[now + 1].expand(3, -1, -1, -1))
             gains.append(float(quality[0] - quality[1]))
@@ -111,6 +111,12 @@ def controllability(
     }
 
 
+def another(count: int, own: int, generator: torch.Generator) -> int:
+    """Draw a number below `count`, at least 2, that is not `own`."""
+    drawn = int(torch.randint(count - 1, (1,), generator=generator))
+    return drawn + (drawn >= own)
+
+
 def measure_latent_actions(
     world_model: WorldModel, store: EpisodeStore, *, train: list[int], held_out: list[int], context: int, seed: int
 ) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def measure_latent_actions(
     Raises:
         ValueError: If every held-out episode is too short for the context and a step; those that are, are left out.
     """
-    held_out = _long_enough(world_model, store, held_out, context + 1)
+    held_out = _long_enough(world_model, store, held_out, max(context + 1, 3))  # another transition, too
     found = controllability(world_model, store, held_out, context=context, seed=seed)
     found["r2"] = probe_r2(world_model, store, train, held_out, seed=seed)
     bits = float(np.log2(np.prod(world_model.latent_actions.config.levels)))

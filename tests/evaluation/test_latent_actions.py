@@ -8,6 +8,7 @@ import torch
 
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.latent_actions import (
+    another,
     distant_codes,
     entropy_bits,
     measure_latent_actions,
@@ -41,6 +42,13 @@ def test_the_same_codes_go_to_all_scenes_of_different_episodes(tiny_store: Path)
         assert (frames == scene).flatten(1).all(1).any()
     picture = same_codes_picture(scenes.numpy(), after.numpy())
     assert picture.data.count(b"<image") == 3 * (1 + after.shape[1])
+
+
+def test_the_code_of_another_moment_is_never_that_of_the_same_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert [{another(4, own, generator) for _ in range(60)} for own in range(4)] == [
+        {*range(4)} - {n} for n in range(4)
+    ]
 
 
 def test_a_code_that_is_always_the_same_carries_nothing(tiny_store: Path) -> None:
