@@ -197,7 +197,8 @@ def cost_scatter(
         figure.legend(loc="outside upper right", ncols=len(names), frameon=False, handletextpad=0.1, markerscale=1.6)
         data = _svg(figure)
     correlation = spearman(x, y)
-    note = f"Rank correlation over all {len(x):,} points: {correlation:.2f}."
+    told = "undefined, as one of the costs is always the same" if np.isnan(correlation) else f"{correlation:.2f}"
+    note = f"Rank correlation over all {len(x):,} points: {told}."
     if len(shown) < len(x):
         note += f" {len(shown):,} of them are drawn."
     return Picture(title=title, caption=f"{caption} {note}".strip(), kind="svg", data=data)

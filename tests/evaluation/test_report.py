@@ -257,6 +257,12 @@ def test_the_mark_of_a_contact_is_a_dot_in_animations(episode: tuple[np.ndarray,
     assert 60 < sum(widths) < 120
 
 
+def test_a_model_to_which_all_candidates_cost_the_same_has_no_correlation() -> None:
+    assert "points: 1.00." in figures.cost_scatter([1.0, 2.0], [1.0, 2.0], ["a", "b"]).caption
+    same = figures.cost_scatter([1.0, 1.0], [1.0, 2.0], ["a", "b"]).caption
+    assert "points: undefined, as one of the costs is always the same." in same
+
+
 def test_bad_pictures_are_refused(episode: tuple[np.ndarray, np.ndarray]) -> None:
     real, imagined = episode
     with pytest.raises(figures.PictureError, match="expected uint8 frames"):
