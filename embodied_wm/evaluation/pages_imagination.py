@@ -9,7 +9,7 @@ import torch
 from embodied_wm.evaluation.dataset import DatasetJudged
 from embodied_wm.evaluation.figures import Picture, cost_scatter, film_strip, horizon_chart, looping
 from embodied_wm.evaluation.film import CONTACT_MARK
-from embodied_wm.evaluation.imagination import Judged
+from embodied_wm.evaluation.imagination import IMAGES_EVERY, Judged
 from embodied_wm.evaluation.page import is_estimate
 from embodied_wm.evaluation.report import Section, Table
 from embodied_wm.tokenizer.frames import psnr
@@ -187,9 +187,10 @@ def _errors(task: Task, measures: Mapping[str, Any]) -> Section:
             ),
         )
         pictures[1:1] = _contact_chart(measures)
+    frames = f" Frames are compared for one in {IMAGES_EVERY} of the candidates." if "psnr" in measures else ""
     return Section(
         title="How the error grows",
-        text="Averaged over all states and candidates: recorded, random, and those that the planner compared.",
+        text=f"Averaged over all states and candidates: recorded, random, and those that the planner compared.{frames}",
         pictures=pictures,
     )
 

@@ -101,6 +101,7 @@ def test_imagination_sections_show_films_errors_and_costs(judged: Judged, tmp_pa
     assert [picture.kind for picture in films.pictures] == ["webp", "svg", "svg"]
     assert sum("Worst of 2 states" in picture.caption for picture in films.pictures) == 1
     assert [picture.title.split(" by")[0] for picture in errors.pictures] == ["Position error", "PSNR", "SSIM"]
+    assert errors.text.endswith("Frames are compared for one in 6 of the candidates.")
     assert "12 points" in costs.pictures[0].caption
     rows = cells(costs)
     assert rows["elite regret"][0] == judged.measures["elite_regret"]
