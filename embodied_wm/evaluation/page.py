@@ -315,7 +315,10 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]
     run, items = report["run"], report["headline"]
     headline = _headline("".join(_headline_item(item) for item in items), len(items))
     if headline:
-        headline += '<p class="note">Intervals are 95%: Wilson for rates, bootstrap over episodes for means.</p>'
+        headline += (
+            '<p class="note">Intervals are 95%: Wilson for rates, Agresti-Caffo for their differences, bootstrap over '
+            "episodes for means.</p>"
+        )
     time = format_duration(run["wall_seconds"]) if run["wall_seconds"] else ""
     precision = run["config"].get("precision", "fp32")
     rounded = "" if precision == "fp32" else f"imagined in {precision}"
