@@ -280,16 +280,24 @@ def training_latents(model: WorldModel, console: Console, path: str | None = Non
     """
     store = EpisodeStore.open(path or model.card["store"])
     check_compatible(store, model)
-    train, _ = split_episodes(store.num_episodes)
     return LatentEpisodes(
         store,
         model.tokenizer,
         camera=model.embodiment.camera,
-        episodes=train.tolist(),
+        episodes=split_of(model, store)[0],
         features=["action"],
         console=console,
         felt=felt_by(model),
     )
+
+
+def split_of(model: WorldModel, store: EpisodeStore) -> tuple[list[int], list[int]]:
+    """Return training and held-out episodes: as the model's training split its store, and by default another one."""
+    count = model.card.get("episodes")
+    if count is None or model.card.get("fingerprint") != store.fingerprint():
+        train, held_out = split_episodes(store.num_episodes)
+        return train.tolist(), held_out.tolist()
+    return list(range(count)), list(range(count, store.num_episodes))
 
 
 def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path, console: Console) -> None:
@@ -336,8 +344,7 @@ def benchmark_latent_actions(
     began = time.monotonic()
     check_compatible(store, model)
     measures = latent_action_measures(model, store, seed=seed)
-    held_out = split_episodes(store.num_episodes)[1].tolist()
-    scenes, after = same_codes(model, store, held_out, context=3, seed=seed)
+    scenes, after = same_codes(model, store, split_of(model, store)[1], context=3, seed=seed)
     picture = pages.same_codes_picture(scenes.numpy(), after.numpy())
     page = write_report(
         run_dir,
@@ -362,10 +369,8 @@ def benchmark_latent_actions(
 
 def latent_action_measures(model: WorldModel, store: EpisodeStore, *, seed: int) -> dict[str, Any]:
     """Measure latent actions with a probe fitted on (at most 60) training episodes, judged on the held-out ones."""
-    train, held_out = split_episodes(store.num_episodes)
-    return measure_latent_actions(
-        model, store, train=train[:60].tolist(), held_out=held_out.tolist(), context=3, seed=seed
-    )
+    train, held_out = split_of(model, store)
+    return measure_latent_actions(model, store, train=train[:60], held_out=held_out, context=3, seed=seed)
 
 
 def scaled(value: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -392,5 +397,6 @@ __all__ = [
     "resolved",
     "scaled",
     "setup_of",
+    "split_of",
     "training_latents",
 ]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from rich.console import Console
 
-from embodied_wm.commands.benchmarks import planning_agents, training_latents
+from embodied_wm.commands.benchmarks import planning_agents, split_of, training_latents
 from embodied_wm.data.layout import StoreError
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.evaluation.baselines import BaselineConfig
@@ -19,6 +20,7 @@ from embodied_wm.evaluation.planning import Arena, measure_agents, run_agents, t
 from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig
+from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
 from planners import Cautious, Gradient, Polished, Proposing
 from planners.cem import CEM
@@ -70,6 +72,17 @@ def test_baselines_learn_from_where_the_store_is_now(tiny_checkpoint: Path, tiny
     with pytest.raises(StoreError, match=r"moved\.zarr"):
         training_latents(model, console)
     assert training_latents(model, console, str(tiny_store)).num_episodes > 0
+
+
+def test_held_out_is_what_this_models_training_held_out(tmp_path: Path) -> None:
+    """Another share than the default must not let a benchmark measure on episodes that were trained on."""
+    store = EpisodeStore.open(tiny.write_store(tmp_path / "s.zarr", [tiny.episode(seed) for seed in range(20)]))
+    config = tiny.training(held_out_fraction=0.05)
+    model = train_world_model(store, tiny.PLAIN, config, tmp_path / "run", seed=0, stages=["tokenizer"])
+    assert split_of(model, store) == (list(range(19)), [19])
+    assert training_latents(model, Console(quiet=True)).num_episodes == 19
+    other = EpisodeStore.open(tiny.write_store(tmp_path / "o.zarr", [tiny.episode(seed) for seed in range(30, 50)]))
+    assert split_of(model, other) == (list(range(18)), [18, 19])
 
 
 @pytest.mark.render
