@@ -31,6 +31,7 @@ from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents
 from embodied_wm.evaluation.report import Headline, run_record, write_report
 from embodied_wm.evaluation.speed import measure_speed, speed_lines
 from embodied_wm.training.embodiment import check_compatible
+from embodied_wm.training.labels import labelled_of_card
 from embodied_wm.training.latents import LatentEpisodes, felt_by
 from embodied_wm.training.processes import choose_device
 from embodied_wm.world_model import WorldModel
@@ -274,17 +275,28 @@ def measure_planning(
 def training_latents(model: WorldModel, console: Console, path: str | None = None) -> LatentEpisodes:
     """Encode the episodes that a model was trained on, from the store its card names, or from where that is now.
 
+    Episodes of its store whose labels were withheld from the model are withheld here, too.
+
     Raises:
         StoreError: If that store is gone.
-        ValueError: If it has changed its features.
+        ValueError: If it has changed its features, or the model was trained on video alone.
     """
     store = EpisodeStore.open(path or model.card["store"])
     check_compatible(store, model)
+    episodes = split_of(model, store)[0]
+    labelled = labelled_of_card(model.card) if store.fingerprint() == model.card.get("fingerprint") else None
+    if labelled is not None:
+        episodes = [episode for episode in episodes if episode in labelled]
+    if not episodes:
+        raise ValueError(
+            f"the model was trained without the labels of {store.path}, so {' and '.join(POLICIES)} have none to "
+            "learn from; leave them out of planning.controllers"
+        )
     return LatentEpisodes(
         store,
         model.tokenizer,
         camera=model.embodiment.camera,
-        episodes=split_of(model, store)[0],
+        episodes=episodes,
         features=["action"],
         console=console,
         felt=felt_by(model),

@@ -18,6 +18,7 @@ from embodied_wm.evaluation.lineup import PlanningSetup, line_up, train_baseline
 from embodied_wm.evaluation.oracle import OracleDynamics, task_cost
 from embodied_wm.evaluation.planning import Arena, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.speed import SpeedConfig, measure_speed
+from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.latents import LatentEpisodes
 from embodied_wm.training.loop import StageConfig
 from embodied_wm.training.train import train_world_model
@@ -83,6 +84,16 @@ def test_held_out_is_what_this_models_training_held_out(tmp_path: Path) -> None:
     assert training_latents(model, Console(quiet=True)).num_episodes == 19
     other = EpisodeStore.open(tiny.write_store(tmp_path / "o.zarr", [tiny.episode(seed) for seed in range(30, 50)]))
     assert split_of(model, other) == (list(range(18)), [18, 19])
+
+
+def test_baselines_learn_from_the_labels_that_the_model_had(tiny_checkpoint: Path, tiny_store: Path) -> None:
+    model, console = WorldModel.load(tiny_checkpoint), Console(quiet=True)
+    mark = EpisodeStore.open(tiny_store).fingerprint()
+    model.card |= {"fingerprint": mark, "episodes": 5, "labelled_episodes": 2, "labelled_seed": 3}
+    assert list(training_latents(model, console, str(tiny_store)).episodes) == labelled_members(5, 2, 3)
+    model.card["labelled_episodes"] = 0
+    with pytest.raises(ValueError, match=r"without the labels of .* leave them out of planning\.controllers"):
+        training_latents(model, console, str(tiny_store))
 
 
 @pytest.mark.render
