@@ -211,7 +211,7 @@ def planning_agents(
                 "out of planning.controllers, or leave out adapter="
             )
         latents = training_latents(model.world_model, console, store)
-        makers |= train_baselines(checkpoint, latents, run_dir, seed=seed, names=policies)
+        makers |= train_baselines(checkpoint, latents, run_dir, task=setup.task, seed=seed, names=policies)
     return {name: makers[name] for name in wanted}
 
 

@@ -58,7 +58,8 @@ def run_task_demo(config: Mapping[str, Any], run: Run) -> Path:
     judged = benchmarks.judge_task(behind, setup, config, console)
     makers = dict(line_up(run_dir / "model", setup))
     makers["latent_actions"] = partial(make_model_agent, few_dir / "model", replace(setup, kind="adapted"))
-    makers |= train_baselines(run_dir / "model", benchmarks.training_latents(model, console), run_dir, seed=seed)
+    latents = benchmarks.training_latents(model, console)
+    makers |= train_baselines(run_dir / "model", latents, run_dir, task=setup.task, seed=seed)
     runs, planned, decisions = benchmarks.measure_planning(
         setup,
         makers,

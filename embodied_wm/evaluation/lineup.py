@@ -216,11 +216,12 @@ def train_baselines(
     data: LatentEpisodes,
     run_dir: Path,
     *,
+    task: str,
     seed: int,
     config: BaselineConfig | None = None,
     names: Collection[str] = tuple(POLICIES),
 ) -> Mapping[str, Callable[[], Agent]]:
-    """Train some of the policies without search on the model's own latents; return what makes their agents."""
+    """Train some policies without search on the model's own latents; return what makes their agents of a task."""
     config = config or BaselineConfig()
     world_model = WorldModel.load(checkpoint)
     makers: dict[str, Callable[[], Agent]] = {}
@@ -229,7 +230,7 @@ def train_baselines(
         policy = train_baseline(name, world_model, data, replace(config, max_ahead=max_ahead), run_dir, seed=seed)
         path = run_dir / f"{name}.safetensors"
         write_tensors(path, policy.state_dict())
-        makers[name] = partial(make_policy_agent, checkpoint, path, config.width, world_model.embodiment.robot)
+        makers[name] = partial(make_policy_agent, checkpoint, path, config.width, task)
     return makers
 
 

@@ -76,13 +76,16 @@ def test_imagination_is_judged_and_an_episode_planned(trained: tuple[EpisodeStor
 
 @pytest.mark.render
 def test_policies_without_search_feel_too(trained: tuple[EpisodeStore, WorldModel, Path], tmp_path: Path) -> None:
-    store, model, run = trained
+    store, model, _ = trained
     data = LatentEpisodes(
         store, model.tokenizer, camera=model.embodiment.camera, episodes=[0, 1], features=["action"],
         felt=felt_by(model),
     )  # fmt: skip
     config = BaselineConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
-    agent = train_baselines(run / "model", data, tmp_path, seed=0, config=config)["behaviour_cloning"]()
+    checkpoint = tmp_path / "model"  # of a robot that is named otherwise than the task, as that of an import may be
+    WorldModel(model.config, replace(model.embodiment, robot="planar arm")).save(checkpoint)
+    agents = train_baselines(checkpoint, data, tmp_path, task="reach", seed=0, config=config)
+    agent = agents["behaviour_cloning"]()
     size = (*model.config.tokenizer.image_size, 3)
     agent.begin(np.zeros(size, np.uint8), np.zeros(5), 0)
     assert agent.act(np.full(size, 200, np.uint8), np.zeros(5)).shape == (2,)

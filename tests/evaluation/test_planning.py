@@ -102,7 +102,7 @@ def test_baselines_train_and_act(tiny_checkpoint: Path, tiny_store: Path, tmp_pa
     store = EpisodeStore.open(tiny_store)
     data = LatentEpisodes(store, model.tokenizer, camera=model.embodiment.camera, episodes=[0, 1], features=["action"])
     config = BaselineConfig(width=16, stage=StageConfig(num_steps=3, batch_size=8))
-    makers = train_baselines(tiny_checkpoint, data, tmp_path, seed=0, config=config)
+    makers = train_baselines(tiny_checkpoint, data, tmp_path, task="reach", seed=0, config=config)
     assert set(makers) == {"behaviour_cloning", "inverse_dynamics"}
     size = model.config.tokenizer.image_size
     agent = makers["inverse_dynamics"]()
