@@ -37,7 +37,14 @@ MEASURES = ("imagination", "planning")
 
 
 def refine(
-    model: WorldModel, checkpoint: Path, config: Mapping[str, Any], run_dir: Path, console: Console, *, device: str
+    model: WorldModel,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    run_dir: Path,
+    console: Console,
+    *,
+    device: str,
+    resumed: bool,
 ) -> None:
     """Refine a model for some rounds and write the report.
 
@@ -48,6 +55,7 @@ def refine(
         run_dir: Folder of the run; what is there is not done again.
         console: Where progress is shown.
         device: Where the model runs.
+        resumed: Whether an earlier call did a part of it, whose time nobody noted.
     """
     began = time.monotonic()
     loop = _Loop(model, checkpoint, config, run_dir, console, device)
@@ -64,7 +72,10 @@ def refine(
         run_dir,
         kind="refinement",
         run=run_record(
-            benchmarks.resolved(run_dir), config["seed"], wall_seconds=time.monotonic() - began, **last.fingerprints()
+            benchmarks.resolved(run_dir),
+            config["seed"],
+            wall_seconds=None if resumed else time.monotonic() - began,
+            **last.fingerprints(),
         ),
         tasks={task.name: {f"round_{number}": measures for number, measures in enumerate(rounds)}},
         sections=refinement_sections(rounds, [loop.collected(number) for number in range(len(rounds))]),

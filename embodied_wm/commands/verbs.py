@@ -112,6 +112,7 @@ def refine(config: Config, run: Run) -> None:
         run.folder,
         run.console,
         device=benchmarks.device_of(config),
+        resumed=run.resumed,
     )
 
 

@@ -56,6 +56,8 @@ def test_rounds_are_stopped_resumed_and_added_to(base: Path, monkeypatch: pytest
     assert stores[0].num_episodes == 2 * 2 * (1 + 2 * 3)
 
     report = load_report(Path("whole"))
+    assert report["run"]["wall_seconds"] > 0
+    assert load_report(Path("parts"))["run"]["wall_seconds"] is None  # the last call took a part of the time alone
     rounds = report["tasks"]["reach"]
     assert list(rounds) == ["round_0", "round_1", "round_2"]
     for number, measures in enumerate(rounds.values()):
