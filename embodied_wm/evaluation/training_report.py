@@ -1,6 +1,5 @@
 """The page of a training: losses, pictures of what was learnt, speed and configuration."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -9,7 +8,7 @@ from typing import Any
 from embodied_wm.evaluation.pages import training_section
 from embodied_wm.evaluation.report import Headline, Picture, Section, Table, run_record, write_report
 from embodied_wm.training.log import METRICS
-from embodied_wm.training.observer import GRIDS, SPEED
+from embodied_wm.training.observer import GRIDS, speed_log
 from embodied_wm.world_model import WorldModel
 
 SHARED = "training"
@@ -100,12 +99,8 @@ def _speed(folders: Mapping[str, Path], card: Mapping[str, Any]) -> list[Section
     """Return the table of each stage's speed; none where nothing was logged. A card knows no robot's own seconds."""
     rows: list[list[Any]] = []
     for name, folder in folders.items():
-        path, rates = folder / SPEED, dict[str, list[float]]()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # cut short by a kill
-                continue
+        rates = dict[str, list[float]]()
+        for record in speed_log(folder):
             rates.setdefault(record["stage"], []).append(record["frames_per_s"])
         of, seconds = ("", card["seconds"]) if name == SHARED else (f" of {name}", {})
         rows += [[f"{stage}{of}", round(median(values)), seconds.get(stage)] for stage, values in rates.items()]
@@ -115,7 +110,7 @@ def _speed(folders: Mapping[str, Path], card: Mapping[str, Any]) -> list[Section
         Section(
             title="Speed",
             text="Median over the log of the frames that all processes together trained on per second, and the seconds "
-            "of each stage since it was last resumed.",
+            "of each stage.",
             table=Table(columns=["stage", "frames per second", "seconds"], rows=rows, units=["", "", "s"]),
         )
     ]

@@ -204,7 +204,7 @@ def fit(
     job.files.load_last(job.state)
     processes, keep, observer, state = job.processes, job.keep, job.observer, job.state
     metrics: Metrics = {}
-    last_save = began = time.monotonic()
+    last_save = logged = began = time.monotonic()
     first = state.step
     modules.train()
     threads = torch.get_num_threads()
@@ -228,7 +228,9 @@ def fit(
                     if state.step % LOG_EVERY == 0 or state.step == config.num_steps or "held_out_loss" in metrics:
                         log.append({"stage": name, "step": state.step, **metrics})
                         if observer:
-                            observer.log(name, state.step, metrics | job.progress() | {"frames_per_s": speed})
+                            seconds, logged = time.monotonic() - logged, time.monotonic()
+                            more = job.progress() | {"frames_per_s": speed, "seconds": seconds}
+                            observer.log(name, state.step, metrics | more)
                     if keep.keep_every and state.step % keep.keep_every == 0:
                         job.files.keep(state)
                 if observer and observer.is_due(state.step, config.num_steps):

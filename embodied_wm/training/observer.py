@@ -63,11 +63,12 @@ class RunObserver:
             self._attempt(name, lambda name=name: self._start(name))
 
     def log(self, stage: str, step: int, metrics: Metrics) -> None:
-        """Send a step's metrics to every tracker."""
-        values = {f"{stage}/{key}": value for key, value in metrics.items()}
+        """Send a step's metrics to every tracker; note "frames_per_s", and "seconds" since the last log, in a file."""
+        values = {f"{stage}/{key}": value for key, value in metrics.items() if key != "seconds"}
         for name, tracker in list(self._trackers.items()):
             self._attempt(name, lambda tracker=tracker: tracker.log(values, step=step))
-        line = json.dumps({"stage": stage, "step": step, "frames_per_s": round(metrics["frames_per_s"], 1)})
+        speed = {key: round(metrics[key], 2) for key in ("frames_per_s", "seconds")}
+        line = json.dumps({"stage": stage, "step": step, **speed})
         with suppress(OSError), (self.run_dir / SPEED).open("a") as file:  # on a full disk metrics.jsonl says so
             file.write(line + "\n")
 
@@ -128,6 +129,20 @@ class RunObserver:
                     highlight=False,
                     soft_wrap=True,
                 )
+
+
+def speed_log(run_dir: Path) -> list[dict[str, Any]]:
+    """Return what a run folder says of its speed: stage, step, frames per second, and seconds since the last record."""
+    path, found = run_dir / SPEED, list[dict[str, Any]]()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):  # cut short by a kill
+            found.append(json.loads(line))
+    return found
+
+
+def seconds_spent(run_dir: Path, stage: str) -> float:
+    """Return the seconds that a stage took so far, resumed or not, up to the last step that was logged."""
+    return sum(record.get("seconds", 0.0) for record in speed_log(run_dir) if record["stage"] == stage)
 
 
 def arrange(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ from embodied_wm.training.folder import owned
 from embodied_wm.training.frames import FrameBatches, drawn_reconstruction
 from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
-from embodied_wm.training.observer import Draw, RunObserver
+from embodied_wm.training.observer import Draw, RunObserver, seconds_spent
 from embodied_wm.training.processes import Processes, prepare, start_processes
 from embodied_wm.training.stages import STAGES, WITH_LABELS, check_names, check_useful
 from embodied_wm.training.train import STATISTICS_FRAMES, Trainer
@@ -218,7 +218,7 @@ class _JointTrainer:
         schedule = MixtureSchedule({name: self.weights[name] for name in parts}, seed=self.seed)
         if self.observer:
             self._let_draw(stage)
-        began = time.monotonic()
+        began, before = time.monotonic(), seconds_spent(self.run_dir, stage)
         config: StageConfig = getattr(self.config, stage)
 
         def batch_from(pick: Callable[[_Part], Callable[[int], Batch] | None], number: int) -> Batch:
@@ -247,7 +247,7 @@ class _JointTrainer:
         )
         for member in (self.members[name] for name in parts):
             member.metrics[stage] = metrics
-            member.seconds[stage] = round(time.monotonic() - began, 2)
+            member.seconds[stage] = round(before + time.monotonic() - began, 2)
             member.model.eval()
 
     def _modules(self, stage: str) -> dict[str, nn.Module]:

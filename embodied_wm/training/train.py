@@ -46,7 +46,7 @@ from embodied_wm.training.labels import labelled_members
 from embodied_wm.training.latents import LatentEpisodes, LatentSampler, LatentsMode, felt_by
 from embodied_wm.training.loop import Batch, Conduct, Loss, Metrics, StageConfig, fit, resumable
 from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_loss
-from embodied_wm.training.observer import RunObserver
+from embodied_wm.training.observer import RunObserver, seconds_spent
 from embodied_wm.training.processes import Processes, prepare, start_processes, whole
 from embodied_wm.training.stages import STAGES, check_names, check_useful
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -108,7 +108,7 @@ class Trainer:
         held_out_of: Callable[[int], Batch] | None,
     ) -> None:
         """Run one stage and note its time and last metrics."""
-        began = time.monotonic()
+        began, before = time.monotonic(), seconds_spent(self.run_dir, name)
         parts = nn.ModuleDict(modules)
         # The predictor is the large part; splitting the others would cost more than it saves.
         sharded = name == "predictor" and self.processes.is_sharding
@@ -130,7 +130,7 @@ class Trainer:
             spare.load_state_dict({key: whole(tensor) for key, tensor in parts.state_dict().items()})
             for key in modules:
                 setattr(self.model, key, spare[key].eval())
-        self.seconds[name] = round(time.monotonic() - began, 2)
+        self.seconds[name] = round(before + time.monotonic() - began, 2)
 
     def latents(self, part: str = "train") -> LatentEpisodes:
         """Encode the episodes of a part ("train" or "held_out"), once."""

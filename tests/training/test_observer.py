@@ -14,7 +14,7 @@ from rich.console import Console
 
 from embodied_wm import cli
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.training.observer import GAP, RunObserver, WatchConfig, arrange
+from embodied_wm.training.observer import GAP, RunObserver, WatchConfig, arrange, seconds_spent
 from embodied_wm.training.train import train_world_model
 from embodied_wm.world_model import WorldModel
 
@@ -56,7 +56,7 @@ def test_a_tracker_without_network_is_named_once_and_left_out(tmp_path: Path, mo
     console = Console(file=io.StringIO())
     observer = RunObserver(WatchConfig(trackers=("trackio",)), tmp_path, console=console)
     for step in (20, 40):
-        observer.log("stage", step, {"loss": 1.0, "frames_per_s": 3.0})
+        observer.log("stage", step, {"loss": 1.0, "frames_per_s": 3.0, "seconds": 0.5})
     observer.close()
     said = heard(console)
     assert said.count("tracker trackio is left out") == 1
@@ -79,7 +79,7 @@ def test_a_tracker_that_fails_later_is_left_out_from_then_on(tmp_path: Path, mon
     console = Console(file=io.StringIO())
     observer = RunObserver(WatchConfig(trackers=("trackio",)), tmp_path, console=console)
     for step in (20, 40, 60):
-        observer.log("stage", step, {"loss": 1.0, "frames_per_s": 3.0})
+        observer.log("stage", step, {"loss": 1.0, "frames_per_s": 3.0, "seconds": 0.5})
     observer.close()
     assert logged.read_text().splitlines() == [
         f"{step} {{'stage/loss': 1.0, 'stage/frames_per_s': 3.0}}" for step in (20, 40)
@@ -98,6 +98,17 @@ def test_tensorboard_has_the_losses_and_the_pictures(tmp_path: Path, tiny_store:
         shown = events.Scalars(f"{line['stage']}/loss")
         assert [(event.step, pytest.approx(event.value)) for event in shown] == [(line["step"], line["loss"])]
     assert [event.step for event in events.Images("predictor")] == [10, 20]
+
+
+def test_a_stage_took_the_time_of_all_the_calls_that_trained_it(tmp_path: Path, tiny_store: Path) -> None:
+    earlier = {"stage": "predictor", "step": 20, "frames_per_s": 1.0, "seconds": 100.0}
+    (tmp_path / "speed.jsonl").write_text(2 * (json.dumps(earlier) + "\n") + '{"stage": "pre')  # cut short by a kill
+    model = train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(20), tmp_path, seed=0)
+    assert 200 < model.card["seconds"]["predictor"] < 300
+    assert model.card["seconds"]["readouts"] < 100
+    again = train_world_model(EpisodeStore.open(tiny_store), tiny.MODEL, tiny.training(20), tmp_path, seed=0)
+    assert again.card["seconds"]["predictor"] == pytest.approx(model.card["seconds"]["predictor"], abs=10)
+    assert seconds_spent(tmp_path, "predictor") > 200
 
 
 def test_unknown_trackers_are_answered_with_the_known() -> None:
