@@ -57,6 +57,16 @@ def test_help_of_every_verb(command: list[str], capsys: pytest.CaptureFixture[st
     assert all(choice in page for group in choices for choice in options.groups()[group])
 
 
+def test_help_never_cuts_a_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in (["train"], ["demo"], ["benchmark", "planning"], ["benchmark", "imagination"]):
+        assert cli.main([*command, "--help"]) == 0
+        page = capsys.readouterr().out
+        composed, _ = cli.compose_config("_".join(command), {})
+        assert [key for key in cli.flat_values(composed) if f"  {key}" not in page] == []
+        assert "\u2026" not in page
+
+
 def test_help_of_a_choice_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "planner=random_shooting", "--help"]) == 0
     page = spoken(capsys)

@@ -13,6 +13,8 @@ from rich.text import Text
 from embodied_wm.commands import options
 
 PROGRAM = "embodied-wm"
+LONGEST_IN_TABLE = 34
+"""Where an option's name is longer, each option has lines of its own: a name that is cut can be neither copied nor found."""
 WHAT_IT_IS = (
     "A world-action model that imagines the next frames of a robot in a small latent space, plans with what it "
     "imagines, and is checked against MuJoCo. It learns from MuJoCo tasks and from LeRobot datasets, on a laptop's CPU "
@@ -134,10 +136,16 @@ def _groups(console: Console, choices: Mapping[str, str], defaults: Mapping[str,
 
 def _options(console: Console, heading: str, values: Mapping[str, Any], meanings: Mapping[str, str]) -> None:
     _heading(console, heading)
+    if max(map(len, values), default=0) > LONGEST_IN_TABLE:
+        for key, value in values.items():
+            console.print(Text(f"  {key}", style="cyan") + Text(f"={show_value(value)}"), soft_wrap=True)
+            console.print(Padding(Text(meanings.get(key, "")), (0, 0, 0, 6)))
+        console.print()
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("  name", style="cyan", overflow="fold")
+    table.add_column("  name", style="cyan", no_wrap=True)
     table.add_column("default", overflow="fold")
-    table.add_column("meaning", ratio=1)
+    table.add_column("meaning", ratio=1, overflow="fold")
     for key, value in values.items():
         shown = show_value(value)
         default = Text(shown, style="bold yellow" if shown == "required" else "")
