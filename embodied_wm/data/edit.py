@@ -148,7 +148,10 @@ def filter_store(
 def assign_parts(num_episodes: int, splits: Mapping[str, float | Sequence[int]]) -> dict[str, np.ndarray]:
     """Return part to its episodes [n]; see `split_store`."""
     if not splits or not isinstance(splits, Mapping):
-        raise StoreError(f"splits={splits}: expected parts, such as {{train:0.8,val:0.2}} or {{a:[0,1],b:[2]}}.")
+        raise StoreError(
+            f"splits={splits}: expected parts, such as {{train:0.8,val:0.2}} or {{a:[0,1],b:[2]}}. In a shell put the "
+            "whole option in quotes: 'splits={...}'; without them the shell takes braces apart."
+        )
     for name in splits:
         if not re.fullmatch("[A-Za-z0-9_-]+", str(name)):
             raise StoreError(f"A part's name becomes a file's name: letters, digits, '_' and '-', got {name!r}.")
