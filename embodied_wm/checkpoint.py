@@ -129,6 +129,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise CheckpointError(f"no such folder: {folder}. Give the model folder that `embodied-wm train` wrote.")
     if not path.is_file():
+        if (folder / "stages").is_dir() and not (folder / "model").exists():
+            raise CheckpointError(
+                f"{folder}: this training is not finished, so there is no model yet. Go on with "
+                f"`embodied-wm train run_dir={folder} resume=true`."
+            )
         raise CheckpointError(
             f"{folder} is not a model folder: it has no config.json. Give the folder that `embodied-wm train` wrote, "
             f"such as runs/train/<date>/model."

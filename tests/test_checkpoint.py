@@ -78,6 +78,8 @@ def test_saving_over_a_model_replaces_it(folder: Path) -> None:
 def test_folders_that_are_not_ours(tmp_path: Path, folder: Path) -> None:
     assert "no such folder" in refusal(tmp_path / "nowhere")
     assert "has no config.json" in refusal(tmp_path)
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    assert "this training is not finished" in refusal(tmp_path / "run")
     (folder / "model.safetensors").rename(folder / "weights.bin")
     assert "no model.safetensors; the checkpoint is incomplete" in refusal(folder)
     (folder / "config.json").write_text('{"format": ')
