@@ -23,7 +23,7 @@ KINDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    list: "a list such as [1,2]",
+    list: "a list",
 }
 
 # Threads of torch that wait must sleep and not spin: on a busy machine spinning costs three times the speed.
@@ -268,7 +268,7 @@ def _check_kind(key: str, text: str, value: Any, default: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = is_number if isinstance(default, float) else type(value) is type(default)
     if not fits:
-        example = "" if default == [] else f", such as {pages.show_value(default)}"
+        example = f", such as {'[1,2]' if default == [] else pages.show_value(default)}"
         raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}{example}")
 
 

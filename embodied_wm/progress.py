@@ -56,7 +56,7 @@ class Track:
             left = (self.total - self.done) / max(rate, 1e-6)
             self.console.print(
                 f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-                f"{left:,.0f} s left {self._note}",
+                f"{time_left(left)} left {self._note}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -73,6 +73,14 @@ class Track:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def time_left(seconds: float) -> str:
+    """Write a time in seconds, or minutes or hours where there would be hundreds of seconds or minutes."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 200 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds / 3600:,.0f} h"
 
 
 @contextmanager

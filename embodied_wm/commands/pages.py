@@ -14,7 +14,7 @@ from embodied_wm.commands import options
 
 PROGRAM = "embodied-wm"
 LONGEST_IN_TABLE = 34
-"""Where an option's name is longer, each option has lines of its own: a name that is cut can be neither copied nor found."""
+"""Where an option's name is longer, each option has lines of its own: a name that is cut cannot be copied."""
 WHAT_IT_IS = (
     "A world-action model that imagines the next frames of a robot in a small latent space, plans with what it "
     "imagines, and is checked against MuJoCo. It learns from MuJoCo tasks and from LeRobot datasets, on a laptop's CPU "

@@ -247,7 +247,7 @@ def _make_folder(name: str, run_dir: str | None, resume: bool) -> tuple[Path, bo
             used = folder.is_dir() and any(folder.iterdir())
             if used and not resume:
                 raise UsageError(
-                    f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, remove this one"
+                    f"run_dir={run_dir} holds files, which are not overwritten. Give another folder, or remove this one"
                     + (", or continue it with resume=true" if name in RESUMABLE else "")
                 )
             if resume and not used:
