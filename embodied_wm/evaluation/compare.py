@@ -188,8 +188,15 @@ def _runs_section(reports: Reports) -> dict[str, Any]:
 
 
 def _differences(reports: Reports) -> str:
-    """Name the settings that are not the same in all runs; figures compare only as far as these are."""
-    settings = [dict(flatten(report["run"]["config"])) for report in reports.values()]
-    names = dict.fromkeys(name for each in settings for name in each)
-    different = [name for name in names if len({json.dumps(each.get(name)) for each in settings}) > 1]
+    """Name the settings that are not the same in all runs of the kinds that have them; figures compare so far."""
+    settings = [(report["kind"], dict(flatten(report["run"]["config"]))) for report in reports.values()]
+    having: dict[str, set[str]] = {}
+    for kind, each in settings:
+        for name in each:
+            having.setdefault(name, set()).add(kind)
+    different = [
+        name
+        for name, kinds in having.items()
+        if len({json.dumps(each.get(name)) for kind, each in settings if kind in kinds}) > 1
+    ]
     return ", ".join(name for name in different if name not in ("run_dir", "checkpoint"))

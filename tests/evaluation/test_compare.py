@@ -47,6 +47,14 @@ def test_what_differs_is_said(runs: list[Path], tmp_path: Path) -> None:
     assert "differ in imagination.horizon." in write_comparison([runs[0], other], tmp_path / "compare.html").read_text()
 
 
+def test_runs_of_different_kinds_do_not_differ_in_what_one_cannot_have(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / name, seed=0, successes=1) for name in ("a", "b"))
+    report = json.loads((second / "report.json").read_text())
+    report["kind"], report["run"]["config"] = "speed", {"speed": {"repeats": 5}}
+    (second / "report.json").write_text(json.dumps(report))
+    assert "The runs were configured alike." in write_comparison([first, second], tmp_path / "page.html").read_text()
+
+
 def test_the_command_line_compares_bare_arguments(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert cli.main(["report", *map(str, runs), f"out={out}"]) == 0
