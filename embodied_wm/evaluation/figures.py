@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from numpy.typing import ArrayLike
 
 from embodied_wm.evaluation.film import INK, MUTED, Picture, PictureError, film_rows, film_strip, looping
@@ -67,6 +67,14 @@ _STYLE: dict[Any, Any] = {
 def _axes(width_in: float = 5.0, height_in: float = 3.3) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     return figure, figure.add_subplot()
+
+
+class _PlainLogFormatter(LogFormatterSciNotation):
+    """Write 20 instead of 2 x 10^1 beside a logarithmic axis; very small and very large numbers keep their powers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = super().__call__(x, pos)
+        return f"{x:g}" if label and 1e-3 <= x < 1e5 else label
 
 
 def _svg(figure: Figure) -> bytes:
@@ -266,6 +274,11 @@ def learning_curve(
             kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), 300)).round().astype(int))
             axes.plot(x[kept], y[kept], color=colour, linewidth=1.4)
             ends.append((x[-1], y[-1], label, colour))
+        if logarithmic:
+            axes.yaxis.set_major_formatter(_PlainLogFormatter())
+            axes.yaxis.set_minor_formatter(_PlainLogFormatter())
+        if all(np.equal(np.mod(steps, 1), 0).all() for steps, _ in series.values()):
+            axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.set_xlabel(xlabel)
         axes.set_title(ylabel, loc="left", fontsize=9, color=INK)
         _label_ends(axes, ends)

@@ -12,6 +12,7 @@ from embodied_wm.evaluation.figures import COLOURS, GRID
 from embodied_wm.evaluation.film import INK, MUTED, Picture
 from embodied_wm.evaluation.page_style import STYLE
 
+INTERVALS = "Intervals are 95%: Wilson for rates, Agresti-Caffo for a difference of rates, bootstrap for the rest."
 KINDS = {
     "imagination": "Imagination against physics",
     "planning": "Closed-loop planning",
@@ -99,8 +100,16 @@ def _data(value: float | None, unit: str) -> str:
 def _interval(value: Mapping[str, Any], unit: str) -> str:
     if value["ci95"] is None:
         return "no interval"
-    low, high = value["ci95"]
-    return f"{_data(low, unit)} to {_data(high, unit)}"
+    return " to ".join(f'<data value="{end!r}">{format_end(end, value["value"], unit)}</data>' for end in value["ci95"])
+
+
+def format_end(end: float, value: float | None, unit: str = "") -> str:
+    """Write an end of the interval of a value: with three decimals at most, or with as many as the value has."""
+    text, beside = format_number(end, unit), format_number(value, unit)
+    most = max(3, len(beside.partition(".")[2]))
+    if "e" in beside or not ("e" in text or len(text.partition(".")[2]) > most):
+        return text
+    return f"{end:.{most}f}".replace("-", "\u2212") if float(f"{end:.{most}f}") else "0"
 
 
 def is_estimate(value: object) -> bool:
@@ -314,11 +323,8 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]
         figures += figure_tables("speed", report["speed"])
     run, items = report["run"], report["headline"]
     headline = _headline("".join(_headline_item(item) for item in items), len(items))
-    if headline:
-        headline += (
-            '<p class="note">Intervals are 95%: Wilson for rates, Agresti-Caffo for their differences, bootstrap over '
-            "episodes for means.</p>"
-        )
+    if any(item["value"]["ci95"] is not None for item in items):
+        headline += f'<p class="note">{INTERVALS}</p>'
     time = format_duration(run["wall_seconds"]) if run["wall_seconds"] else ""
     precision = run["config"].get("precision", "fp32")
     rounded = "" if precision == "fp32" else f"imagined in {precision}"

@@ -56,7 +56,12 @@ _MEANINGS: Mapping[str, tuple[str, str, str]] = {
         "know "
         "what it does not know?",
     ),
-    "contact_f1": ("contact onsets", "", "Contacts read from imagination, against MuJoCo's list; 1 is perfect."),
+    "contact_f1": (
+        "contact onsets (F1)",
+        "",
+        "Contacts that begin in imagination, against those in MuJoCo: harmonic mean of precision and recall; 1 is "
+        "perfect.",
+    ),
     "stability": (
         "there and back (cm)",
         "cm",
@@ -244,7 +249,8 @@ def _costs(judged: Judged) -> Section:
     )
     rows = []
     for stem, (name, unit, meaning) in _MEANINGS.items():
-        for key in (key for key in judged.measures if key.split(".")[0] == stem):
+        keys = (key for key in judged.measures if key.split(".")[0] == stem)
+        for key in sorted(keys, key=lambda key: key != stem):  # what "the same" means comes first
             value, rest = judged.measures[key], key.removeprefix(stem).removeprefix(".")
             shown = value if is_estimate(value) else last_step(value)[1]
             label, words = (f"{name}, {rest}", f"The same, {rest} only.") if rest else (name, meaning)

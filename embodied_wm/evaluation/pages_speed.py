@@ -23,7 +23,7 @@ def speed_section(speed: Mapping[str, Any]) -> Section:
     """
     rows = [
         [
-            f"S = {row['num_candidates']}, C = {row['context']}, {row['num_steps']} denoising",
+            f"{row['num_candidates']}, {row['context']}, {row['num_steps']}",
             in_unit(row["cached_seconds"], 1000),
             in_unit(row["uncached_seconds"], 1000) if "uncached_seconds" in row else None,
             f"{row['speed_up']:.1f} ×" if "speed_up" in row else None,  # noqa: RUF001
@@ -36,14 +36,14 @@ def speed_section(speed: Mapping[str, Any]) -> Section:
     rate = speed["matmul_flops"] / 1e9
     return Section(
         title="Speed of imagination",
-        text="All S candidates read one encoded context of C frames (cached), against encoding everything anew at "
-        "every step (uncached), timed alternately on the same inputs. Both must give the same result: the last column "
-        f"is their largest difference, relative. This machine multiplies matrices at {rate:,.0f} GFLOP/s; the part of "
-        "it is what the matrix products of imagination achieve, with all that is done between them. "
-        f"{_conditions(speed)}",
+        text="S candidates, C context frames, D denoising steps of an imagined frame. All candidates read one encoded "
+        "context (cached), against encoding everything anew at every step (uncached), timed alternately on the same "
+        "inputs. Both must give the same result: the last column is their largest difference, relative. This machine "
+        f"multiplies matrices at {rate:,.0f} GFLOP/s; the part of the rate is what the matrix products of imagination "
+        f"achieve, with all that is done between them. {_conditions(speed)}",
         pictures=_speed_charts(speed["imagine"]),
         table=Table(
-            columns=["case", "cached", "uncached", "speed-up", "candidate-steps per second", "part of the rate",
+            columns=["S, C, D", "cached", "uncached", "speed-up", "candidate-steps/s", "part of the rate",
                      "difference"],
             rows=rows,
             units=["", "ms", "ms", "", "", "", ""],
@@ -59,17 +59,18 @@ def _conditions(speed: Mapping[str, Any]) -> str:
 
 def _speed_charts(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
     """Chart time against candidates at the longest context and fewest denoising steps; none for a single S."""
-    rows = [row for row in rows if "uncached_seconds" in row]
-    if not rows:
+    both = [row for row in rows if "uncached_seconds" in row]
+    if not both:
         return []
-    context, steps = max(row["context"] for row in rows), min(row["num_steps"] for row in rows)
+    context, steps = max(row["context"] for row in both), min(row["num_steps"] for row in both)
     chosen = [row for row in rows if row["context"] == context and row["num_steps"] == steps]
     if len(chosen) < 2:
         return []
-    counts = [row["num_candidates"] for row in chosen]
-    series = {
-        name: (counts, [1000 * row[f"{name}_seconds"]["value"] for row in chosen]) for name in ("cached", "uncached")
-    }
+    series = {}
+    for name in ("cached", "uncached"):
+        timed = [row for row in chosen if f"{name}_seconds" in row]
+        counts = [row["num_candidates"] for row in timed]
+        series[name] = (counts, [1000 * row[f"{name}_seconds"]["value"] for row in timed])
     return [
         learning_curve(
             series,
@@ -98,7 +99,7 @@ def _growth(growth: Mapping[str, Any]) -> Section:
         sizes = [int(size) for size in found["seconds"]]
         milliseconds = [1000 * each["value"] for each in found["seconds"].values()]
         rows += [
-            [f"{_GROWING[name]} = {size}", in_unit(each, 1000), f"{found['slope']:.2f}"]
+            [f"{_GROWING[name]} = {size}", in_unit(each, 1000), f"{found['slope']:z.2f}"]
             for size, each in found["seconds"].items()
         ]
         series[name] = ([size / sizes[0] for size in sizes], milliseconds)

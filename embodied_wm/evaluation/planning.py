@@ -219,7 +219,9 @@ def measure_agents(
         found[f"seconds_per_decision{end}"] = bootstrap_quantile(times, 0.5, seed=seed)
         found[f"seconds_per_decision_p95{end}"] = bootstrap_quantile(times, 0.95, seed=seed)
     if "model" in seconds:
-        found["decisions_per_second"] = estimate(1 / float(np.median(seconds["model"])), None, len(seconds["model"]))
+        median = found["seconds_per_decision"]
+        ends = None if median["ci95"] is None else [1 / end for end in reversed(median["ci95"])]
+        found["decisions_per_second"] = estimate(1 / median["value"], ends, median["n"])
         if budget_ms is None:
             found["candidate_steps_per_decision"] = estimate(planned_steps, None, 1)
         else:

@@ -111,6 +111,6 @@ def _speed(folders: Mapping[str, Path], card: Mapping[str, Any]) -> list[Section
             title="Speed",
             text="Median over the log of the frames that all processes together trained on per second, and the seconds "
             "of each stage.",
-            table=Table(columns=["stage", "frames per second", "seconds"], rows=rows, units=["", "", "s"]),
+            table=Table(columns=["stage", "frames per second", "time"], rows=rows, units=["", "", "s"]),
         )
     ]

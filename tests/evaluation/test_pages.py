@@ -128,6 +128,15 @@ def test_the_worst_case_is_the_worst(judged: Judged) -> None:
     assert any("60.0 dB" in picture.caption for picture in films.pictures)
 
 
+def test_a_figure_is_explained_before_its_parts(judged: Judged) -> None:
+    measures = {"ghost_motion.box": {"by_horizon": {"2": estimate(0.1, None, 1)}}}
+    mixed = replace(judged, measures=measures | {"ghost_motion": measures["ghost_motion.box"]} | judged.measures)
+    section = next(s for s in pages.imagination_sections(REACH, mixed) if s.title == "Would a planner choose right?")
+    assert section.table is not None
+    names = [row[0] for row in section.table.rows]
+    assert names.index("ghost motion (cm)") < names.index("ghost motion (cm), box")
+
+
 def test_one_branch_point_is_enough(judged: Judged) -> None:
     assert judged.imagined_frames is not None
     single = replace(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from embodied_wm.evaluation import figures
 from embodied_wm.evaluation.film import difference
-from embodied_wm.evaluation.page import MEANINGS, format_duration, format_number
+from embodied_wm.evaluation.page import MEANINGS, format_duration, format_end, format_number
 from embodied_wm.evaluation.report import (
     RUN_KEYS,
     Headline,
@@ -229,6 +229,36 @@ def test_unreadable_reports_have_clear_errors(tmp_path: Path, example: Path) -> 
 )
 def test_numbers_read_well(value: float, unit: str, text: str) -> None:
     assert format_number(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("end", "value", "text"),
+    [
+        (0.00989, 0.150, "0.010"),
+        (-3.0e-4, 0.00292, "\u22120.00030"),
+        (-3.0e-4, 0.015, "0"),
+        (0.0155, 0.00462, "0.0155"),
+        (8.25, 8.75, "8.25"),
+        (1e-6, 3.2e-6, "1.0e\u221206"),
+    ],
+)
+def test_an_interval_is_as_fine_as_its_value(end: float, value: float, text: str) -> None:
+    assert format_end(end, value) == text
+
+
+def test_only_a_page_with_an_interval_says_which(tmp_path: Path) -> None:
+    sure, unsure = Headline(label="loss", value=estimate(0.2, None, 1)), Headline(label="success", value=wilson(3, 4))
+    for name, headline, said in (("a", [sure], False), ("b", [sure, unsure], True)):
+        page = render_report(minimal(tmp_path / name, headline=headline)).read_text()
+        assert ("Intervals are 95%" in page) == said
+
+
+def test_axes_say_plain_numbers() -> None:
+    picture = figures.learning_curve({"time": ([1, 2], [20.0, 70.0])}, xlabel="iteration")
+    text = re.sub(r"<style.*?</style>", "", picture.data.decode(), flags=re.DOTALL)
+    ticks = re.findall(r"<text[^>]*>([^<]+)</text>", text)
+    assert {"1", "2", "20", "60"} <= set(ticks)
+    assert not [tick for tick in ticks if "." in tick]
 
 
 def test_pictures_are_what_they_say(episode: tuple[np.ndarray, np.ndarray]) -> None:
