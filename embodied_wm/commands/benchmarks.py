@@ -26,6 +26,7 @@ from embodied_wm.evaluation.lineup import (
     line_up,
     train_baselines,
 )
+from embodied_wm.evaluation.page import format_end, format_number
 from embodied_wm.evaluation.pages_imagination import last_step
 from embodied_wm.evaluation.planning import Episodes, measure_agents, run_agents, time_decisions
 from embodied_wm.evaluation.report import Headline, run_record, write_report
@@ -100,7 +101,17 @@ def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir
         headline=imagination_headline(judged),
         title=f"Imagination against physics: {task.name}",
     )
+    say_figures(imagination_headline(judged), console)
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
+
+
+def say_figures(headline: Sequence[Headline], console: Console) -> None:
+    """Print the key figures of a report with their intervals."""
+    for item in headline:
+        shown, unit = format_number(item.value["value"]), f" {item.unit}" if item.unit else ""
+        ends = [format_end(end, item.value["value"]) for end in item.value["ci95"] or ()]
+        interval = f" [{', '.join(ends)}]" if ends else ""
+        console.print(f"{item.label}: {shown}{unit}{interval}, n = {item.value['n']:,}", markup=False, highlight=False)
 
 
 def judge_task(model: JudgedModel, setup: PlanningSetup, config: Mapping[str, Any], console: Console) -> Judged:
@@ -342,7 +353,7 @@ def benchmark_speed(model: WorldModel, config: Mapping[str, Any], run_dir: Path,
         speed=speed,
         sections=[pages.speed_section(speed), *pages.growth_sections(speed)],
         headline=[Headline(label="decisions per second", value=measures["decisions_per_second"])],
-        title="Speed",
+        title=f"Speed: {task.name}",
     )
     for line in speed_lines(speed):
         console.print(line, highlight=False)
@@ -358,6 +369,10 @@ def benchmark_latent_actions(
     measures = latent_action_measures(model, store, seed=seed)
     scenes, after = same_codes(model, store, split_of(model, store)[1], context=3, seed=seed)
     picture = pages.same_codes_picture(scenes.numpy(), after.numpy())
+    headline = [
+        Headline(label="actions read from codes (R²)", value=measures["r2"], target=0.9),
+        Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB", target=5.0),
+    ]
     page = write_report(
         run_dir,
         kind="latent_actions",
@@ -370,12 +385,10 @@ def benchmark_latent_actions(
         ),
         tasks={model.embodiment.robot: measures},
         sections=[pages.latent_action_section(measures, [picture])],
-        headline=[
-            Headline(label="actions read from codes (R2)", value=measures["r2"], target=0.9),
-            Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB", target=5.0),
-        ],
-        title="Latent actions",
+        headline=headline,
+        title=f"Latent actions: {model.embodiment.robot}",
     )
+    say_figures(headline, console)
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 

@@ -203,7 +203,7 @@ def run_lerobot_demo(config: Mapping[str, Any], run: Run) -> Path:
                 value=measures["psnr_ceiling"]["by_horizon"][step],
                 unit="dB",
             ),
-            Headline(label="actions read from codes (R2)", value=measures["r2"]),
+            Headline(label="actions read from codes (R²)", value=measures["r2"]),
             Headline(label="gain over a random code", value=measures["delta_psnr"], unit="dB"),
         ],
         title=f"{model.embodiment.robot}: held-out episodes, imagined from {config['context_frames']} frames",
