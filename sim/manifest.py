@@ -19,7 +19,7 @@ def evaluation_pairs(task_name: str, num: int, seed: int) -> list[tuple[np.ndarr
         ValueError: unknown task, `num` below 1, or hardly a pair that is not solved already.
     """
     if num < 1:
-        raise ValueError(f"got {num} pairs of start and goal to plan for; expected at least 1")
+        raise ValueError(f"num_pairs={num}: expected at least 1 pair of start and goal to plan for")
     task = get_task(task_name)
     brancher = Brancher(task, num_threads=1)
     idle = np.zeros((1, task.episode_steps, task.action_size), dtype=np.float32)

@@ -46,8 +46,14 @@ def collect_store(out: Path, config: Mapping[str, Any], console: Console) -> Non
         "camera": task["camera"],
         "rows": config["rows"],
     }
-    if number < 1:
-        raise UsageError(f"episodes={number}: expected at least 1")
+    for option, value, least in (
+        ("episodes", number, 1),
+        ("rows", config["rows"], 2),
+        ("workers", config["workers"], 1),
+        ("task.image_size", task["image_size"], 1),
+    ):
+        if value < least:
+            raise UsageError(f"{option}={value}: expected at least {least}")
     with ExitStack() as stack:
         store = stack.enter_context(closing(_open(out, source))) if is_used(out) else None
         done = store.num_episodes if store else 0

@@ -119,10 +119,16 @@ def imagine_episode(
             Headline(label="copying the last given frame", value=last_step(measures["psnr_copy"])[1], unit="dB"),
             Headline(label="tokenizer's ceiling", value=last_step(measures["psnr_ceiling"])[1], unit="dB"),
         ],
-        title=f"Episode {episode}, imagined",
+        title=f"Episode {episode} of {Path(store.path).stem}, imagined",
         summary=f"The model saw {context_frames} frames and then only the recorded actions of {imagined_steps} steps.",
     )
     console = console or Console()
-    console.print(f"PSNR after {imagined_steps} frames: {window.curves['psnr'][-1]:.1f} dB", highlight=False)
+    last = {key: curve[-1] for key, curve in window.curves.items()}
+    console.print(
+        f"PSNR after {imagined_steps} frames: {last['psnr']:.1f} dB; copying the last given frame "
+        f"{last['psnr_copy']:.1f}, the tokenizer's ceiling {last['psnr_ceiling']:.1f}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"wrote [cyan]{report.with_suffix('.html')}[/]", soft_wrap=True)
     return report

@@ -14,7 +14,7 @@ from embodied_wm.evaluation.page_style import STYLE
 
 INTERVALS = "Intervals are 95%: Wilson for rates, Agresti-Caffo for a difference of rates, bootstrap for the rest."
 KINDS = {
-    "imagination": "Imagination against physics",
+    "imagination": "Imagination",
     "planning": "Closed-loop planning",
     "speed": "Speed",
     "latent_actions": "Latent actions",

@@ -42,7 +42,7 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
 def agresti_caffo(successes_1: int, n_1: int, successes_2: int, n_2: int) -> dict[str, Any]:
     """Estimate the difference of two independent success rates, first minus second (Agresti and Caffo 2000).
 
-    `n` of the result is n_1 + n_2.
+    `n` of the result is the smaller of both, as the number of pairs that both were tried on.
     """
     _check_count(successes_1, n_1)
     _check_count(successes_2, n_2)
@@ -50,7 +50,7 @@ def agresti_caffo(successes_1: int, n_1: int, successes_2: int, n_2: int) -> dic
     half = Z95 * np.sqrt(rate_1 * (1 - rate_1) / (n_1 + 2) + rate_2 * (1 - rate_2) / (n_2 + 2))
     centre = rate_1 - rate_2
     interval = [max(-1.0, centre - half), min(1.0, centre + half)]
-    return estimate(successes_1 / n_1 - successes_2 / n_2, interval, n_1 + n_2)
+    return estimate(successes_1 / n_1 - successes_2 / n_2, interval, min(n_1, n_2))
 
 
 def _checked(values: ArrayLike, groups: Sequence[Any] | np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ def describe_embodiment(
 
 
 def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
-    """Raise ValueError unless a store has the features that a model was trained on, in the same sizes."""
+    """Raise ValueError unless a store has a model's features, in the same sizes, and its actions by the same names."""
     camera, size = model.embodiment.camera, model.config.tokenizer.frame_size
     if frame_shape(store.features, camera) != (*size, 3):
         raise ValueError(
@@ -111,6 +111,12 @@ def check_compatible(store: EpisodeStore, model: WorldModel) -> None:
         raise ValueError(
             f"{store.path}: the model wants actions of size {model.embodiment.action_size}; the store has "
             f"{action.shape if action else 'none'}. Use a store of the same robot ({model.embodiment.robot})."
+        )
+    known = model.embodiment.action_names
+    if known and action.names and tuple(action.names) != known:
+        raise ValueError(
+            f"{store.path}: the model was trained on actions named {', '.join(known)}; the store has "
+            f"{', '.join(action.names)}. Use a store of the same robot ({model.embodiment.robot})."
         )
 
 

@@ -73,6 +73,9 @@ def test_baselines_learn_from_where_the_store_is_now(tiny_checkpoint: Path, tiny
     with pytest.raises(StoreError, match=r"moved\.zarr"):
         training_latents(model, console)
     assert training_latents(model, console, str(tiny_store)).num_episodes > 0
+    model.embodiment = replace(model.embodiment, action_names=("up", "right"))  # as of another robot with two
+    with pytest.raises(ValueError, match=r"trained on actions named up, right; the store has a, b\. Use"):
+        training_latents(model, console, str(tiny_store))
 
 
 def test_held_out_is_what_this_models_training_held_out(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_agresti_caffo_known_value_and_symmetry() -> None:
     got = agresti_caffo(56, 70, 48, 80)
     assert got["value"] == pytest.approx(0.2)
     assert got["ci95"] == pytest.approx([0.0524, 0.3358], abs=2e-4)
+    assert got["n"] == 70
     swapped = agresti_caffo(48, 80, 56, 70)
     assert swapped["ci95"] == pytest.approx([-got["ci95"][1], -got["ci95"][0]])
 
