@@ -49,14 +49,15 @@ class Track:
         self._note = note or self._note
         now = time.monotonic()
         rate = (self.done - self._first) / max(now - self._began, 1e-6)
+        shown = f"{rate:,.1f} {self.unit}/s" if rate >= 1 else f"{rate:.2g} {self.unit}/s"
         if self._bar:
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f} {self.unit}/s", note=self._note)
+            self._bar.update(self._task, completed=self.done, rate=shown, note=self._note)
         elif now - self._last_line > LINE_EVERY_S:
             self._last_line = now
             left = (self.total - self.done) / max(rate, 1e-6)
             self.console.print(
-                f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-                f"{time_left(left)} left {self._note}",
+                f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {shown}, {time_left(left)} left "
+                f"{self._note}",
                 highlight=False,
                 soft_wrap=True,
             )

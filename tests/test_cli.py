@@ -304,7 +304,7 @@ def test_inspect_a_store(store_path: Path, capsys: pytest.CaptureFixture[str]) -
     for word in ("10 at 5 per second", "4 to 6", "toy", "(8, 8, 3)", "left, right", "m, rad", "minimum"):
         assert word in page
     mean = EpisodeStore.open(store_path).read("action", 0, 10)[:, 0].mean()
-    assert f"{mean:.4g}" in page
+    assert f"{mean:.3g}" in page
 
 
 @pytest.mark.parametrize(

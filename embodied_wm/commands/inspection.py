@@ -82,7 +82,7 @@ def _inspect_store(path: str | Path, statistics: bool, console: Console) -> None
     }
     console.print(Text(f"episode store {path}", style="bold"), soft_wrap=True)
     _facts(facts | {key: _compact(value) for key, value in store.metadata.items()}, console)
-    table = _table("feature", "dtype", "shape of a row", "names", "units")
+    table = _table("feature", "dtype", "row shape", "names", "units")
     for name, spec in store.features.items():
         table.add_row(name, spec.dtype, str(spec.shape), _some(spec.names), _some(dict.fromkeys(spec.units)))
     console.print(table)
@@ -106,7 +106,7 @@ def _statistics(store: "EpisodeStore", console: Console) -> Table:
         for name, spec in store.features.items()
         if not spec.is_image and len(spec.shape) <= 1 and spec.dtype[:3] in ("flo", "int")
     ]
-    table = _table("feature", "mean", "std", "minimum", "maximum")
+    table = _table("feature", "mean", "std", "minimum", "maximum", numbers=True)
     with console.status("reading statistics"):
         for name in numeric:
             found = compute_statistics(store, name, range(store.num_episodes))
@@ -115,12 +115,12 @@ def _statistics(store: "EpisodeStore", console: Console) -> Table:
             width = math.prod(spec.shape)
             if width > MANY_COLUMNS:
                 summed = (values[0].mean(), values[1].mean(), values[2].min(), values[3].max())
-                table.add_row(f"{name} ({width} columns together)", *(f"{value:.4g}" for value in summed))
+                table.add_row(f"{name} ({width} columns together)", *(f"{value:.3g}" for value in summed))
             else:
                 for column in range(width):
                     label = spec.names[column] if len(spec.names) == width else str(column)
                     title = f"{name}  {label}" if width > 1 else name
-                    table.add_row(title, *(f"{array[column]:.4g}" for array in values))
+                    table.add_row(title, *(f"{array[column]:.3g}" for array in values))
     return table
 
 
@@ -183,10 +183,17 @@ def _facts(facts: Mapping[str, str], console: Console) -> None:
     console.print()
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, numbers: bool = False) -> Table:
+    """Return an empty table; with numbers, which are never parted, in all columns but the first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for number, column in enumerate(columns):
-        table.add_column(column, style="cyan" if number == 0 else "", overflow="fold", no_wrap=number == 0)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column,
+            style="" if place else "cyan",
+            overflow="fold",
+            no_wrap=not place or numbers,
+            justify="right" if place and numbers else "left",
+        )
     return table
 
 
