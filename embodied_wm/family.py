@@ -105,23 +105,36 @@ class Family:
             CheckpointError: If there is none, or they do not share their weights (members of two families, or one
                 that was trained on alone).
         """
-        given = str(folder)
-        place = pretrained_folder(given.removeprefix(PREFIX)) if given.startswith(PREFIX) else Path(folder)
-        alone = [each for each in (place, place / "model") if (each / "config.json").is_file()]
-        members = _members(place / "robots") or ({} if alone else _members(place))
-        if members:
-            models = {name: WorldModel.load(each, device=device) for name, each in members.items()}
-            _check_shared(models, place)
-        elif alone:
-            model = WorldModel.load(alone[0], device=device)
+        models = {name: WorldModel.load(each, device=device) for name, each in model_folders(folder).items()}
+        if "" in models:
+            model = models.pop("")
             store = model.card.get("store")
-            models = {Path(store).stem if store else place.name: model}
+            models[Path(store).stem if store else _place(folder).name] = model
         else:
-            raise CheckpointError(
-                f"{folder} holds no models; expected a model's folder, a run's, or one with ROBOT/model in it, as "
-                "training several robots together writes"
-            )
+            _check_shared(models, _place(folder))
         return cls(models)
+
+
+def model_folders(folder: str | Path) -> dict[str, Path]:
+    """Return robot to model folder of a family; the folder of a single model, or of its run, has "" for the robot.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    place = _place(folder)
+    alone = [each for each in (place, place / "model") if (each / "config.json").is_file()]
+    found = _members(place / "robots") or ({"": alone[0]} if alone else _members(place))
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds no models; expected a model's folder, a run's, or one with ROBOT/model in it, as "
+            "training several robots together writes"
+        )
+    return found
+
+
+def _place(folder: str | Path) -> Path:
+    given = str(folder)
+    return pretrained_folder(given.removeprefix(PREFIX)) if given.startswith(PREFIX) else Path(folder)
 
 
 def _members(folder: Path) -> dict[str, Path]:

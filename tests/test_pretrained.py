@@ -13,7 +13,7 @@ from embodied_wm import cli, pretrained
 from embodied_wm.checkpoint import CheckpointError, read_description, read_tensors
 from embodied_wm.commands import showing
 from embodied_wm.commands.errors import UsageError
-from embodied_wm.commands.verbs import checkpoint_folder
+from embodied_wm.commands.verbs import checkpoint_folder, with_start
 from embodied_wm.near_names import nearest
 from embodied_wm.pretrained import FOLDER, pretrained_folder, pretrained_names
 from embodied_wm.world_model import WorldModel
@@ -75,6 +75,17 @@ def test_a_shipped_model_is_what_its_recipe_makes(name: str) -> None:
     made = json.loads(json.dumps(dataclasses.asdict(cli.instantiate_config(composed)["model"])))
     saved = read_description(pretrained_folder(name))["config"]
     assert saved == known(made, saved)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_training_goes_on_from_a_shipped_model_with_its_own_options(name: str) -> None:
+    overrides = with_start("train", {"start_from": f"pretrained:{name}", "data.path": "none", "seed": "1"})
+    config = cli.instantiate_config(cli.compose_config("train", overrides)[0])
+    model = WorldModel.load(pretrained_folder(name))
+    made, own = (json.loads(json.dumps(dataclasses.asdict(each))) for each in (config["model"], model.config))
+    assert made == own
+    assert config["seed"] == 1
+    assert config["trainer"].camera == (model.embodiment.camera if model.config.tokenizer.cameras > 1 else "")
 
 
 def known(values: Any, saved: Any) -> Any:

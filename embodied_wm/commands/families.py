@@ -1,16 +1,21 @@
 """What the `train` verb trains: the model of one robot, or of several that share most of their weights."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from embodied_wm import checkpoint
 from embodied_wm.commands.errors import UsageError
 from embodied_wm.commands.run import Run
+from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.store import EpisodeStore
-from embodied_wm.family import Family
+from embodied_wm.embodiment import Embodiment
+from embodied_wm.family import Family, model_folders
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import STAGES, train_world_model
-from embodied_wm.world_model import WorldModel
+from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 
 def train_robots(
@@ -49,6 +54,27 @@ def train_robots(
     for name in family:
         run.console.print(f"model of {name}: [cyan]{run.folder / 'robots' / name / 'model'}[/]", soft_wrap=True)
     return next(iter(family.models.values()))
+
+
+def model_options(start_from: Path) -> dict[str, str]:
+    """Return the options, as text, of the models that a training goes on from: all of `model`, and several cameras.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+    """
+    described = checkpoint.read_description(next(iter(model_folders(start_from).values())))
+    options = {"model": "nano_keypoints"}  # which has every option; each gets the value that it has there
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}.{key}")
+            else:
+                options[f"{prefix}.{key}"] = value if isinstance(value, str) else json.dumps(value)
+
+    walk(asdict(checkpoint.from_json(WorldModelConfig, described["config"])), "model")
+    camera = checkpoint.from_json(Embodiment, described["embodiment"]).camera
+    return options | ({"trainer.camera": camera} if len(camera_names(camera)) > 1 else {})
 
 
 def name_robots(

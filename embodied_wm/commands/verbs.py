@@ -86,6 +86,16 @@ def train(config: Config, run: Run) -> None:
     leave_processes()
 
 
+def with_start(verb: str, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the overrides of a verb, before them the model's options of what a training goes on from, if any."""
+    start = overrides.get("start_from", "null")
+    if verb != "train" or start == "null" or "model" in overrides:
+        return dict(overrides)
+    from embodied_wm.commands.families import model_options
+
+    return model_options(_path(start)) | dict(overrides)
+
+
 def _check_same_data(store: "EpisodeStore", run: Run, name: str = "data") -> None:
     """Note which data a run is about, or check that a resumed run goes on with the same."""
     note = run.folder / f"{name}.json"

@@ -1,5 +1,6 @@
 """`embodied-wm train` on several robots: one model folder each, adopted by a third, and refused where lists differ."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path, capsys: pyt
     assert after.card["steps"] == before.card["steps"] | {"goal_policy": 2}
     assert "goal_policy" not in after.card["adopted"]
     assert "readouts" in after.card["adopted"]
+    own = ["train", f"data.path={tiny_store}", "start_from=new/robots/dot", "trainer.goal_policy.num_steps=2"]
+    assert cli.main([*own, "stages=[goal_policy]", "model.goal_policy.width=8", "run_dir=wider"]) == 0
+    wider = WorldModel.load("wider/robots/dot/model").config  # the model's own options but for what is given
+    assert wider == replace(after.config, goal_policy=replace(after.config.goal_policy, width=8))
     capsys.readouterr()
     line = [*base, "stages=[goal_policy]", "start_from=run/model", "run_dir=other"]
     assert cli.main([*line, "trainer.camera=observation.images.none"]) == 1
