@@ -1,22 +1,20 @@
 """Does video of other tasks help where labels are few? Pretrain on it, then plan with 1%, 5% and 20% of the labels.
 
-    python scripts/study_latent_transfer.py --mix push.zarr drawer.zarr --target reach.zarr --task reach --out DIR
+    python scripts/study_latent_transfer.py --mix push_t.zarr drawer.zarr --target push.zarr --task push --out DIR
 
-Three ways to use the labelled episodes of the target, each planning by the same planner on the same pairs:
+Ways to use the labelled episodes of the target, each planning by the same planner on the same pairs:
 
-- alone: everything is trained on them from nothing, real actions, no codes;
-- video of other tasks: tokenizer, codes and predictor first learn from the mix, without its labels, then go on with the
-  labelled episodes; planning through the adapter's codes;
+- alone: everything is trained on them from nothing, on real actions;
+- video of other tasks: tokenizer, codes and predictor first learn from the mix, without its labels; the tokenizer stays
+  as it is, and the predictor goes on with the labelled episodes, on their real actions;
+- through codes: the same, but planning through the adapter's codes, in which the predictor has learnt from the mix;
 - and video of its own: the same, and the target's unlabelled episodes are in the mix.
+
+On the labelled episodes each is trained for as many steps (`--tuning`, in parts of those on the mix).
 
 It keeps what it has in its folder, and goes on from there when it is called again.
 
-What came out so far (`--mix push_t.zarr drawer.zarr --target push.zarr --task push --fractions 0.05`, 600 episodes, 27
-of them labelled; key points, 800 steps of the tokenizer, 3,000 of the predictor; 50 goals, one seed): alone 0.42 [0.29,
-0.56], with video of other tasks and its own 0.26 [0.16, 0.40]. Expected was the reverse. One tokenizer and predictor
-for three tasks learn each of them less well in as many steps, and what is tuned on 27 episodes forgets the others.
-Where tokenizer and codes have seen much video of the task itself, codes are worth 0.33 (`study_few_labels.py`). Other
-tasks alone, 1% and 20% were not run.
+RESULT
 """
 
 import argparse
@@ -38,12 +36,21 @@ from embodied_wm.evaluation.lineup import line_up
 from embodied_wm.evaluation.planning import run_agents
 from embodied_wm.evaluation.statistics import wilson
 from embodied_wm.family import Family
+from embodied_wm.training.stages import STAGES
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.world_model import ActionKind
 from sim.tasks import get_task
 
 TARGET = "target"
-WAYS: dict[str, ActionKind] = {"alone": "real", "video of other tasks": "adapted", "and video of its own": "adapted"}
+ALONE, ITS_OWN = "alone", "and video of its own"
+WAYS: dict[str, ActionKind] = {
+    ALONE: "real",
+    "video of other tasks": "real",
+    "through codes": "adapted",
+    ITS_OWN: "adapted",
+}
+TUNED = ("adapter", "predictor", "readouts")
+"""Stages that go on with the labelled episodes after the mix."""
 
 
 def few_episodes(options: argparse.Namespace, fraction: float) -> EpisodeStore:
@@ -71,14 +78,11 @@ def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str,
     """Train by one of the ways on a fraction of the labels, and plan; return the success."""
     model, trainer = settings(options)
     store = few_episodes(options, fraction)
-    before = None if way == "alone" else pretrained(options, with_target=way == "and video of its own")
-    share = 1.0 if before is None else options.tuning
-    stages = ("tokenizer", "latent_actions", "predictor")
-    shorter = {
-        name: replace(stage, num_steps=round(share * stage.num_steps))
-        for name in stages
-        if (stage := getattr(trainer, name))
-    }
+    before = None if way == ALONE else pretrained(options, with_target=way == ITS_OWN)
+    shorter = {}
+    for name in ("tokenizer", "predictor"):
+        stage = getattr(trainer, name)
+        shorter[name] = replace(stage, num_steps=round(options.tuning * stage.num_steps))
     folder = options.out / f"{way.replace(' ', '_')}_{fraction:g}_{options.seed}"
     train_together(
         {TARGET: RobotStore(store=store)},
@@ -86,6 +90,7 @@ def planned(options: argparse.Namespace, fraction: float, way: str) -> dict[str,
         replace(trainer, **shorter, held_out_fraction=1 / store.num_episodes),
         folder,
         seed=options.seed,
+        stages=STAGES if before is None else TUNED,
         start_from=before,
         console=CONSOLE,
     )
@@ -121,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--fractions", nargs="*", type=float, default=[0.01, 0.05, 0.2])
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--tuning", type=float, default=0.5, help="steps after pretraining, in parts of the steps")
+    parser.add_argument("--tuning", type=float, default=1 / 3, help="steps of tokenizer and predictor on the labels")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], help="options of `embodied-wm train`, such as model=nano")

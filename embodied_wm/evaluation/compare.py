@@ -43,11 +43,11 @@ _SPEED = (
 )
 """Key of a report, name on the page, factor to its unit."""
 _CURVES = (
-    ("state_error", "Position error", "position error (cm)", 100.0, "state_error_copy", "nothing moves"),
-    ("psnr", "PSNR", "PSNR (dB)", 1.0, "psnr_copy", "copying"),
-    ("ssim", "SSIM", "SSIM", 1.0, "ssim_copy", "copying"),
+    ("state_error", "Position error", "position error (cm)", 100.0, "state_error_copy", "nothing moves", "lower"),
+    ("psnr", "PSNR", "PSNR (dB)", 1.0, "psnr_copy", "copying", "higher"),
+    ("ssim", "SSIM", "SSIM", 1.0, "ssim_copy", "copying", "higher"),
 )
-"""Key by horizon, title, axis, factor, key and name of the baseline, which is the first run's."""
+"""Key by horizon, title, axis, factor, key and name of the baseline, which is the first run's, and what is better."""
 
 
 def write_comparison(sources: Sequence[Path], page: Path) -> Path:
@@ -158,14 +158,16 @@ def _single(value: Any) -> Mapping[str, Any] | None:
 
 def _charts(figures: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     found = []
-    for key, title, ylabel, factor, baseline, words in _CURVES:
+    for key, title, ylabel, factor, baseline, words, better in _CURVES:
         series = {name: in_unit(values[key], factor) for name, values in figures.items() if _by_horizon(values, key)}
         if not series:
             continue
         first = figures[next(iter(series))]
         if _by_horizon(first, baseline):
             series[words] = in_unit(first[baseline], factor)
-        found.append(horizon_chart(series, title=f"{title} by horizon", ylabel=ylabel, references=[words]))
+        caption = f"{better.capitalize()} is better."
+        chart = horizon_chart(series, title=f"{title} by horizon", ylabel=ylabel, caption=caption, references=[words])
+        found.append(chart)
     return found
 
 

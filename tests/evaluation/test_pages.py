@@ -225,8 +225,8 @@ def test_what_one_round_could_not_measure_stays_empty() -> None:
     collected = {"episodes": 0, "branches": 0, "rows": 0}
     table = refinement_sections([shared | ghost, shared, shared | ghost], [collected] * 3)[1].table
     assert table is not None
-    place = list(table.columns).index("ghost_motion")
-    assert [row[place] is None for row in table.rows] == [False, True, False]
+    place = list(table.columns).index("ghost motion (cm)")
+    assert [row[place] and row[place]["value"] for row in table.rows] == [100.0, None, 100.0]
 
 
 def test_training_section_draws_stages_in_order(tmp_path: Path) -> None:
