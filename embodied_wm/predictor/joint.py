@@ -122,9 +122,9 @@ class JointActions(nn.Module):
         return ACTION_WEIGHT * (error * weight).mean(), metrics
 
 
-def told_actions(model: "LatentPredictor") -> nn.ModuleList:
-    """Return the parts of a predictor that know one robot's real actions."""
-    return nn.ModuleList([model.real_in, *([model.joint] if model.joint is not None else [])])
+def told_actions(model: "LatentPredictor") -> dict[str, nn.Module]:
+    """Return the parts of a predictor that know one robot's real actions, by the ends of their names in training."""
+    return {"": model.real_in} | ({} if model.joint is None else {"_joint": model.joint})
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ trained by the predictor's stage, or, where that is left out so that shared weig
 (`train_real_actions`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -162,7 +162,7 @@ def train_real_actions(trainer: "Trainer") -> None:
     """
     model, config = trainer.model, trainer.config.predictor
     _, read, held_out_of = trainer.samplers(trainer.config.sequence_length, config, labelled_only=True)
-    with _frozen_but(model.predictor, told_actions(model.predictor)):
+    with _frozen_but(model.predictor, told_actions(model.predictor).values()):
         trainer.fit(
             REAL_ACTIONS,
             {"predictor": model.predictor},
@@ -174,9 +174,9 @@ def train_real_actions(trainer: "Trainer") -> None:
 
 
 @contextmanager
-def _frozen_but(module: nn.Module, part: nn.Module) -> Iterator[None]:
-    """Let only a part of a module be trained."""
-    free = {id(parameter) for parameter in part.parameters()}
+def _frozen_but(module: nn.Module, parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Let only some parts of a module be trained."""
+    free = {id(parameter) for part in parts for parameter in part.parameters()}
     frozen = [each for each in module.parameters() if each.requires_grad and id(each) not in free]
     try:
         for each in frozen:

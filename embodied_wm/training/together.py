@@ -258,7 +258,8 @@ class _JointTrainer:
             if stage == "tokenizer":
                 modules[f"own_{place}"] = nn.ParameterList(own_backgrounds(member.model))
             elif part == "predictor":
-                modules[f"own_{place}"] = told_actions(member.model.predictor)
+                own = told_actions(member.model.predictor)
+                modules |= {f"own_{place}{end}": module for end, module in own.items()}
         return modules
 
     def _let_draw(self, stage: str) -> None:
