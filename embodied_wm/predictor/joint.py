@@ -124,7 +124,8 @@ class JointActions(nn.Module):
 
 def told_actions(model: "LatentPredictor") -> dict[str, nn.Module]:
     """Return the parts of a predictor that know one robot's real actions, by the ends of their names in training."""
-    return {"": model.real_in} | ({} if model.joint is None else {"_joint": model.joint})
+    parts: dict[str, nn.Module] = {"": model.real_in}
+    return parts if model.joint is None else parts | {"_joint": model.joint}
 
 
 @torch.no_grad()
