@@ -5,8 +5,8 @@
 Fits a readout of temporal distance on the latents of the store, which needs no labels, and saves the model with it
 under `out`; then plans by each objective (`benchmark planning`) and ranks candidates by it (`benchmark imagination`).
 
-The models that ship, 100 goals each, success and rank correlation with physical cost (expected: `state` first, temporal
-distance between it and `latent`, which forgets what is in the way):
+Models that shipped before, 100 goals each, success and rank correlation with physical cost (expected: `state` first,
+temporal distance between it and `latent`, which forgets what is in the way; RESULTS.md has those that ship now):
 
 |                  | reach                  | push                   | push_t                 | drawer                 |
 |------------------|------------------------|------------------------|------------------------|------------------------|

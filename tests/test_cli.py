@@ -89,6 +89,7 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
         ("--verbose", ["no verb '--verbose'"]),
         ("collect --workers=3", ["no flag --workers=3", "name=value"]),
         ("collect task=pusch out=x", ["no such task", "did you mean push", "reach"]),
+        ("collect task=push,reach out=x", ["one task at a time", "reach", "push"]),
         ("collect out=x episods=3", ["no option 'episods'", "did you mean episodes"]),
         ("collect episodes=3", ["give out=...", "folder of the store"]),
         ("collect out=x episodes=three", ["expected a whole number", "400"]),

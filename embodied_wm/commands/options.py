@@ -102,7 +102,8 @@ def choices_of(name: str, chosen: Mapping[str, str]) -> dict[str, str]:
         if group not in result:
             raise UsageError(f"there is no group {group!r} here; the groups are {', '.join(result) or 'none'}")
         if choice not in groups()[group]:
-            raise UsageError(f"{group}={choice}: no such {group}{nearest(choice, groups()[group])}")
+            one = f"one {group} at a time" if "," in choice else f"no such {group}"
+            raise UsageError(f"{group}={choice}: {one}{nearest(choice, groups()[group])}")
     return result
 
 
