@@ -1,6 +1,7 @@
 """What the `train` verb trains: the model of one robot, or of several that share most of their weights."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,9 @@ from embodied_wm.family import Family, model_folders
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import STAGES, train_world_model
 from embodied_wm.world_model import WorldModel, WorldModelConfig
+
+ALONE = {"weights": "", "labelled": "trainer.labelled_fraction", "cameras": "trainer.camera"}
+"""List of `together` to the option that says the same of the only store, if any does."""
 
 
 def train_robots(
@@ -36,12 +40,19 @@ def train_robots(
         same_data: Checks, under a name, that a resumed run goes on with the same data.
 
     Raises:
-        UsageError: If the lists of `together` do not fit the stores, or two stores have one name.
+        UsageError: If the lists of `together` do not fit the stores, or say nothing of robots, or two stores have one
+            name.
     """
     stages = tuple(config["stages"]) or STAGES
     stores = [EpisodeStore.open(place) for place in places]
     shared = {"seed": config["seed"], "stages": stages, "console": run.console}
     if len(stores) == 1 and start_from is None:
+        for key, instead in ALONE.items():
+            if config["together"][key]:
+                then = f"set {instead}" if instead else "leave it out"
+                raise UsageError(
+                    f"together.{key} is for several robots, and {places[0]} is one: {then}, or give stores"
+                )
         if run.leads:
             same_data(stores[0], run, "data")
         return train_world_model(stores[0], config["model"], config["trainer"], run.folder, **shared)
@@ -77,6 +88,21 @@ def model_options(start_from: Path) -> dict[str, str]:
     return options | ({"trainer.camera": camera} if len(camera_names(camera)) > 1 else {})
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "weights": (lambda value: _is_number(value) and 0 < value < math.inf, "numbers above 0"),
+    "labelled": (
+        lambda value: value is None or (_is_number(value) and 0 <= value <= 1),
+        "parts from 0 (video alone) to 1 (all labels)",
+    ),
+    "cameras": (lambda value: isinstance(value, str), "names, such as observation.images.top"),
+}
+"""List of `together` to what each of its entries must be."""
+
+
 def name_robots(
     places: Sequence[str | Path],
     stores: Sequence[EpisodeStore],
@@ -97,6 +123,9 @@ def name_robots(
                 f"together.{key} has {len(together[key])} entries for {len(names)} stores: {', '.join(names)}; give "
                 "one for each, that of data.path first, or none"
             )
+        check, expected = _ENTRIES[key]
+        if not all(map(check, together[key])):
+            raise UsageError(f"together.{key}={list(together[key])}: expected {expected}, one for each store")
     count = range(len(names))
     return {
         names[place]: RobotStore(

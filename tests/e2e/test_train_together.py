@@ -61,3 +61,25 @@ def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path, capsys: pyt
     line = [*base, "stages=[goal_policy]", "start_from=run/model", "run_dir=other"]
     assert cli.main([*line, "trainer.camera=observation.images.none"]) == 1
     assert "observation.images.none" in capsys.readouterr().err  # the option counts here, too
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["together.weights=[0,1]"], "together.weights=[0, 1]: expected numbers above 0, one for each store"),
+        (["together.weights=[a,1]"], "together.weights=['a', 1]: expected numbers above 0"),
+        (["together.labelled=[1,yes]"], "together.labelled=[1, 'yes']: expected parts from 0"),
+        (["together.labelled=[1,1.5]"], "together.labelled=[1, 1.5]: expected parts from 0"),
+        (["together.cameras=[3,4]"], "together.cameras=[3, 4]: expected names"),
+        (["together.stores=[]", "together.labelled=[0.5]"], "is one: set trainer.labelled_fraction, or give"),
+        (["together.stores=[]", "together.weights=[1]"], "is one: leave it out"),
+    ],
+)
+def test_lists_of_robots_that_say_nothing_are_refused(
+    tiny_store: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.write_store(Path("other.zarr"))
+    line = ["train", f"data.path={tiny_store}", f"together.stores=[{other}]", "run_dir=run", *tiny.command_line(2)]
+    assert cli.main([*line, *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not Path("run/robots").exists()
