@@ -113,7 +113,8 @@ def _run(verb: str, name: str, overrides: Sequence[str]) -> int:
     from embodied_wm.commands.joining import open_run
     from embodied_wm.commands.run import with_earlier
 
-    chosen = verbs.with_start(verb, with_earlier(verb, read_overrides(verb, overrides)))
+    given = verbs.with_newest(verb, read_overrides(verb, overrides))
+    chosen = verbs.with_start(verb, with_earlier(verb, given))
     composed, choices = compose_config(name, chosen)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:

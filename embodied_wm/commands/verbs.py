@@ -86,6 +86,16 @@ def train(config: Config, run: Run) -> None:
     leave_processes()
 
 
+def with_newest(verb: str, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the overrides of a verb with the run that LATEST in `start_from` stands for now.
+
+    A training that is resumed goes on from the same model, whatever was trained meanwhile.
+    """
+    start = overrides.get("start_from", "")
+    is_newest = verb == "train" and "LATEST" in Path(start).parts
+    return dict(overrides) | ({"start_from": str(_path(start))} if is_newest else {})
+
+
 def with_start(verb: str, overrides: Mapping[str, str]) -> dict[str, str]:
     """Return the overrides of a verb, before them the model's options of what a training goes on from, if any."""
     start = overrides.get("start_from", "null")

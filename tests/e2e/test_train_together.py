@@ -63,6 +63,20 @@ def test_a_goal_policy_is_added_to_a_trained_model(tiny_store: Path, capsys: pyt
     assert "observation.images.none" in capsys.readouterr().err  # the option counts here, too
 
 
+def test_a_resumed_run_goes_on_from_the_same_model(tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["train", f"data.path={tiny_store}", *tiny.command_line(2)]
+    new = [*base, "stages=[goal_policy]", "start_from=runs/train/LATEST", "run_dir=new"]
+    assert cli.main([*base, "model.goal_policy.width=0"]) == 0
+    assert cli.main(new) == 0
+    before = WorldModel.load("new/robots/dot/model").fingerprint()
+    assert cli.main([*base, "seed=1", "model.goal_policy.width=0"]) == 0  # now this is the newest
+    assert cli.main(["train", "run_dir=new", "resume=true"]) == 0
+    assert WorldModel.load("new/robots/dot/model").fingerprint() == before
+    capsys.readouterr()
+    assert cli.main([*new, "resume=true"]) == 2
+    assert "has start_from=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
