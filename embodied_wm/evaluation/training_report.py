@@ -8,7 +8,7 @@ from typing import Any
 from embodied_wm.evaluation.pages import training_section
 from embodied_wm.evaluation.report import Headline, Picture, Section, Table, run_record, write_report
 from embodied_wm.training.log import METRICS
-from embodied_wm.training.observer import GRIDS, speed_log
+from embodied_wm.training.observer import GRIDS, seconds_spent, speed_log
 from embodied_wm.world_model import WorldModel
 
 SHARED = "training"
@@ -32,8 +32,9 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
         ValueError: If the folder holds no metrics.
     """
     card, folders = model.card, _folders(run_dir)
-    sections = [training_section(folders), *_pictures(run_dir), *_speed(folders, card)]
     adopted = card.get("adopted", ())  # stages of an earlier run, which has a report of its own
+    times = _times(folders, {stage: spent for stage, spent in card["seconds"].items() if stage not in adopted})
+    sections = [training_section(folders), *_pictures(run_dir), *_speed(folders, times)]
     losses = {
         stage: {key: _figure(value) for key, value in metrics.items()}
         for stage, metrics in card["metrics"].items()
@@ -46,7 +47,7 @@ def write_training_report(run_dir: Path, model: WorldModel, config: Mapping[str,
             config,
             card["seed"],
             device=model.action_low.device,
-            wall_seconds=sum(spent for stage, spent in card["seconds"].items() if stage not in adopted),
+            wall_seconds=sum(spent for each in times.values() for spent in each.values()),
             **model.fingerprints(),
         ),
         tasks={stage: figures for stage, figures in losses.items() if figures},
@@ -95,15 +96,26 @@ def _pictures(run_dir: Path) -> list[Section]:
     return [Section(title="What was learnt", pictures=pictures)] if pictures else []
 
 
-def _speed(folders: Mapping[str, Path], card: Mapping[str, Any]) -> list[Section]:
-    """Return the table of each stage's speed; none where nothing was logged. A card knows no robot's own seconds."""
+def _times(folders: Mapping[str, Path], known: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the seconds of each stage in each folder: those that are known, of one robot's card, or those logged."""
+    found: dict[str, dict[str, float]] = {}
+    for name, folder in folders.items():
+        stages = dict.fromkeys(record["stage"] for record in speed_log(folder))
+        found[name] = {stage: round(seconds_spent(folder, stage), 2) for stage in stages}
+        if name == SHARED:  # of several robots, a card has those of its own stages too
+            found[name] |= {stage: spent for stage, spent in known.items() if stage in stages or len(folders) == 1}
+    return found
+
+
+def _speed(folders: Mapping[str, Path], times: Mapping[str, Mapping[str, float]]) -> list[Section]:
+    """Return the table of each stage's speed; none where nothing was logged."""
     rows: list[list[Any]] = []
     for name, folder in folders.items():
         rates = dict[str, list[float]]()
         for record in speed_log(folder):
             rates.setdefault(record["stage"], []).append(record["frames_per_s"])
-        of, seconds = ("", card["seconds"]) if name == SHARED else (f" of {name}", {})
-        rows += [[f"{stage}{of}", round(median(values)), seconds.get(stage)] for stage, values in rates.items()]
+        of = "" if name == SHARED else f" of {name}"
+        rows += [[f"{stage}{of}", round(median(values)), times[name][stage]] for stage, values in rates.items()]
     if not rows:
         return []
     return [

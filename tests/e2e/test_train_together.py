@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from embodied_wm import cli
+from embodied_wm.evaluation.report import load_report
 from embodied_wm.world_model import WorldModel
 
 
@@ -75,6 +76,19 @@ def test_a_resumed_run_goes_on_from_the_same_model(tiny_store: Path, capsys: pyt
     capsys.readouterr()
     assert cli.main([*new, "resume=true"]) == 2
     assert "has start_from=" in capsys.readouterr().err
+
+
+def test_a_report_counts_the_time_of_all_robots(tiny_store: Path) -> None:
+    """Also where that of the first is video alone, and its card knows of no stage with labels."""
+    other = tiny.write_store(Path("other.zarr"))
+    line = ["train", f"data.path={tiny_store}", f"together.stores=[{other}]", "together.labelled=[0,1]"]
+    assert cli.main([*line, "run_dir=run", *tiny.command_line(2), "report=true"]) == 0
+    report = load_report(Path("run"))
+    (table,) = (section["table"]["rows"] for section in report["sections"] if section["title"] == "Speed")
+    seconds = {stage: time for stage, _, time in table}
+    assert {"distillation", "adapter of robots/other", "readouts of robots/other"} <= set(seconds)
+    assert None not in seconds.values()
+    assert report["run"]["wall_seconds"] == pytest.approx(sum(seconds.values()))
 
 
 @pytest.mark.parametrize(
