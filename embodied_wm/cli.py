@@ -170,6 +170,7 @@ def compose_config(name: str, overrides: Mapping[str, str]) -> tuple[Any, dict[s
     """
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     used_groups = options.choices_of(name, {})
@@ -179,12 +180,16 @@ def compose_config(name: str, overrides: Mapping[str, str]) -> tuple[Any, dict[s
     try:
         with initialize_config_module("configs", version_base="1.3"):
             base = compose(name, overrides=chosen)
-            values = [
-                f"{key}={_checked_value(key, value, base, used_groups)}"
+            values = {
+                key: _checked_value(key, value, base, used_groups)
                 for key, value in overrides.items()
                 if key not in used_groups
-            ]
-            return compose(name, overrides=[*chosen, *values]), used_groups
+            }
+            plain = [f"{key}={value}" for key, value in values.items() if key not in options.groups()]
+            composed = compose(name, overrides=[*chosen, *plain])
+            for key in values.keys() & options.groups().keys():  # Hydra would look for the group of that name
+                OmegaConf.update(composed, key, _parse(values[key]).value())
+            return composed, used_groups
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(str(error)) from error
 

@@ -245,6 +245,13 @@ def test_from_a_url_and_one_episode(store: EpisodeStore, capsys: pytest.CaptureF
     assert not list(Path().glob("none*"))
 
 
+def test_a_task_text_for_episodes_that_have_none(tiny_store: Path) -> None:
+    text = "push it, gently: it's [new]"
+    assert cli.main(["export", str(tiny_store), f"task={text}", "out=out", "run_dir=run"]) == 0
+    import_lerobot(Path("out"), Path("back.zarr"), strict=True)
+    assert EpisodeStore.open("back.zarr").episode_info(0)["task"] == text
+
+
 @pytest.mark.render
 def test_a_store_of_a_mujoco_task_goes_out_and_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["collect", "task=push", "episodes=2", "rows=8", "workers=1", "out=push.zarr"]) == 0
