@@ -219,7 +219,9 @@ def write_report(
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that its name never stands for half of it."""
+    """Write a text file so that its name never stands for half of it; raise ReportError if a folder has that name."""
+    if path.is_dir():
+        raise ReportError(f"{path} is a folder; give the page a name of its own, such as {path / 'page.html'}.")
     aside = path.with_name(path.name + ".part")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)

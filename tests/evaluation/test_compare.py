@@ -87,3 +87,10 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
         run_names([tmp_path, tmp_path])
     with pytest.raises(ReportError, match="takes 2 to 6"):
         write_comparison([tmp_path], tmp_path / "compare.html")
+
+
+def test_a_page_that_would_have_the_name_of_a_folder(runs: list[Path], tmp_path: Path) -> None:
+    for write in (lambda page: write_comparison(runs, page), lambda page: render_report(runs[0], page)):
+        with pytest.raises(ReportError, match="is a folder; give the page a name of its own"):
+            write(tmp_path)
+    assert not tmp_path.with_name(f"{tmp_path.name}.part").exists()
