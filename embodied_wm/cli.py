@@ -17,6 +17,7 @@ from embodied_wm.commands import options, pages
 from embodied_wm.commands.errors import FULL_DISK, UsageError
 from embodied_wm.commands.interrupts import EXIT_CODE, one_interrupt
 from embodied_wm.near_names import nearest
+from embodied_wm.ranges import is_number
 
 HELP = ("-h", "--help", "help")
 KINDS: Mapping[type, str] = {
@@ -271,8 +272,7 @@ def _quote_elements(text: str) -> str:
 def _check_kind(key: str, text: str, value: Any, default: Any) -> None:
     if default is None or isinstance(default, str) or text.startswith("${"):
         return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = is_number if isinstance(default, float) else type(value) is type(default)
+    fits = is_number(value) if isinstance(default, float) else type(value) is type(default)
     if not fits:
         example = f", such as {'[1,2]' if default == [] else pages.show_value(default)}"
         raise UsageError(f"{key}={text}: expected {KINDS[type(default)]}{example}")

@@ -1,6 +1,12 @@
 """Ranges of numeric settings, checked where they are made: before anything is read, trained or measured."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_least(config: object, **least: float) -> None:
@@ -37,4 +43,4 @@ def check_counts(**counts: int | Sequence[int]) -> None:
         raise ValueError(f"{shown}: expected at least 1{' each' if len(counts) > 1 else ''}")
 
 
-__all__ = ["check_counts", "check_fractions", "check_least"]
+__all__ = ["check_counts", "check_fractions", "check_least", "is_number"]

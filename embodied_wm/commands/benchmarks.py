@@ -90,6 +90,7 @@ def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir
     setup = setup_of(config)
     task = get_task(setup.task)
     judged = judge_task(model, setup, config, console)
+    headline = imagination_headline(judged)
     page = write_report(
         run_dir,
         kind="imagination",
@@ -98,10 +99,10 @@ def benchmark_imagination(model: JudgedModel, config: Mapping[str, Any], run_dir
         ),
         tasks={task.name: judged.measures},
         sections=pages.imagination_sections(task, judged),
-        headline=imagination_headline(judged),
+        headline=headline,
         title=f"Imagination against physics: {task.name}",
     )
-    say_figures(imagination_headline(judged), console)
+    say_figures(headline, console)
     console.print(f"wrote [cyan]{page.with_name('report.html')}[/]", soft_wrap=True)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from embodied_wm import checkpoint
 from embodied_wm.commands.errors import UsageError
-from embodied_wm.commands.run import Run
+from embodied_wm.commands.run import Run, flat_options
 from embodied_wm.data.cameras import camera_names
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.embodiment import Embodiment
 from embodied_wm.family import Family, model_folders
+from embodied_wm.ranges import is_number
 from embodied_wm.training.together import RobotStore, train_together
 from embodied_wm.training.train import STAGES, train_world_model
 from embodied_wm.world_model import WorldModel, WorldModelConfig
@@ -74,28 +75,19 @@ def model_options(start_from: Path) -> dict[str, str]:
         CheckpointError: If there is none, or it is damaged.
     """
     described = checkpoint.read_description(next(iter(model_folders(start_from).values())))
-    options = {"model": "nano_keypoints"}  # which has every option; each gets the value that it has there
-
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}.{key}")
-            else:
-                options[f"{prefix}.{key}"] = value if isinstance(value, str) else json.dumps(value)
-
-    walk(asdict(checkpoint.from_json(WorldModelConfig, described["config"])), "model")
+    values = flat_options(asdict(checkpoint.from_json(WorldModelConfig, described["config"])), "model.")
+    # This group has every option; each gets the value that it has there.
+    options = {"model": "nano_keypoints"} | {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }
     camera = checkpoint.from_json(Embodiment, described["embodiment"]).camera
     return options | ({"trainer.camera": camera} if len(camera_names(camera)) > 1 else {})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "weights": (lambda value: _is_number(value) and 0 < value < math.inf, "numbers above 0"),
+    "weights": (lambda value: is_number(value) and 0 < value < math.inf, "numbers above 0"),
     "labelled": (
-        lambda value: value is None or (_is_number(value) and 0 <= value <= 1),
+        lambda value: value is None or (is_number(value) and 0 <= value <= 1),
         "parts from 0 (video alone) to 1 (all labels)",
     ),
     "cameras": (lambda value: isinstance(value, str), "names, such as observation.images.top"),

@@ -123,7 +123,8 @@ class Run:
         earlier = self.folder / "config.yaml"
         if not earlier.is_file():
             raise UsageError(f"resume=true: {self.folder} holds no config.yaml, so no run to continue")
-        before, now = (_flat(yaml.safe_load(text)) for text in (earlier.read_text(encoding="utf-8"), config_yaml))
+        texts = earlier.read_text(encoding="utf-8"), config_yaml
+        before, now = (flat_options(yaml.safe_load(text)) for text in texts)
         robots = _robots(before)
         if robots != _robots(now):
             raise UsageError(
@@ -216,11 +217,11 @@ def _robots(options: Mapping[str, Any]) -> list[str]:
     return [PurePosixPath(str(store)).stem for store in (options["data.path"], *stores)] if stores else []
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_options(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted option to value."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        found |= flat_options(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from embodied_wm.data.asked import asked_cameras, asked_numbers, asked_size
 from embodied_wm.data.frames import resize_frames
 from embodied_wm.data.imports import Finding, Group, ImportPlan, ImportReport, Progress, import_episodes
+from embodied_wm.ranges import is_number
 from embodied_wm.types import Episode, FeatureSpec
 
 if TYPE_CHECKING:
@@ -379,7 +380,7 @@ def _frames(array: Any, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _is_rate(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return is_number(value) and 0 < value < float("inf")
 
 
 def _frame_rate(source: Path, environment: Mapping[str, Any], fps: float | None) -> float:

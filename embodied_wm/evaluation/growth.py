@@ -186,9 +186,11 @@ def measure_memory(
     model, device = longer.predictor, world_model.action_low.device
     prefilled = longer.prefill_latents(torch.randn(context, model.num_tokens, model.token_width, device=device), None)
     actions = torch.rand(num_candidates, horizon, world_model.embodiment.action_size, device=device)
-    tokens = (horizon + 1) * model.block
-    own = CandidateCache(prefilled, num_candidates=num_candidates, max_tokens=tokens).num_bytes
-    own = num_candidates * prefilled.num_bytes if prefilled.states else own  # matrices are shared until one is written
+    if prefilled.states:  # matrices, which are shared until one is written
+        own = num_candidates * prefilled.num_bytes
+    else:
+        tokens = (horizon + 1) * model.block
+        own = CandidateCache(prefilled, num_candidates=num_candidates, max_tokens=tokens).num_bytes
     found: dict[str, Any] = {
         "num_candidates": num_candidates,
         "context_frames": context,

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embodied_wm.ranges import is_number
+
 MAX_COUNT = 2**62
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 
@@ -115,13 +117,7 @@ def whole(value: Any, what: str, *, minimum: int = -MAX_COUNT) -> int:
     Raises:
         LeRobotError: It is something else.
     """
-    is_whole = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and int(value) == value
-        and minimum <= value <= MAX_COUNT
-    )
+    is_whole = is_number(value) and math.isfinite(value) and int(value) == value and minimum <= value <= MAX_COUNT
     if not is_whole:
         least = f" of at least {minimum}" if minimum > -MAX_COUNT else ""
         raise LeRobotError(f"{what} is {short(value)}; expected a whole number{least}.")
@@ -134,8 +130,7 @@ def finite(value: Any, what: str) -> float:
     Raises:
         LeRobotError: It is something else.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or abs(value) > MAX_COUNT or not math.isfinite(value):
+    if not is_number(value) or abs(value) > MAX_COUNT or not math.isfinite(value):
         raise LeRobotError(f"{what} is {short(value)}; expected a finite number.")
     return float(value)
 
