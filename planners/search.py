@@ -386,7 +386,7 @@ def _checked_costs(place: str, trajectory: Tensor, objective: Objective, actions
         )
     costs = _one_each(place, objective(trajectory, actions), len(actions))
     _check_finite(place, "cost", costs, "Check the dynamics' output and the objective for this candidate.")
-    return costs
+    return costs.to(actions.device)  # tasks count theirs on the CPU
 
 
 def _one_each(place: str, costs: object, num_candidates: int) -> Tensor:

@@ -29,8 +29,8 @@ RIDGE = 1e-3
 
 
 def _features(latents: Tensor, codes: Tensor) -> Tensor:
-    """Return the probe's inputs: code, latents, their products, and one."""
-    flat = latents.flatten(-2)
+    """Return the probe's inputs, on the CPU: code, latents, their products, and one."""
+    flat, codes = latents.flatten(-2).cpu(), codes.cpu()
     if flat.shape[-1] > 64:
         flat = flat @ torch.linalg.qr(torch.randn(flat.shape[-1], 64, generator=torch.Generator().manual_seed(0)))[0]
     products = (codes[..., None] * flat[..., None, :]).flatten(-2)
@@ -38,9 +38,13 @@ def _features(latents: Tensor, codes: Tensor) -> Tensor:
 
 
 def _transitions(world_model: WorldModel, store: EpisodeStore, episode: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode, one for each step of the model."""
+    """Return frames [T], latents [T], codes [T-1] and actions [T-1] of one episode, one for each step of the model.
+
+    Actions lie on the CPU, where probes are fitted, the rest where the model is.
+    """
     rows = store.episode(episode).features
     frames = torch.from_numpy(side_by_side(rows.__getitem__, world_model.embodiment.camera))
+    frames = frames.to(world_model.action_low.device)
     stop = int(store.episode_ends[episode])
     latents = world_model.encode(frames, felt_rows(store, world_model, stop - len(frames), stop))
     with torch.no_grad():
@@ -83,7 +87,7 @@ def controllability(
     """Measure one-step imagination given the right code, a random code, and another transition's code."""
     generator = torch.Generator().manual_seed(seed)
     gains, over_shuffled, right_errors, shuffled_errors, still_errors = [], [], [], [], []
-    values = world_model.latent_actions.values()
+    values = [each.to(world_model.action_low.device) for each in world_model.latent_actions.values()]
     for episode in episodes:
         frames, latents, codes, _ = _transitions(world_model, store, episode)
         for _ in range(points_each):
@@ -130,7 +134,7 @@ def measure_latent_actions(
     found["r2"] = probe_r2(world_model, store, train, held_out, seed=seed)
     bits = float(np.log2(np.prod(world_model.latent_actions.config.levels)))
     found["code_bits"] = {"value": bits, "ci95": None, "n": 1}
-    codes = torch.cat([_transitions(world_model, store, episode)[2] for episode in held_out])
+    codes = torch.cat([_transitions(world_model, store, episode)[2] for episode in held_out]).cpu()
     found["code_bits_used"] = {"value": entropy_bits(codes), "ci95": None, "n": len(codes)}
     return found
 
@@ -207,4 +211,4 @@ def same_codes(
         )
         scenes.append(frames[now])
         results.append(world_model.decode(after[:, -1], seen=frames[now]))
-    return torch.stack(scenes), torch.stack(results)
+    return torch.stack(scenes).cpu(), torch.stack(results).cpu()
