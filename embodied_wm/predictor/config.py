@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from embodied_wm.predictor.transformer import TransformerConfig
+from embodied_wm.ranges import check_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class PredictorConfig:
             more slowly never starts, and planners by gradients get none from a frame that stays. 0 for none;
             `scripts/bench_stillness.py` says what it does to which motion.
         fourier_features: Sines of learned sums of latents that tokens are told too (`fourier`); 0 for none.
+        visible_share: Part, in [0, 1], of the weight of errors in training that numbers of a latent share by how much
+            the decoded picture moves with them (`training.visible`); the rest is the same for all.
     """
 
     kind: Literal["flow", "regression", "masked"] = "flow"
@@ -60,6 +63,7 @@ class PredictorConfig:
     shrinkage: float = 0.0
     stillness: float = 0.0
     fourier_features: int = 0
+    visible_share: float = 0.0
 
     @property
     def known_tau(self) -> float:
@@ -77,7 +81,8 @@ class PredictorConfig:
             raise ValueError(f"max_steps={self.max_steps} must be a power of two (1, 2, 4, ...)")
         if self.kind not in ("flow", "regression", "masked"):
             raise ValueError(f"predictor.kind={self.kind!r}; expected 'flow', 'regression' or 'masked'")
-        for name in ("shrinkage", "stillness"):
+        check_fractions(self, visible_share="[0, 1]")
+        for name in ("shrinkage", "stillness", "visible_share"):
             value: float = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embodied_wm.predictor import flow
+from embodied_wm.predictor.flow_loss import squared_error
 from embodied_wm.predictor.inputs import ActionInputs
 from embodied_wm.predictor.model import LatentPredictor
 
@@ -101,7 +102,7 @@ def distillation_loss(
     led_by = student.shift(student.embed_actions(actions))
     tau = torch.zeros_like(past_tau)
     predicted = student.predict_targets(past, past_tau, noise, tau, torch.ones_like(tau), led_by)
-    error = (predicted - target).square().mean((2, 3))[:, 1:]
+    error = squared_error(student, predicted, target)[:, 1:]
     clean = (past_tau.mean(1) >= 0.8)[:, None].expand_as(error)
     weight = torch.where(clean, 1.0, 0.1)
     metrics = {"to_teacher": float(error[clean].detach().mean())} if clean.any() else {}

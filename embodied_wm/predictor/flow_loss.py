@@ -47,8 +47,7 @@ def flow_loss(
     tau, led_by = tau.clone(), model.shift(model.embed_actions(actions))
     if not model.is_stochastic:
         nothing = torch.zeros_like(latents), torch.zeros_like(tau), torch.ones_like(tau)
-        missed = model.predict_targets(past, past_tau, *nothing, led_by, memory) - latents
-        error = missed[:, 1:].square().mean((2, 3))
+        error = squared_error(model, model.predict_targets(past, past_tau, *nothing, led_by, memory), latents)[:, 1:]
         loss = (error * _trusted(past_tau)).mean()
         return loss, {"one_step": float(error.detach().mean())}
     jumps = torch.rand(batch, generator=generator) < model.config.shortcut_fraction
@@ -77,7 +76,7 @@ def flow_loss(
             model, past[some], past_tau[some], x_tau[some], tau[some], step[some], led_by[some], recalled
         )
     out, before, tau_before = model.see_targets(past, past_tau, x_tau, tau, step, led_by, target_led_by, memory)
-    error = (model.read(out, before, tau_before) - target).square().mean((2, 3))
+    error = squared_error(model, model.read(out, before, tau_before), target)
     weight = (1 - 0.9 * tau) * _trusted(past_tau)
     if noised is not None:
         weight = weight * torch.where(noised.chosen[:, None], UNLED_WEIGHT, 1.0)
@@ -90,6 +89,16 @@ def flow_loss(
         of_actions, more = model.joint.error(model.norm(out[:, :, 0]), noised)
         loss, metrics = loss + of_actions, metrics | more
     return loss, {name: value for name, value in metrics.items() if value == value}
+
+
+def squared_error(
+    model: "LatentPredictor",
+    predicted: Float[Tensor, "batch time tokens width"],
+    target: Float[Tensor, "batch time tokens width"],
+) -> Float[Tensor, "batch time"]:
+    """Return the mean squared error of each frame, its numbers weighed as `visible_share` asks."""
+    error = (predicted - target).square()
+    return (error if model.error_weights is None else error * model.error_weights).mean((2, 3))
 
 
 @torch.no_grad()

@@ -21,13 +21,11 @@ frames are told to be a little noisy, and on the path a frame of level 0.97 is a
 imagined frames grew by 3% with every step. (On `push`, 40 held-out episodes, the same tokenizer and 2,000 steps: the
 imagined pusher is off by 0.9 cm at 8 steps, where it was off by 2.1 cm; the box by 0.7 cm, was 1.3.)
 
-The action token can be real (embedded), latent (a code) or absent; one model serves labelled robots and unlabelled
-video.
+Actions can be real ones, codes, or absent: one model serves labelled robots and unlabelled video.
 
 `kind="regression"` is the honest baseline behind the same interface: the same transformer, no noise, one pass, the
 next latents by squared error. Where a hidden coin decides, it predicts the mean of what can happen, which never happens
-(`tests/predictor/test_variants.py`). `kind="masked"` predicts the codes of an FSQ tokenizer's tokens instead of their
-values; what is different then stands in `predictor.masked`.
+(`tests/predictor/test_variants.py`). `kind="masked"` predicts codes of an FSQ tokenizer instead (`predictor.masked`).
 """
 
 import logging
@@ -56,6 +54,7 @@ class LatentPredictor(nn.Module):
     """Predict clean latents from noised ones, past frames and actions."""
 
     change_std: Tensor
+    error_weights: Tensor | None
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class LatentPredictor(nn.Module):
         self.transformer = transformer_of(config.transformer, first_output=0 if wants_action else 1)
         self.latent_in = nn.Linear(3 * token_width, width)
         self.register_buffer("change_std", torch.ones(()))
+        self.register_buffer("error_weights", torch.ones(num_tokens, token_width) if config.visible_share else None)
         self.slots = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.real_in = nn.Sequential(nn.Linear(action_size, width), nn.SiLU(), nn.Linear(width, width))

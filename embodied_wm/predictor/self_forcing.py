@@ -35,7 +35,7 @@ from torch import Tensor
 
 from embodied_wm.predictor import sampler
 from embodied_wm.predictor.cache import CandidateCache, Context
-from embodied_wm.predictor.flow_loss import flow_loss
+from embodied_wm.predictor.flow_loss import flow_loss, squared_error
 from embodied_wm.predictor.inputs import ActionInputs
 from embodied_wm.predictor.model import LatentPredictor
 
@@ -160,7 +160,7 @@ def self_forced_loss(
     led_by = model.shift(model.embed_actions(actions))
     start = sampler.draw_noise(model, batch, rollouts.horizon, generator, shared=False)
     own = imagine_own(model, latents, led_by, start, rollouts)
-    missed = (own - latents[:, rollouts.context :]).square().mean((2, 3))
+    missed = squared_error(model, own, latents[:, rollouts.context :])
     metrics = {"own_first": float(missed[:, 0].detach().mean()), "own_last": float(missed[:, -1].detach().mean())}
     if rollouts.cut_every:
         return missed.mean(), metrics

@@ -49,6 +49,7 @@ from embodied_wm.training.losses import predictor_loss, readout_loss, tokenizer_
 from embodied_wm.training.observer import RunObserver, seconds_spent
 from embodied_wm.training.processes import Processes, prepare, start_processes, whole
 from embodied_wm.training.stages import STAGES, check_names, check_useful
+from embodied_wm.training.visible import visible_weights
 from embodied_wm.world_model import WorldModel, WorldModelConfig
 
 STATISTICS_FRAMES = 1024
@@ -240,7 +241,10 @@ class Trainer:
         sampler, *_ = self.samplers(self.config.sequence_length, config)
         if predictor.masked is not None:
             predictor.masked.codes.fit_to(self.model.tokenizer)
-        predictor.fit_change(torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)]))
+        latents = torch.cat([sampler.numbered(number)["latents"] for number in range(CHANGE_BATCHES)])
+        predictor.fit_change(latents)
+        if predictor.error_weights is not None:
+            predictor.error_weights.copy_(visible_weights(self.model, latents.flatten(0, 1)))
         loss = predictor_loss(self.model, self.config.code_fraction)
         self._fit_predictor("predictor", loss, config, self.config.sequence_length)
 
