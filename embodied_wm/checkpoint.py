@@ -115,8 +115,14 @@ def description(config: Any, embodiment: Any, card: Mapping[str, Any]) -> dict[s
 
 
 def model_folder(path: Path) -> Path:
-    """Return the model folder of a run folder, or the path itself where it is no run folder."""
-    return path / "model" if (path / "model").is_dir() else path
+    """Return the model folder of a run folder, also that of its only robot, or the path itself where there is none."""
+    found = [path / "model"] if (path / "model").is_dir() else _robots(path)
+    return found[0] if len(found) == 1 else path
+
+
+def _robots(run: Path) -> list[Path]:
+    """Return the model folders of robots that were trained in a run, by name (`embodied_wm.family`)."""
+    return sorted(run.glob("robots/*/model"))
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -129,6 +135,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise CheckpointError(f"no such folder: {folder}. Give the model folder that `embodied-wm train` wrote.")
     if not path.is_file():
+        if robots := _robots(folder):
+            raise CheckpointError(
+                f"{folder} holds the models of several robots; give that of one: {', '.join(map(str, robots))}"
+            )
         if (folder / "stages").is_dir() and not (folder / "model").exists():
             raise CheckpointError(
                 f"{folder}: this training is not finished, so there is no model yet. Go on with "

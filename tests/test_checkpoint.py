@@ -90,6 +90,20 @@ def test_folders_that_are_not_ours(tmp_path: Path, folder: Path) -> None:
     assert "format is None, expected 'embodied_wm.world_model'" in refusal(folder)
 
 
+def test_a_run_of_one_robot_is_its_model_and_one_of_several_names_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "stages").mkdir(parents=True)
+    one, two = (run / "robots" / name / "model" for name in ("arm", "hand"))
+    model = tiny.make_model()
+    model.save(one)
+    assert WorldModel.from_pretrained(run).fingerprint() == model.fingerprint()
+    model.save(two)
+    said = refusal(run)
+    assert "models of several robots" in said
+    assert str(one) in said
+    assert str(two) in said
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
