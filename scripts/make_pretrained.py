@@ -70,6 +70,9 @@ BRANCHED = (
 """A round of refinement for what it collects: from each of six states of an episode, what eight candidates lead to."""
 RANDOM = ("policy=random", "episodes=300", "seed=78")
 """Options of another `collect`, whose episodes the training after refinement gets as well."""
+MORE_RANDOM = (*RANDOM, "episodes=1800")
+SEEN = ("model.predictor.visible_share=0.75",)
+"""So that errors weigh what is seen of a latent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class Recipe:
     Attributes:
         collect: Options of `embodied-wm collect`.
         train: Options of `embodied-wm train`.
+        random: Options of `embodied-wm collect` for random commands, which the training after refinement gets as well.
         refine: Options of `embodied-wm refine`; without any there is one training, on play. With some, a model is
             trained anew on play, random commands and what refinement collected, or that of play is trained further.
         first: What the training on play, from which refinement starts, is given beyond `train`.
@@ -91,6 +95,7 @@ class Recipe:
 
     collect: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
+    random: tuple[str, ...] = RANDOM
     refine: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
@@ -105,12 +110,14 @@ RECIPES = {
         refine=(*BRANCHED, "collect.num_episodes=200"),
     ),
     "push_t": Recipe(
-        train=(*LONGER, *WIDER, *STILL, "model.tokenizer.eager=false", "seed=2"),
+        train=(*LONGER, *WIDER, *STILL, *SEEN, "model.tokenizer.eager=false", "seed=2"),
+        random=MORE_RANDOM,
         refine=(*BRANCHED, "collect.num_episodes=200"),
     ),
     "drawer": Recipe(
-        train=(*FEW_THINGS, *FINE, "seed=2"),
-        refine=(*BRANCHED, "collect.num_episodes=200"),
+        train=(*FEW_THINGS, *FINE, *SEEN, "seed=2"),
+        random=MORE_RANDOM,
+        refine=(*BRANCHED, "collect.num_episodes=600"),
         first=("trainer.predictor.num_steps=3000", "trainer.self_forcing.num_steps=600"),
     ),
     "pick_place": Recipe(
@@ -204,7 +211,7 @@ def _everything(task: str, recipe: Recipe, runs: Path, played: Path, refined: Pa
     everything, other = runs / f"{task}_all.zarr", runs / f"{task}_more.zarr"
     if not everything.exists():
         folder = f"run_dir={_new(runs / f'collect_more_{task}')}"
-        run("collect", f"task={task}", *recipe.collect, seeded, *RANDOM, f"out={other}", folder)
+        run("collect", f"task={task}", *recipe.collect, seeded, *recipe.random, f"out={other}", folder)
         sources = ",".join(map(str, (played, other, refined)))
         folder = f"run_dir={_new(runs / f'merge_{task}')}"
         run("edit", "operation=merge", f"sources=[{sources}]", f"out={everything}", folder)

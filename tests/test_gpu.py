@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from embodied_wm.conditioning import ActionKind
 from embodied_wm.data.store import EpisodeStore
 from embodied_wm.dynamics import ImaginedDynamics
+from embodied_wm.evaluation.imagined_env import ImaginedEnvConfig, ImaginedVectorEnv, StoreStarts
 from embodied_wm.evaluation.latent_actions import measure_latent_actions, same_codes
 from embodied_wm.training.processes import ComputeConfig
 from embodied_wm.training.train import train_world_model
@@ -99,3 +102,39 @@ def test_latent_actions_are_measured_on_a_gpu(tiny_store: Path) -> None:
     assert torch.equal(pictures[1], after)
     for name, measure in expected.items():
         assert found[name]["value"] == pytest.approx(measure["value"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("observation", ["latents", "state", "frame"])
+def test_the_imagined_environment_runs_on_a_gpu(observation: Any, tiny_store: Path) -> None:
+    starts = StoreStarts(EpisodeStore.open(tiny_store), camera=tiny.CAMERA, context=3)
+    readout = "observation.state" if observation == "state" else ""
+    config = ImaginedEnvConfig(horizon=3, observation=observation, readout=readout)
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 2, 2)).astype(np.float32)
+
+    def path(device: str) -> list[Any]:
+        env = ImaginedVectorEnv(tiny.make_model().to(device), starts, 2, config)
+        return [env.reset(seed=5)[0]["observation"], *(env.step(each)[0]["observation"] for each in actions)]
+
+    expected = path("cpu")
+    with pretended_gpu():
+        found = path("cuda")
+    for here, there in zip(expected, found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
+
+
+def test_a_context_rolls_on_on_a_gpu(tiny_store: Path) -> None:
+    rows = EpisodeStore.open(tiny_store).episode(0).features
+    frames, actions = torch.from_numpy(rows[tiny.CAMERA][:6]), torch.from_numpy(rows["action"][:6])
+
+    def imagined(device: str) -> Tensor:
+        model = tiny.make_model().to(device)
+        latents, led = model.encode(frames.to(device)), actions.to(device)
+        context = model.prefill_latents(latents[:3], led[:2])
+        for time in range(3, 6):
+            context = model.extend_latents(context, latents[time], led[time - 1])
+        ahead = torch.zeros(2, 3, 2, device=device)
+        return model.imagine(context, ahead, generator=torch.Generator().manual_seed(0), num_steps=2).cpu()
+
+    expected = imagined("cpu")
+    with pretended_gpu():
+        torch.testing.assert_close(imagined("cuda"), expected)
