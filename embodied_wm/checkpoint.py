@@ -116,13 +116,13 @@ def description(config: Any, embodiment: Any, card: Mapping[str, Any]) -> dict[s
 
 def model_folder(path: Path) -> Path:
     """Return the model folder of a run folder, also that of its only robot, or the path itself where there is none."""
-    found = [path / "model"] if (path / "model").is_dir() else _robots(path)
+    found = [path / "model"] if (path / "model").is_dir() else list(robot_models(path / "robots").values())
     return found[0] if len(found) == 1 else path
 
 
-def _robots(run: Path) -> list[Path]:
-    """Return the model folders of robots that were trained in a run, by name (`embodied_wm.family`)."""
-    return sorted(run.glob("robots/*/model"))
+def robot_models(folder: Path) -> dict[str, Path]:
+    """Return robot to model folder of those that `embodied_wm.family` wrote into a folder, by name."""
+    return {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/config.json"))}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -135,9 +135,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise CheckpointError(f"no such folder: {folder}. Give the model folder that `embodied-wm train` wrote.")
     if not path.is_file():
-        if robots := _robots(folder):
+        if robots := robot_models(folder / "robots"):
             raise CheckpointError(
-                f"{folder} holds the models of several robots; give that of one: {', '.join(map(str, robots))}"
+                f"{folder} holds the models of several robots; give that of one: {', '.join(map(str, robots.values()))}"
             )
         if (folder / "stages").is_dir() and not (folder / "model").exists():
             raise CheckpointError(

@@ -64,7 +64,7 @@ class ImaginedDynamics:
         if self.kind != "latent":
             return None
         every = torch.cartesian_prod(*self.world_model.latent_actions.values())
-        return every.reshape(-1, self.action_size).to(self.action_low)  # of one channel it would be flat
+        return every.reshape(-1, self.action_size)  # of one channel it would be flat
 
     def imagine(self, context: Context, actions: Float[Tensor, "S H A"]) -> Float[Tensor, "S H K D"]:
         """Imagine all candidates from one shared context."""

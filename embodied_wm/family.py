@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-from embodied_wm.checkpoint import CheckpointError
+from embodied_wm.checkpoint import CheckpointError, robot_models
 from embodied_wm.pretrained import PREFIX, pretrained_folder
 from embodied_wm.world_model import WorldModel
 
@@ -123,7 +123,7 @@ def model_folders(folder: str | Path) -> dict[str, Path]:
     """
     place = _place(folder)
     alone = [each for each in (place, place / "model") if (each / "config.json").is_file()]
-    found = _members(place / "robots") or ({"": alone[0]} if alone else _members(place))
+    found = robot_models(place / "robots") or ({"": alone[0]} if alone else robot_models(place))
     if not found:
         raise CheckpointError(
             f"{folder} holds no models; expected a model's folder, a run's, or one with ROBOT/model in it, as "
@@ -135,11 +135,6 @@ def model_folders(folder: str | Path) -> dict[str, Path]:
 def _place(folder: str | Path) -> Path:
     given = str(folder)
     return pretrained_folder(given.removeprefix(PREFIX)) if given.startswith(PREFIX) else Path(folder)
-
-
-def _members(folder: Path) -> dict[str, Path]:
-    """Return robot to model folder of those that `save` wrote."""
-    return {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/config.json"))}
 
 
 def _check_shared(models: Mapping[str, WorldModel], folder: Path) -> None:

@@ -163,8 +163,8 @@ def pretended_gpu() -> Iterator[None]:
         with _Pretend():
             run(thread)
 
-    answers = {"is_available": True, "device_count": 1, "get_device_name": "pretended GPU", "synchronize": None}
-    answers["is_current_stream_capturing"] = False
+    answers = {"is_available": True, "device_count": 1, "get_device_name": "pretended GPU"}
+    answers |= {"synchronize": None, "is_current_stream_capturing": False}
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer: answer))

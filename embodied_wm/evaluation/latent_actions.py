@@ -87,7 +87,7 @@ def controllability(
     """Measure one-step imagination given the right code, a random code, and another transition's code."""
     generator = torch.Generator().manual_seed(seed)
     gains, over_shuffled, right_errors, shuffled_errors, still_errors = [], [], [], [], []
-    values = [each.to(world_model.action_low.device) for each in world_model.latent_actions.values()]
+    values = world_model.latent_actions.values()
     for episode in episodes:
         frames, latents, codes, _ = _transitions(world_model, store, episode)
         for _ in range(points_each):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from embodied_wm.predictor.transformer import TransformerConfig
-from embodied_wm.ranges import check_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +80,16 @@ class PredictorConfig:
             raise ValueError(f"max_steps={self.max_steps} must be a power of two (1, 2, 4, ...)")
         if self.kind not in ("flow", "regression", "masked"):
             raise ValueError(f"predictor.kind={self.kind!r}; expected 'flow', 'regression' or 'masked'")
-        check_fractions(self, visible_share="[0, 1]")
-        for name in ("shrinkage", "stillness", "visible_share"):
+        if not 0 <= self.visible_share <= 1:
+            raise ValueError(f"predictor.visible_share={self.visible_share}; expected a part in [0, 1], such as 0.75")
+        for name in ("shrinkage", "stillness"):
             value: float = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(
                     f"predictor.{name}={value}; expected a part of the usual change, such as 0.3, or 0 for none"
                 )
-            if value and self.kind == "masked":
+        for name in ("shrinkage", "stillness", "visible_share"):
+            if (value := getattr(self, name)) and self.kind == "masked":
                 raise ValueError(
                     f"predictor.{name}={value} is for latents that change a little; got codes (kind='masked'), "
                     "expected 0, or another kind"

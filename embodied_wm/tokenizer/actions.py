@@ -142,7 +142,8 @@ class LatentActionTokenizer(nn.Module):
 
     def values(self) -> list[Float[Tensor, " levels"]]:
         """Return what each channel of a code can be; FSQ's even numbers of levels reach -1, but not 1."""
-        return [(torch.arange(level) - level // 2) / (level // 2) for level in self.config.levels]
+        device = next(self.parameters()).device
+        return [(torch.arange(level, device=device) - level // 2) / (level // 2) for level in self.config.levels]
 
     def quantise(self, codes: Float[Tensor, "*batch code"]) -> Float[Tensor, "*batch code"]:
         """Round codes in [-1, 1] to the nearest FSQ levels; gradients pass as if they were not rounded."""
